@@ -1,0 +1,1 @@
+"""qcompile: neural networks as integer-only programs."""

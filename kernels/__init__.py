@@ -1,0 +1,1 @@
+"""The integer operations: type rule, numpy meaning and kernels of each."""

@@ -1,0 +1,1 @@
+"""Relax-to-Relax passes, one a file."""
