@@ -1,0 +1,41 @@
+"""What the compiler knows about one CPU."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU to compile for; sizes are in bytes.
+
+    ``name`` is what the user asked for (it names the artifact folder), ``cpu`` the entry of the table behind it:
+    the two differ only for ``host``.  ``features`` are LLVM feature names that kernels may rely on;
+    ``cpuinfo_flags`` are the same facts as Linux spells them in ``/proc/cpuinfo``.
+    """
+
+    name: str
+    arch: str  # 'x86_64' or 'aarch64'
+    isa: str  # 'avx512vnni', 'avxvnni', 'avx2', 'neon_i8mm', 'neon_dotprod' or 'neon'
+    mcpu: str
+    l1: int
+    l2: int
+    l3: int
+    mattr: tuple[str, ...] = ()
+    features: frozenset[str] = frozenset()
+    cpuinfo_flags: tuple[str, ...] = ()
+    vector_registers: int = 32
+    vector_bytes: int = 16
+    k_group: int = 4  # elements of K that one instruction sums into one int32 lane
+    unsigned_activations: bool = False  # 8-bit activations are stored as u8 = s8 + 128
+    cpu_parts: tuple[str, ...] = ()  # 'implementer:part' of /proc/cpuinfo on ARM
+    emulation: str = "max"  # the core that qemu and unicorn stand in with
+    cpu: str = ""
+    triple: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cpu", self.cpu or self.name)
+        object.__setattr__(self, "triple", f"{self.arch}-linux-gnu")
+
+    @property
+    def llvm(self) -> dict[str, object]:
+        """The target as TVM takes it: ``tvm.target.Target(target.llvm)``."""
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, "mattr": list(self.mattr)}
