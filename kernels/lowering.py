@@ -1,0 +1,74 @@
+"""The contract between the planner and the kernels of a kind of target.
+
+A kernel is one native function; a node of the program becomes one or more calls of kernels. The planner gives every
+tensor, workspace and packed constant its address and writes one function that makes the calls in order.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qcompile.kernels.dialect import Type
+from qcompile.kernels.program import Node
+
+SLACK_BYTES = 64     # kernels may read (never write) this far past the end of any buffer, and from 0 bytes before it
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An operand of a kernel call: a tensor of the program by name, at a byte offset."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Scratch memory that lives during one node only; equal `key`s within a node are the same memory."""
+
+    key: str
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Read-only data that the kernel wants in this form (packed weights, folded biases); equal bytes are stored once."""
+
+    array: np.ndarray
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A native function. `name` is its specification and its symbol: calls with equal names share one function.
+
+    build() -> tvm.tirx.PrimFunc whose parameters are plain pointers (T.handle of the element dtype) and int32 scalars in the
+    order of the call's operands, returning int32 0. Parallel loops use T.parallel on an outermost axis.
+    """
+
+    name: str
+    build: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """operands: Buffer, Workspace or Constant (pointers, 64-byte aligned but for Buffer offsets) and int (int32 scalars)."""
+
+    kernel: Kernel
+    operands: tuple[Buffer | Workspace | Constant | int, ...]
+
+
+@dataclass(frozen=True)
+class NodeContext:
+    """What a lowering knows of its node: types of its inputs and of its result, and the values of the constant inputs."""
+
+    node: Node
+    types: dict[str, Type]
+    constants: dict[str, np.ndarray]
+    out: Type
+    target: Any
+
+
+Lowering = Callable[[NodeContext], list[KernelCall]]

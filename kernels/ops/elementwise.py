@@ -1,0 +1,141 @@
+"""Element by element: rescaling, sums, products, tables. These ops fuse into the ops that feed them.
+
+Wherever a per-channel constant appears it lies along the last axis (channels last), or has one element.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.kernels.arithmetic import checked_int32, mulhi, rescale, round_shift, saturate
+from qcompile.kernels.dialect import Type, integer_op
+
+
+@integer_op("requantize", parameters=("multiplier",), elementwise=True)
+class Requantize:
+    """y = clamp(zero_point + rescale(x - x_zero_point)) (see arithmetic.rescale).
+
+    x int8|uint8|int16|int32, multiplier int32 [C] or [1] -> `dtype`.
+    """
+
+    def infer(x, multiplier, *, x_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, multiplier, *, x_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
+        return saturate(rescale(x.astype(np.int64) - x_zero_point, multiplier, shift, pre), zero_point, qmin, qmax, dtype)
+
+
+@integer_op("add_residual", parameters=("multiplier",), elementwise=True)
+class AddResidual:
+    """An accumulator plus a quantized tensor with one rounding at the end (HAWQ-V3, section 3.2, one rounding less):
+
+    y = clamp(zero_point + floor((mulhi(x << pre, multiplier) + (r - r_zero_point) * r_multiplier + 2^(shift-1)) / 2^shift))
+
+    x int32 (accumulator), r int8|uint8|int16 of the same shape, multiplier int32 [C] or [1], r_multiplier int32 > 0.
+    All sums fit int32 (proved by whoever chooses the constants).
+    """
+
+    def infer(x, r, multiplier, *, r_zero_point, r_multiplier, shift, pre, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, r, multiplier, *, r_zero_point, r_multiplier, shift, pre, zero_point, qmin, qmax, dtype):
+        acc = mulhi(checked_int32(x.astype(np.int64) << pre, "add_residual"), multiplier)
+        acc = acc + (r.astype(np.int64) - r_zero_point) * r_multiplier
+        checked_int32(acc + (1 << (shift - 1)), "add_residual")
+        return saturate(round_shift(acc, shift), zero_point, qmin, qmax, dtype)
+
+
+@integer_op("add", elementwise=True)
+class Add:
+    """Sum of two differently scaled tensors, one rounding:
+
+    y = clamp(zero_point + floor(((x - x_zero_point) * x_multiplier + (r - r_zero_point) * r_multiplier + 2^(shift-1)) / 2^shift))
+
+    x, r int8|uint8|int16, broadcast as in numpy; multipliers int32 (negative: subtraction); all sums fit int32.
+    """
+
+    def infer(x, r, *, x_zero_point, x_multiplier, r_zero_point, r_multiplier, shift, zero_point, qmin, qmax, dtype):
+        return Type(np.broadcast_shapes(x.shape, r.shape), dtype)
+
+    def evaluate(x, r, *, x_zero_point, x_multiplier, r_zero_point, r_multiplier, shift, zero_point, qmin, qmax, dtype):
+        acc = (x.astype(np.int64) - x_zero_point) * x_multiplier + (r.astype(np.int64) - r_zero_point) * r_multiplier
+        checked_int32(acc + (1 << max(shift - 1, 0)), "add")
+        return saturate(round_shift(acc, shift), zero_point, qmin, qmax, dtype)
+
+
+@integer_op("mul", parameters=("multiplier",), elementwise=True)
+class Mul:
+    """y = clamp(zero_point + rescale((x - x_zero_point) * (r - r_zero_point))); x, r broadcast as in numpy.
+
+    multiplier int32 [C] or [1]. The product << pre fits int32.
+    """
+
+    def infer(x, r, multiplier, *, x_zero_point, r_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
+        return Type(np.broadcast_shapes(x.shape, r.shape), dtype)
+
+    def evaluate(x, r, multiplier, *, x_zero_point, r_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
+        product = (x.astype(np.int64) - x_zero_point) * (r.astype(np.int64) - r_zero_point)
+        return saturate(rescale(product, multiplier, shift, pre), zero_point, qmin, qmax, dtype)
+
+
+@integer_op("lut", parameters=("table",), elementwise=True)
+class Lut:
+    """y = table[x - first]: any function of a tensor with few codes, correctly rounded. first <= x < first + len(table).
+
+    x int8|uint8 (table of 256, first = the dtype's minimum) or int16 (any number of codes), table int8|uint8|int16 [codes].
+    """
+
+    def infer(x, table, *, first):
+        return Type(x.shape, table.dtype)
+
+    def evaluate(x, table, *, first):
+        return table[x.astype(np.int64) - first]
+
+
+@integer_op("prelu", parameters=("multiplier", "negative_multiplier"), elementwise=True)
+class Prelu:
+    """A rescaling with one factor per sign: d = x - x_zero_point; y = clamp(zero_point + rescale(d, d < 0 ? negative : positive)).
+
+    multiplier, negative_multiplier int32 [C] or [1] (of equal length).
+    """
+
+    def infer(x, multiplier, negative_multiplier, *, x_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, multiplier, negative_multiplier, *, x_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
+        d = x.astype(np.int64) - x_zero_point
+        m = np.where(d < 0, negative_multiplier.astype(np.int64), multiplier.astype(np.int64))
+        return saturate(rescale(d, m, shift, pre), zero_point, qmin, qmax, dtype)
+
+
+@integer_op("bias_add", parameters=("bias",), elementwise=True)
+class BiasAdd:
+    """y = x + bias, int32; bias int32 broadcastable to x. Fits int32 (proved)."""
+
+    def infer(x, bias):
+        return Type(x.shape, "int32")
+
+    def evaluate(x, bias):
+        return checked_int32(x.astype(np.int64) + bias, "bias_add")
+
+
+@integer_op("where")
+class Where:
+    """y = condition ? x : r, all broadcast as in numpy; condition int8 (non-zero is true), x and r of the same dtype and scale."""
+
+    def infer(condition, x, r):
+        return Type(np.broadcast_shapes(condition.shape, x.shape, r.shape), x.dtype)
+
+    def evaluate(condition, x, r):
+        return np.where(condition != 0, x, r)
+
+
+@integer_op("cast", elementwise=True)
+class Cast:
+    """The same number in another integer dtype, plus `offset`; values outside the dtype saturate."""
+
+    def infer(x, *, offset, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, *, offset, dtype):
+        info = np.iinfo(dtype)
+        return np.clip(x.astype(np.int64) + offset, info.min, info.max).astype(dtype)

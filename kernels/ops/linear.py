@@ -1,0 +1,79 @@
+"""Convolutions and matrix products: int8 operands, exact int32 accumulators.
+
+Layouts: activations channels-last, weights output-channel first. 1-D convolutions are 2-D ones of height 1.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.kernels.arithmetic import checked_int32, integer_matmul
+from qcompile.kernels.dialect import Type, integer_op
+
+
+def conv_output_size(size: int, kernel: int, stride: int, dilation: int, pad: int) -> int:
+    return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def windows(x: np.ndarray, kernel, strides, dilations, pads, fill) -> np.ndarray:
+    """x [N,H,W,C] -> view [N,OH,OW,C,KH,KW] of the padded input; pads = [top, left, bottom, right]."""
+    (kh, kw), (sh, sw), (dh, dw), (t, left, b, r) = kernel, strides, dilations, pads
+    x = np.pad(x, ((0, 0), (t, b), (left, r), (0, 0)), constant_values=fill)
+    v = np.lib.stride_tricks.sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(1, 2))
+    return v[:, ::sh, ::sw, :, ::dh, ::dw]
+
+
+@integer_op("conv2d", parameters=("weight", "bias"))
+class Conv2d:
+    """acc[n,oh,ow,o] = bias[o] + sum (x - x_zero_point) * weight; padding counts as x_zero_point.
+
+    x int8|uint8 [N,H,W,C], weight int8 [O,KH,KW,C/groups] in [-127,127], bias int32 [O] -> int32 [N,OH,OW,O].
+    pads = [top, left, bottom, right]. groups == C with one filter per channel is a depthwise convolution.
+    """
+
+    def infer(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
+        n, h, w, _ = x.shape
+        o, kh, kw, _ = weight.shape
+        return Type((n, conv_output_size(h, kh, strides[0], dilations[0], pads[0] + pads[2]),
+                     conv_output_size(w, kw, strides[1], dilations[1], pads[1] + pads[3]), o), "int32")
+
+    def evaluate(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
+        o, kh, kw, cg = weight.shape
+        v = windows(x.astype(np.int32) - x_zero_point, (kh, kw), strides, dilations, pads, 0)
+        n, oh, ow = v.shape[:3]
+        if cg == 1 and groups == o:
+            acc = np.einsum("nhwcij,cij->nhwc", v.astype(np.float64), weight[..., 0].astype(np.float64), optimize=True)
+            return checked_int32(np.rint(acc).astype(np.int64) + bias, "conv2d")
+        v = v.reshape(n * oh * ow, groups, cg, kh, kw).transpose(1, 0, 3, 4, 2).reshape(groups, n * oh * ow, -1)
+        w = weight.reshape(groups, o // groups, -1).transpose(0, 2, 1)
+        acc = integer_matmul(v, w).transpose(1, 0, 2).reshape(n, oh, ow, o)
+        return checked_int32(acc + bias, "conv2d")
+
+
+@integer_op("dense", parameters=("weight", "bias"))
+class Dense:
+    """acc[..., n] = bias[n] + sum_k (x[..., k] - x_zero_point) * weight[n, k].
+
+    x int8|uint8 [..., K], weight int8 [N, K] in [-127,127], bias int32 [N] -> int32 [..., N].
+    """
+
+    def infer(x, weight, bias, *, x_zero_point):
+        return Type((*x.shape[:-1], weight.shape[0]), "int32")
+
+    def evaluate(x, weight, bias, *, x_zero_point):
+        return checked_int32(integer_matmul(x.astype(np.int32) - x_zero_point, weight.T) + bias, "dense")
+
+
+@integer_op("matmul")
+class Matmul:
+    """Product of two activations: acc = (a - a_zero_point) @ (b - b_zero_point), int32, exact.
+
+    a int8|uint8 [..., M, K], b int8|uint8 [..., K, N], or [..., N, K] with transpose_b; leading axes broadcast as in numpy.
+    """
+
+    def infer(a, b, *, transpose_b, a_zero_point, b_zero_point):
+        n = b.shape[-2] if transpose_b else b.shape[-1]
+        return Type((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], n), "int32")
+
+    def evaluate(a, b, *, transpose_b, a_zero_point, b_zero_point):
+        b = b.astype(np.int32) - b_zero_point
+        return checked_int32(integer_matmul(a.astype(np.int32) - a_zero_point, b.swapaxes(-1, -2) if transpose_b else b), "matmul")

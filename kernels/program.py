@@ -1,0 +1,113 @@
+"""A compiled net as plain data: tensors and a list of op calls. It is what kernels are chosen for, and what numpy runs.
+
+A Program is what the last Relax module says, without TVM: it is stored in the artifact's folder, so that the reference
+needs numpy only. `Program.run` is the definition of what every artifact computes.
+"""
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qcompile.kernels.ops  # noqa: F401  (registers the ops)
+from qcompile.kernels.dialect import OPS, Type
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op call: result `name` = op(inputs, attrs). inputs name graph inputs, constants or earlier nodes.
+
+    `body` is not empty for op "fused" only: the steps of a group that one kernel runs, whose inputs name this node's
+    inputs or earlier steps; the last step is the result.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    attrs: dict[str, Any]
+    body: tuple[Node, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "op": self.op, "inputs": list(self.inputs), "attrs": self.attrs,
+                **({"body": [n.to_json() for n in self.body]} if self.body else {})}
+
+    @staticmethod
+    def from_json(d: dict[str, Any]) -> Node:
+        return Node(d["name"], d["op"], tuple(d["inputs"]), d["attrs"], tuple(Node.from_json(n) for n in d.get("body", ())))
+
+
+def evaluate_node(node: Node, values: dict[str, np.ndarray]) -> np.ndarray:
+    """The node's result from the values of its inputs (numpy meaning)."""
+    if node.op != "fused":
+        return OPS[node.op].run([values[i] for i in node.inputs], node.attrs)
+    inner = {i: values[i] for i in node.inputs}
+    for step in node.body:
+        inner[step.name] = evaluate_node(step, inner)
+    return inner[node.body[-1].name]
+
+
+def infer_node(node: Node, types: dict[str, Type]) -> Type:
+    if node.op != "fused":
+        return OPS[node.op].infer_type([types[i] for i in node.inputs], node.attrs)
+    inner = {i: types[i] for i in node.inputs}
+    for step in node.body:
+        inner[step.name] = infer_node(step, inner)
+    return inner[node.body[-1].name]
+
+
+@dataclass
+class Program:
+    """inputs, outputs: name -> Type, in order; outputs name nodes (or inputs); constants: name -> array; nodes in execution order."""
+
+    inputs: dict[str, Type]
+    outputs: list[str]
+    constants: dict[str, np.ndarray]
+    nodes: list[Node]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def types(self) -> dict[str, Type]:
+        """Type of every tensor by name; raises KeyError where a node reads a name not defined before it."""
+        known = dict(self.inputs)
+        known |= {n: Type(a.shape, str(a.dtype)) for n, a in self.constants.items()}
+        for node in self.nodes:
+            known[node.name] = infer_node(node, known)
+        return known
+
+    def run(self, inputs: dict[str, np.ndarray], keep: bool = False) -> dict[str, np.ndarray]:
+        """Integers in, integers out; keep=True returns every intermediate tensor as well."""
+        values: dict[str, np.ndarray] = dict(self.constants)
+        for name, type_ in self.inputs.items():
+            values[name] = np.asarray(inputs[name], type_.dtype).reshape(type_.shape)
+        last_use = {i: k for k, node in enumerate(self.nodes) for i in node.inputs}
+        for k, node in enumerate(self.nodes):
+            values[node.name] = evaluate_node(node, values)
+            if not keep:
+                for i in node.inputs:
+                    if last_use[i] == k and i not in self.outputs:
+                        values.pop(i, None)
+        return values if keep else {o: values[o] for o in self.outputs}
+
+    def to_bytes(self) -> bytes:
+        """A deterministic .npz: the structure as JSON and each constant as an array."""
+        text = json.dumps({"inputs": {n: [list(t.shape), t.dtype] for n, t in self.inputs.items()}, "outputs": self.outputs,
+                           "constants": list(self.constants), "nodes": [n.to_json() for n in self.nodes], "info": self.info})
+        out = io.BytesIO()
+        arrays = {f"c{i}": a for i, a in enumerate(self.constants.values())}
+        np.savez(out, program=np.frombuffer(text.encode(), np.uint8), **arrays)
+        return out.getvalue()
+
+    @staticmethod
+    def load(source: str | Path | bytes) -> Program:
+        """Reads what to_bytes wrote; raises ValueError on anything else."""
+        try:
+            with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as z:
+                d = json.loads(bytes(z["program"]))
+                constants = {name: z[f"c{i}"] for i, name in enumerate(d["constants"])}
+        except Exception as e:
+            raise ValueError(f"not a stored program: {e}") from e
+        return Program({n: Type(tuple(s), t) for n, (s, t) in d["inputs"].items()}, d["outputs"], constants,
+                       [Node.from_json(n) for n in d["nodes"]], d["info"])
