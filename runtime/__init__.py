@@ -1,1 +1,7 @@
-"""What runs artifacts: the C shim and header, the Python loader, the emulators."""
+"""Loads and runs artifacts; needs nothing of the compiler."""
+
+from qcompile.runtime.errors import ArtifactError
+from qcompile.runtime.manifest import Manifest, Tensor
+from qcompile.runtime.model import Model, load
+
+__all__ = ["ArtifactError", "Manifest", "Model", "Tensor", "load"]

@@ -1,0 +1,67 @@
+"""The C header of an artifact and the C shim behind it, from the templates in `runtime/c`."""
+
+import hashlib
+import json
+from importlib import resources
+
+import jinja2
+import numpy as np
+from qcompile.artifact.spec import DTYPES, ArtifactSpec, TensorInfo, c_identifier
+from qcompile.runtime.manifest import ABI_VERSION
+
+_TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+def render(spec: ArtifactSpec, parallel: bool) -> tuple[str, str]:
+    """(header, shim) of the artifact; ``parallel`` where the objects hold TVM's slot for parallel loops."""
+    facts = {
+        "name": spec.name, "cpu": spec.target.cpu, "parallel": parallel, "abi_version": ABI_VERSION, "dtypes": DTYPES,
+        "arena_bytes": spec.arena_bytes, "weights_bytes": len(spec.weights), "content_hash": content_hash(spec),
+        "inputs": _template_tensors(spec.inputs), "outputs": _template_tensors(spec.outputs),
+    }
+    folder = resources.files("qcompile.runtime") / "c"
+    header, shim = (_TEMPLATES.from_string((folder / file).read_text("utf-8")).render(facts)
+                    for file in ("model.h.j2", "shim.c.j2"))
+    return header, shim
+
+
+def content_hash(spec: ArtifactSpec) -> str:
+    """SHA-256 of code, weights and tensor facts, in hexadecimal."""
+    facts = json.dumps([ABI_VERSION, spec.name, spec.target.cpu, spec.arena_bytes,
+                        [tensor.to_manifest() for tensor in spec.inputs + spec.outputs]])
+    digest = hashlib.sha256(facts.encode())
+    for part in (spec.weights, *spec.objects):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _template_tensors(tensors: list[TensorInfo]) -> list[dict[str, object]]:
+    variables: list[str] = []
+    for tensor in tensors:
+        word = c_identifier(tensor.name, "tensor")
+        variables.append(word if word not in variables else f"{word}_{len(variables)}")
+    return [{
+        "variable": variable, "c_name": _c_string(tensor.name), "summary": _summary(tensor), "dtype": tensor.dtype,
+        "dims": [int(size) for size in tensor.shape], "scales": [_c_float(scale) for scale in tensor.scales],
+        "axis": tensor.axis, "zero_point": int(tensor.zero_point),
+    } for tensor, variable in zip(tensors, variables)]
+
+
+def _summary(tensor: TensorInfo) -> str:
+    """One line of a C comment: '"image" uint8[1][28][28], scale 0.0039, zero point 0'."""
+    dims = "".join(f"[{size}]" for size in tensor.shape) or " scalar"
+    scales = tensor.scales
+    quantized = f", scale {scales[0]:.9g}, zero point {tensor.zero_point}" if len(scales) == 1 else (
+        f", {len(scales)} scales along axis {tensor.axis}" if scales else "")
+    return f"{_c_string(tensor.name)} {tensor.dtype}{dims}{quantized}".replace("*/", "* /").replace("/*", "/ *")
+
+
+def _c_string(text: str) -> str:
+    """A C string literal of the UTF-8 bytes of ``text``; octal escapes end by themselves, unlike hexadecimal ones."""
+    safe = (chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode())
+    return '"' + "".join(safe) + '"'
+
+
+def _c_float(value: float) -> str:
+    """The exact single-precision constant in C99's hexadecimal form."""
+    return f"{float(np.float32(value)).hex()}f"

@@ -1,0 +1,143 @@
+"""A loaded artifact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from qcompile.runtime.borders import as_integers, check_shape, dequantize, quantize
+from qcompile.runtime.errors import ArtifactError
+from qcompile.runtime.manifest import Manifest, Tensor, read_manifest
+from qcompile.runtime.native import NativeEngine, why_not_native
+
+BACKENDS = ("auto", "native", "unicorn", "qemu")
+PROGRAM = "program.npz"
+
+
+class Engine(Protocol):
+    """What runs the code: integer arrays in the manifest's order, in and out."""
+
+    name: str
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """One inference."""
+
+
+class Model:
+    """An artifact ready to run; ``load`` makes it.
+
+    ``inputs`` and ``outputs`` describe the tensors, ``arena_bytes`` the scratch memory, ``engine.name`` says what
+    runs it: 'native', 'unicorn' or 'qemu'.  One model serves one caller at a time.
+    """
+
+    def __init__(self, manifest: Manifest, engine: Engine) -> None:
+        self.manifest = manifest
+        self.engine = engine
+        self._program: Any = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Name, dtype, shape, scale and zero point of each input."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Name, dtype, shape, scale and zero point of each output."""
+        return self.manifest.outputs
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of scratch memory of one run."""
+        return self.manifest.arena_bytes
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Real numbers in and out: float arrays are quantized, quantized outputs returned as float32.
+
+        Integer inputs (ids, masks, or values already quantized) are taken as they are; outputs that have no scale
+        stay integers.  Shapes are the model's.  Raises ArtifactError where an input is missing, unknown, of another
+        shape, NaN, or an integer out of range.
+        """
+        return self.dequantize(self.run_integer(self.quantize(inputs)))
+
+    def run_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The integers themselves: arrays of the types and shapes of ``inputs`` in, of ``outputs`` out."""
+        arrays = self._in_order(inputs)
+        values = [as_integers(tensor, array) for tensor, array in zip(self.inputs, arrays)]
+        return {tensor.name: array for tensor, array in zip(self.outputs, self.engine.run(values))}
+
+    def reference(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """As ``run``, by the numpy meaning of the same program: the same bits, slowly."""
+        return self.dequantize(self.reference_integer(self.quantize(inputs)))
+
+    def reference_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """As ``run_integer``, by the numpy meaning of the same program."""
+        arrays = self._in_order(inputs)
+        values = {tensor.name: as_integers(tensor, array) for tensor, array in zip(self.inputs, arrays)}
+        return self._load_program().run(values)
+
+    def quantize(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The integers that ``run`` gives to the model."""
+        return {tensor.name: quantize(tensor, array) if array.dtype.kind == "f" else as_integers(tensor, array)
+                for tensor, array in zip(self.inputs, self._in_order(inputs))}
+
+    def dequantize(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The real numbers that integer outputs stand for."""
+        return {tensor.name: dequantize(tensor, outputs[tensor.name]) for tensor in self.outputs}
+
+    def _in_order(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        names = [tensor.name for tensor in self.inputs]
+        for name in inputs:
+            if name not in names:
+                raise ArtifactError(f"the model has no input {name!r}; its inputs are {', '.join(names)}")
+        for name in names:
+            if name not in inputs:
+                raise ArtifactError(f"input {name!r} is missing")
+        arrays = [np.asarray(inputs[name]) for name in names]
+        for tensor, array in zip(self.inputs, arrays):
+            check_shape(tensor, array)
+        return arrays
+
+    def _load_program(self) -> Any:
+        if self._program is None:
+            file = self.manifest.folder / PROGRAM
+            if not file.exists():
+                raise ArtifactError(f"{self.manifest.folder} has no {PROGRAM}: it was written without its reference")
+            from qcompile.kernels.program import Program  # only where asked for: running needs no compiler
+            self._program = Program.load(file)
+        return self._program
+
+
+def load(path: str | Path, threads: int = 1, backend: str = "auto", core: str | None = None) -> Model:
+    """Loads the artifact folder ``path``.
+
+    ``backend`` is 'native', 'unicorn' (ARM, in this process), 'qemu' (ARM, needs qemu-aarch64, on ``core``, such as
+    'cortex-a72') or 'auto': native where this machine has the instructions, else emulated.  ``threads`` counts the
+    calling thread; emulators use one.  Raises ArtifactError where the artifact is damaged or cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise ArtifactError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+    if threads < 1:
+        raise ArtifactError(f"threads must be at least 1, not {threads}")
+    manifest = read_manifest(path)
+    if backend == "auto":
+        backend = _choose(manifest)
+    if backend == "native":
+        return Model(manifest, NativeEngine(manifest, threads))
+    if backend == "qemu":
+        from qcompile.runtime.qemu_engine import QemuEngine
+        return Model(manifest, QemuEngine(manifest, core))
+    from qcompile.runtime.unicorn_engine import UnicornEngine
+    return Model(manifest, UnicornEngine(manifest))
+
+
+def _choose(manifest: Manifest) -> str:
+    reasons = {"native": why_not_native(manifest)}
+    if reasons["native"]:
+        from qcompile.runtime.qemu_engine import why_not_qemu
+        from qcompile.runtime.unicorn_engine import why_not_unicorn
+        reasons |= {"unicorn": why_not_unicorn(manifest), "qemu": why_not_qemu(manifest)}
+    usable = [backend for backend, reason in reasons.items() if reason is None]
+    if not usable:
+        why = "; ".join(dict.fromkeys(map(str, reasons.values())))
+        raise ArtifactError(f"{manifest.folder} cannot run here: {why}")
+    return usable[0]

@@ -1,0 +1,86 @@
+"""Runs an artifact on this machine's own CPU."""
+
+import ctypes
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from qcompile.runtime.errors import ArtifactError
+from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.pool import ThreadPool
+
+_ALIGNMENT = 64
+
+
+@cache
+def _machine() -> tuple[str, frozenset[str]]:
+    """(architecture, CPU flags that every core has) of this machine."""
+    name = platform.machine().lower()
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        text = ""
+    cores = [frozenset(core.split()) for core in re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)]
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name), frozenset.intersection(*cores) if cores else cores
+
+
+def why_not_native(manifest: Manifest) -> str | None:
+    """Why this machine cannot run the artifact itself, or None where it can."""
+    arch, flags = _machine()
+    if platform.system() != "Linux":
+        return f"it is a Linux library and this is {platform.system()}"
+    if arch != manifest.arch:
+        return f"it is for {manifest.arch} and this machine is {arch}"
+    missing = [flag for flag in manifest.cpu_flags if flag not in flags]
+    return f"this CPU lacks {', '.join(missing)}" if missing else None
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An uninitialised array that begins on a 64-byte boundary."""
+    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    raw = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start:start + count].view(dtype).reshape(shape)
+
+
+class NativeEngine:
+    """The library loaded into this process; its buffers, arguments and threads are set up once."""
+
+    name = "native"
+
+    def __init__(self, manifest: Manifest, threads: int) -> None:
+        reason = why_not_native(manifest)
+        if reason:
+            raise ArtifactError(f"{manifest.folder} cannot run natively: {reason}")
+        try:
+            library = ctypes.CDLL(str(manifest.library))
+            self.function = library[f"{manifest.name}_run"]
+            arena_bytes = library[f"{manifest.name}_arena_bytes"]
+            init = library[f"{manifest.name}_init"]
+        except (OSError, AttributeError) as error:
+            raise ArtifactError(f"cannot load {manifest.library}: {error}") from error
+        arena_bytes.restype = ctypes.c_size_t
+        self.inputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.inputs]
+        self.outputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.outputs]
+        self._arena = aligned_empty((max(arena_bytes(), 1),), "uint8")
+        self._pool = ThreadPool(threads) if threads > 1 else None
+        init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+        init(*(self._pool.parallel_for_arguments() if self._pool else (None, None, 1)))
+        self.function.restype = ctypes.c_int
+        self.arguments = (_pointers(self.inputs), _pointers(self.outputs), ctypes.c_void_p(self._arena.ctypes.data))
+        self._library = library
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Integer arrays in the manifest's order, types and shapes, in and out."""
+        for buffer, values in zip(self.inputs, inputs):
+            buffer[...] = values
+        status = self.function(*self.arguments)
+        if status:
+            raise ArtifactError(f"the model returned error {status}")
+        return [buffer.copy() for buffer in self.outputs]
+
+
+def _pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
