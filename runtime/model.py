@@ -72,8 +72,10 @@ class Model:
     def reference_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """As ``run_integer``, by the numpy meaning of the same program."""
         arrays = self._in_order(inputs)
-        values = {tensor.name: as_integers(tensor, array) for tensor, array in zip(self.inputs, arrays)}
-        return self._load_program().run(values)
+        program = self._load_program()
+        values = [as_integers(tensor, array) for tensor, array in zip(self.inputs, arrays)]
+        results = program.run(dict(zip(program.inputs, values)))
+        return {tensor.name: results[name] for tensor, name in zip(self.outputs, program.outputs)}
 
     def quantize(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The integers that ``run`` gives to the model."""
@@ -103,7 +105,10 @@ class Model:
             if not file.exists():
                 raise ArtifactError(f"{self.manifest.folder} has no {PROGRAM}: it was written without its reference")
             from qcompile.kernels.program import Program  # only where asked for: running needs no compiler
-            self._program = Program.load(file)
+            try:
+                self._program = Program.load(file)
+            except (OSError, ValueError) as error:
+                raise ArtifactError(f"{file} is damaged: {error}") from error
         return self._program
 
 

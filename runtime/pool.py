@@ -1,6 +1,7 @@
 """Threads for an artifact's parallel loops: started by Python, working in C, where they need no interpreter lock."""
 
 import ctypes
+import os
 import platform
 import shutil
 import tempfile
@@ -40,18 +41,19 @@ def _library() -> ctypes.CDLL:
 
 
 class ThreadPool:
-    """``threads - 1`` helpers beside the calling thread; they sleep between runs and end with the pool.
+    """``threads - 1`` helpers beside the calling thread, no more than there are cores; they sleep between runs.
 
-    One pool serves one caller at a time.
+    One pool serves one caller at a time; the helpers end with it.
     """
 
     def __init__(self, threads: int) -> None:
         library = _library()
         memory = ctypes.create_string_buffer(library.pool_bytes() + 64)
         address = (ctypes.addressof(memory) + 63) & ~63
-        library.pool_start(address, threads - 1)
+        helpers = min(threads, len(os.sched_getaffinity(0))) - 1
+        library.pool_start(address, helpers)
         self._arguments = (ctypes.cast(library.pool_parallel_for, ctypes.c_void_p), ctypes.c_void_p(address), threads)
-        for _ in range(threads - 1):
+        for _ in range(helpers):
             # the helpers keep the memory alive until they have returned
             threading.Thread(target=_help, args=(library, address, memory), daemon=True).start()
         self._stop = weakref.finalize(self, library.pool_stop, address)

@@ -1,7 +1,8 @@
 """Runs an ARM artifact on any machine, inside this process, and watches its memory.
 
-Every buffer ends at the end of a page with nothing mapped after it, and the arena and the outputs hold junk before
-each run: code that reads or writes past a buffer, or relies on memory it did not set, shows here and not on a device.
+Every buffer ends, but for its 64-byte alignment, at the end of a page with nothing mapped after it, and the arena and
+the outputs hold junk before each run: code that reads or writes past a buffer, or relies on memory it did not set,
+shows here and not on a device.
 """
 
 import mmap
@@ -14,6 +15,7 @@ from qcompile.runtime.manifest import Manifest, Tensor
 from unicorn import arm64_const as arm
 
 _PAGE = 4096
+_ALIGNMENT = 64
 _GAP = 1 << 16
 _FIRST_ADDRESS = 1 << 20
 _STACK_BYTES = 1 << 20
@@ -54,7 +56,7 @@ class UnicornEngine:
         self._return, _ = self._map(_PAGE, uc.UC_PROT_ALL)
         stack, _ = self._map(_STACK_BYTES)
         self._stack_top = stack + _STACK_BYTES
-        self._arena_address, self._arena = self._map(-(-manifest.arena_bytes // 64) * 64)
+        self._arena_address, self._arena = self._map(manifest.arena_bytes)
         self.inputs, input_table = self._map_tensors(manifest.inputs)
         self.outputs, output_table = self._map_tensors(manifest.outputs)
         self._arguments = (input_table, output_table, self._arena_address)
@@ -86,7 +88,7 @@ class UnicornEngine:
         return [buffer.copy() for buffer in self.outputs]
 
     def _map(self, count: int, rights: int = uc.UC_PROT_READ | uc.UC_PROT_WRITE) -> tuple[int, np.ndarray]:
-        """(address, bytes) of fresh memory whose end is the end of a page; code begins at the start of one."""
+        """(address, bytes) of fresh memory just before the end of a page; code begins at the start of one."""
         size = max(-(-count // _PAGE), 1) * _PAGE
         memory = mmap.mmap(-1, size)
         self._memory.append(memory)
@@ -94,7 +96,7 @@ class UnicornEngine:
         start = self._next
         self._engine.mem_map_ptr(start, size, rights, view.ctypes.data)
         self._next += size + _GAP
-        offset = 0 if rights == uc.UC_PROT_ALL else size - count
+        offset = 0 if rights == uc.UC_PROT_ALL else (size - count) // _ALIGNMENT * _ALIGNMENT
         return start + offset, view[offset:offset + count]
 
     def _map_tensors(self, tensors: tuple[Tensor, ...]) -> tuple[list[np.ndarray], int]:
