@@ -5,6 +5,8 @@ from pathlib import Path
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import Symbol, SymbolTableSection
 from qcompile.runtime.errors import ArtifactError
 
 _RELATIVE, _SYMBOLIC = {1027}, {257, 1025, 1026}  # R_AARCH64_RELATIVE; ABS64, GLOB_DAT, JUMP_SLOT
@@ -39,25 +41,35 @@ def read_elf(path: Path) -> ElfImage:
             for segment in loads:
                 start = segment["p_vaddr"]
                 image[start:start + segment["p_filesz"]] = segment.data()
-            dynsym = elf.get_section_by_name(".dynsym")
-            table = elf.get_section_by_name(".symtab") or dynsym
-            return ElfImage(bytes(image), _relocations(elf, dynsym),
-                            {symbol.name: symbol["st_value"] for symbol in dynsym.iter_symbols() if symbol.name},
-                            sorted((symbol["st_value"], symbol.name) for symbol in table.iter_symbols()
-                                   if symbol["st_info"]["type"] == "STT_FUNC"))
-    except (ELFError, OSError, ValueError, AttributeError) as error:
+            exports = {symbol.name: symbol["st_value"] for symbol in symbols(elf, ".dynsym") if symbol.name}
+            return ElfImage(bytes(image), _relocations(elf), exports, functions(elf))
+    except (ELFError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is no readable ELF library: {error}") from error
 
 
-def _relocations(elf: ELFFile, dynsym: object) -> list[tuple[int, int]]:
+def symbols(elf: ELFFile, table: str) -> list[Symbol]:
+    """The entries of the symbol table called ``table``; none where there is no such table."""
+    section = elf.get_section_by_name(table)
+    return list(section.iter_symbols()) if isinstance(section, SymbolTableSection) else []
+
+
+def functions(elf: ELFFile) -> list[tuple[int, str]]:
+    """(address, name) of every function, in order of address."""
+    return sorted((symbol["st_value"], symbol.name)
+                  for symbol in symbols(elf, ".symtab") or symbols(elf, ".dynsym")
+                  if symbol["st_info"]["type"] == "STT_FUNC")
+
+
+def _relocations(elf: ELFFile) -> list[tuple[int, int]]:
     found = []
+    dynamic = symbols(elf, ".dynsym")
     for section in elf.iter_sections():
-        if section["sh_type"] != "SHT_RELA":
+        if not isinstance(section, RelocationSection):
             continue
         for entry in section.iter_relocations():
             value = entry["r_addend"]
             if entry["r_info_type"] in _SYMBOLIC:
-                value += dynsym.get_symbol(entry["r_info_sym"])["st_value"]  # type: ignore[attr-defined]
+                value += dynamic[entry["r_info_sym"]]["st_value"]
             elif entry["r_info_type"] not in _RELATIVE:
                 raise ArtifactError(f"unknown relocation {entry['r_info_type']} in the library")
             found.append((entry["r_offset"], value))

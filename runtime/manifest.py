@@ -65,7 +65,7 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ArtifactError(f"cannot read {library}: {error.strerror or error}") from error
     if digest != raw["library_sha256"]:
         raise ArtifactError(f"{library} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
-    return Manifest(folder, library.resolve(), *(raw[key] for key in ("name", "target", "cpu", "arch")),
+    return Manifest(folder, library.resolve(), raw["name"], raw["target"], raw["cpu"], raw["arch"],
                     tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs)
 
 

@@ -23,7 +23,8 @@ def _machine() -> tuple[str, frozenset[str]]:
     except OSError:
         text = ""
     cores = [frozenset(core.split()) for core in re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)]
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name), frozenset.intersection(*cores) if cores else cores
+    common = frozenset.intersection(*cores) if cores else frozenset()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name), common
 
 
 def why_not_native(manifest: Manifest) -> str | None:

@@ -46,7 +46,7 @@ def best_entry(entries: Iterable[Target]) -> Target | None:
     runnable = [entry for entry in entries if supports(entry)]
     big_core = host_parts()[-1:]  # Linux lists the big cores last
     own = [entry for entry in runnable if set(big_core) & set(entry.cpu_parts)]
-    return (own or runnable or [None])[0]
+    return next(iter(own or runnable), None)
 
 
 def _cpuinfo() -> str:

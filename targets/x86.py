@@ -15,8 +15,9 @@ V4_FLAGS = (*V3_FLAGS, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"
 
 
 def _x86(name: str, isa: str, mcpu: str, mattr: tuple[str, ...], features: frozenset[str], flags: tuple[str, ...],
-         l1: int, l2: int, l3: int, **facts: int) -> Target:
-    return Target(name, "x86_64", isa, mcpu, l1, l2, l3, mattr, features, flags, unsigned_activations=True, **facts)
+         l1: int, l2: int, l3: int, vector_bytes: int, vector_registers: int = 32, k_group: int = 4) -> Target:
+    return Target(name, "x86_64", isa, mcpu, l1, l2, l3, mattr, features, flags, vector_registers, vector_bytes,
+                  k_group, unsigned_activations=True)
 
 
 # Best first: `host` takes the first entry that the machine can run.

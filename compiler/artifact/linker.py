@@ -9,6 +9,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from qcompile.artifact.csource import render
 from qcompile.artifact.spec import ArtifactSpec
+from qcompile.runtime.elf_image import symbols
 from qcompile.runtime.toolchain import ToolError, compile_c, link
 from qcompile.targets import CompileError, Target
 
@@ -58,13 +59,12 @@ def _defined_symbols(data: bytes, index: int, spec: ArtifactSpec) -> set[str]:
     try:
         elf = ELFFile(io.BytesIO(data))
         machine = {"x64": "x86_64", "AArch64": "aarch64"}.get(elf.get_machine_arch(), elf.get_machine_arch())
-        table = elf.get_section_by_name(".symtab")
-        symbols = list(table.iter_symbols()) if table is not None else []
+        found = symbols(elf, ".symtab")
     except (ELFError, ValueError) as error:
         raise CompileError(f"{spec.name}: object file {index} is not an ELF file ({error})") from error
     if machine != spec.target.arch:
         raise CompileError(f"{spec.name}: object file {index} is for {machine}, the target for {spec.target.arch}")
-    return {symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"}
+    return {symbol.name for symbol in found if symbol["st_shndx"] != "SHN_UNDEF"}
 
 
 def _first_missing_symbol(message: str) -> str | None:

@@ -12,6 +12,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from qcompile.artifact.instructions import Kind, classify
 from qcompile.artifact.linker import SEGMENT_ALIGNMENT
+from qcompile.runtime.elf_image import functions, symbols
 from qcompile.targets import CompileError
 
 _DISASSEMBLERS = {"x86_64": (capstone.CS_ARCH_X86, capstone.CS_MODE_64),
@@ -38,7 +39,7 @@ def prove(library: bytes, arch: str, exports: list[str]) -> Proof:
     """
     elf = ELFFile(io.BytesIO(library))
     _prove_self_contained(elf, exports)
-    functions = _Functions(elf)
+    names = _Functions(elf)
     kinds: Counter[Kind] = Counter()
     code_bytes = 0
     seen: dict[str, Kind] = {}
@@ -46,17 +47,17 @@ def prove(library: bytes, arch: str, exports: list[str]) -> Proof:
         if not section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR:
             continue
         code_bytes += section["sh_size"]
-        for address, mnemonic, operands in disassemble(section.data(), section["sh_addr"], arch, functions):
+        for address, mnemonic, operands in disassemble(section.data(), section["sh_addr"], arch, names):
             kind = seen.get(mnemonic) or seen.setdefault(mnemonic, classify(arch, mnemonic))
             kinds[kind] += 1
             if kind is Kind.FLOAT:
                 raise CompileError(f"floating-point instruction '{mnemonic} {operands}' at {address:#x} in "
-                                   f"{functions.at(address)}: the artifact would not be integer-only")
+                                   f"{names.at(address)}: the artifact would not be integer-only")
     return Proof(kinds.total(), kinds[Kind.MOVE], code_bytes)
 
 
 def disassemble(code: bytes, address: int, arch: str,
-                functions: "_Functions | None" = None) -> Iterator[tuple[int, str, str]]:
+                names: "_Functions | None" = None) -> Iterator[tuple[int, str, str]]:
     """(address, mnemonic, operands) of every instruction in ``code``; CompileError at bytes that are none."""
     engine = capstone.Cs(*_DISASSEMBLERS[arch])
     offset = 0
@@ -68,7 +69,7 @@ def disassemble(code: bytes, address: int, arch: str,
             return
         size = _avx_vnni_length(code[offset:]) if arch == "x86_64" else 0
         if not size:
-            where = functions.at(address + offset) if functions else "the code"
+            where = names.at(address + offset) if names else "the code"
             raise CompileError(f"bytes {code[offset:offset + 8].hex(' ')} at {address + offset:#x} in {where} are no "
                                "instruction that the disassembler knows, so nothing can be proved about them")
         yield address + offset, "vpdp", "(AVX-VNNI)"
@@ -94,10 +95,7 @@ class _Functions:
     """Names of the functions by address."""
 
     def __init__(self, elf: ELFFile) -> None:
-        table = elf.get_section_by_name(".symtab") or elf.get_section_by_name(".dynsym")
-        symbols = table.iter_symbols() if table is not None else ()
-        self._symbols = sorted((symbol["st_value"], symbol.name) for symbol in symbols
-                               if symbol["st_info"]["type"] == "STT_FUNC")
+        self._symbols = functions(elf)
 
     def at(self, address: int) -> str:
         """The function that holds ``address``."""
@@ -106,12 +104,12 @@ class _Functions:
 
 
 def _prove_self_contained(elf: ELFFile, exports: list[str]) -> None:
-    symbols = [symbol for symbol in elf.get_section_by_name(".dynsym").iter_symbols() if symbol.name]
-    undefined = sorted(symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF")
-    exported = sorted(symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF")
+    dynamic = [symbol for symbol in symbols(elf, ".dynsym") if symbol.name]
+    undefined = sorted(symbol.name for symbol in dynamic if symbol["st_shndx"] == "SHN_UNDEF")
+    exported = sorted(symbol.name for symbol in dynamic if symbol["st_shndx"] != "SHN_UNDEF")
     tags = [tag for section in elf.iter_sections() if isinstance(section, DynamicSection)
             for tag in section.iter_tags()]
-    needed = sorted(tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED")
+    needed = sorted(str(getattr(tag, "needed", "?")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
     text_relocations = any(tag.entry.d_tag == "DT_TEXTREL" or (
         tag.entry.d_tag == "DT_FLAGS" and tag.entry.d_val & _DF_TEXTREL) for tag in tags)
     segments = list(elf.iter_segments())

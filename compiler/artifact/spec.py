@@ -51,7 +51,7 @@ class TensorInfo:
 
     def to_manifest(self) -> dict[str, object]:
         """The entry of ``manifest.json``."""
-        scale = self.scales if isinstance(self.scale, list | tuple) else (self.scales or [None])[0]
+        scale = self.scales if isinstance(self.scale, list | tuple) else self.scale and float(self.scale)
         entry: dict[str, object] = {"name": self.name, "dtype": self.dtype, "shape": [int(n) for n in self.shape],
                                     "scale": scale, "zero_point": int(self.zero_point)}
         return {**entry, "axis": self.axis} if isinstance(scale, list) else entry
