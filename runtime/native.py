@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import re
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.pool import ThreadPool
+from qcompile.runtime.shared_library import open_library
 
 _ALIGNMENT = 64
 
@@ -56,7 +58,8 @@ class NativeEngine:
         if reason:
             raise ArtifactError(f"{manifest.folder} cannot run natively: {reason}")
         try:
-            library = ctypes.CDLL(str(manifest.library))
+            library, close = open_library(manifest.library.read_bytes(), manifest.library.name)
+            weakref.finalize(self, close).atexit = False
             self.function = library[f"{manifest.name}_run"]
             arena_bytes = library[f"{manifest.name}_arena_bytes"]
             init = library[f"{manifest.name}_init"]
@@ -71,7 +74,6 @@ class NativeEngine:
         init(*(self._pool.parallel_for_arguments() if self._pool else (None, None, 1)))
         self.function.restype = ctypes.c_int
         self.arguments = (_pointers(self.inputs), _pointers(self.outputs), ctypes.c_void_p(self._arena.ctypes.data))
-        self._library = library
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Integer arrays in the manifest's order, types and shapes, in and out."""

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from qcompile.runtime.errors import ArtifactError
+from qcompile.runtime.shared_library import open_library
 from qcompile.runtime.toolchain import ToolError, compile_c, link
 
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
@@ -27,7 +28,7 @@ def _library() -> ctypes.CDLL:
         flags = ["-mno-outline-atomics"] if arch == "aarch64" else []
         compile_c(folder, "pool.c", "pool.o", f"{arch}-linux-gnu", flags)
         link(folder, "-shared", "-nostdlib", "--no-undefined", "-o", "pool.so", "pool.o")
-        library = ctypes.CDLL(str(folder / "pool.so"))
+        library, _ = open_library((folder / "pool.so").read_bytes(), "qcompile-pool")
     except (ToolError, OSError) as error:
         raise ArtifactError(f"cannot set up threads ({error}); run with one thread") from error
     finally:
