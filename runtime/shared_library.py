@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-from _ctypes import dlclose
 from collections.abc import Callable
 
 
@@ -12,6 +11,8 @@ def open_library(data: bytes, name: str) -> tuple[ctypes.CDLL, Callable[[], None
     dlopen returns the library it has when a path or file comes again, even if the file was since replaced; an
     anonymous file per call gives each its own code and its own variables, and needs no writable or executable folder.
     """
+    from _ctypes import dlclose  # not on every system that can read an artifact
+
     descriptor = os.memfd_create(name)
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:

@@ -1,12 +1,14 @@
 """The artifact folder, written whole or not at all."""
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -49,29 +51,47 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
 
     Raises CompileError, leaving what was there, where it cannot be written or holds something else.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    fresh, old = aside.with_suffix(".new"), aside.with_suffix(".old")
+    tag = secrets.token_hex(6)
+    fresh, old = (path.with_name(f".{path.name}.{tag}.{state}") for state in ("new", "old"))
     try:
-        if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CompileError(f"{path} exists and is no artifact; move it away or choose another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(data)
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(fresh, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
+        with _one_writer(path.parent):
+            _swap_in(fresh, path, old)
     except OSError as error:
         raise CompileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap_in(fresh: Path, path: Path, old: Path) -> None:
+    """Renames ``fresh`` to ``path``, and what was there to ``old``, or leaves it in place."""
+    if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CompileError(f"{path} exists and is no artifact; move it away or choose another output folder")
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+
+
+@contextlib.contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Holds a lock on ``folder``, so that compilers that run side by side replace artifacts one after the other."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _manifest(spec: ArtifactSpec, library: bytes, proof: Proof) -> dict[str, object]:

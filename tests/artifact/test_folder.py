@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from qcompile.artifact import TensorInfo, build_artifact, c_identifier
+from qcompile.artifact import TensorInfo, build_artifact, c_identifier, write_folder
 from qcompile.targets import CompileError
 from sample_artifacts import build_multiply, build_parallel, multiply_spec
 
@@ -53,6 +53,16 @@ def test_builds_side_by_side(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         artifacts = list(pool.map(lambda i: build_multiply(tmp_path / str(i), "arm-a53"), range(6)))
     assert len({bytes(b"".join(tree(artifact.path).values())) for artifact in artifacts}) == 1
+
+
+def test_writers_of_one_folder_leave_one_whole_artifact(tmp_path):
+    def write(i: int) -> None:
+        write_folder(tmp_path / "build" / "m-host", {"manifest.json": b"%d" % i, "m.h": b"%d" % i})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert os.listdir(tmp_path / "build") == ["m-host"]
+    assert len(set(tree(tmp_path / "build" / "m-host").values())) == 1
 
 
 def test_existing_artifact_is_replaced_whole(tmp_path):
