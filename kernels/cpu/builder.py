@@ -1,0 +1,149 @@
+"""Thin helpers over TVM's TIR builder: typed pointers, vectors of any width, and whole functions.
+
+Vectors are plain TIR expressions. An expression that is used more than once is bound to a name first (`bind`), since
+TIR is a tree: what is written twice is computed twice, and grows with every further use.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any                # a TIR expression
+Argument = Any            # Pointer or a scalar TIR variable
+UNBOUNDED = 1 << 30       # length given to buffers behind plain pointers; TIR never checks it
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Memory of elements of one dtype; offsets count elements and may be any int32 expression."""
+
+    buffer: Any
+    dtype: str
+
+    def load(self, offset: Expr, lanes: int = 1) -> Expr:
+        """`lanes` neighbouring elements as one vector (a scalar for 1)."""
+        return self.buffer[offset if lanes == 1 else T.ramp(offset, 1, lanes)]
+
+    def gather(self, offsets: Expr) -> Expr:
+        """One element for each lane of `offsets`."""
+        return self.buffer[offsets]
+
+    def store(self, offset: Expr, value: Expr) -> None:
+        lanes = lanes_of(value)
+        T.buffer_store(self.buffer, value, [offset if lanes == 1 else T.ramp(offset, 1, lanes)])
+
+    def address(self, offset: Expr) -> Expr:
+        return T.address_of(self.buffer[offset])
+
+    def prefetch(self, offset: Expr) -> None:
+        """Asks for the cache line of an element that will be read soon."""
+        T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(3), T.int32(1)))
+
+
+def function(name: str, parameters: Sequence[tuple[str, str]], body: Callable[..., None], noalias: bool = True) -> Any:
+    """A PrimFunc `int32 name(...)` that returns 0.
+
+    parameters: (name, dtype) for an int scalar, (name, dtype + "*") for a pointer to such elements. `body` is called with
+    one Pointer or variable for each and writes the statements. noalias: no two pointers reach the same written memory.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
+            T.func_ret(tvm.ir.PrimType("int32"))
+            handles = [T.arg(n, T.handle(d[:-1]) if d.endswith("*") else T.var(d)) for n, d in parameters]
+            body(*[Pointer(T.decl_buffer((UNBOUNDED,), d[:-1], data=h), d[:-1]) if d.endswith("*") else h
+                   for h, (_, d) in zip(handles, parameters)])
+            T.Return(T.int32(0))
+    return builder.get()
+
+
+def local(count: int, dtype: str) -> Pointer:
+    """An array on the stack; it lives in registers where all its offsets are constants."""
+    return Pointer(T.alloc_buffer((count,), dtype, scope="local"), dtype)
+
+
+def bind(value: Expr) -> Expr:
+    """Names a value so that further uses do not compute it again."""
+    return T.Bind(value)
+
+
+def dtype_of(value: Expr) -> str:
+    """Element dtype of a scalar or vector."""
+    return re.sub(r"x\d+$", "", str(value.ty))
+
+
+def lanes_of(value: Expr) -> int:
+    found = re.search(r"x(\d+)$", str(value.ty))
+    return int(found.group(1)) if found else 1
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Expr, dtype: str, lanes: int) -> Expr:
+    """A vector of equal elements, from a Python int or a scalar expression."""
+    scalar = T.IntImm(dtype, value) if isinstance(value, int) else T.cast(value, dtype)
+    return scalar if lanes == 1 else T.broadcast(scalar, lanes)
+
+
+def cast(value: Expr, dtype: str) -> Expr:
+    """Elementwise conversion: widens by sign or zero, narrows by dropping high bits."""
+    return T.cast(value, vector_type(dtype, lanes_of(value)))
+
+
+def reinterpret(value: Expr, dtype: str, lanes: int) -> Expr:
+    return T.reinterpret(vector_type(dtype, lanes), value)
+
+
+def extract(value: Expr, start: int, lanes: int) -> Expr:
+    """Lanes start ... start+lanes-1."""
+    if lanes == lanes_of(value):
+        return value
+    return T.Shuffle([value], list(range(start, start + lanes)))
+
+
+def concat(parts: Sequence[Expr]) -> Expr:
+    if len(parts) == 1:
+        return parts[0]
+    return T.Shuffle(list(parts), list(range(sum(lanes_of(p) for p in parts))))
+
+
+def shuffle(parts: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """Any selection of the lanes of the concatenated parts."""
+    return T.Shuffle(list(parts), list(lanes))
+
+
+def by_parts(width: int, operation: Callable[..., Expr], *values: Expr) -> Expr:
+    """Applies an operation on vectors of `width` lanes to wider vectors of equal length, part by part."""
+    lanes = lanes_of(values[0])
+    if lanes <= width:
+        return operation(*values)
+    names = [bind(v) for v in values]
+    return concat([operation(*[extract(v, at, width) for v in names]) for at in range(0, lanes, width)])
+
+
+def intrinsic(result: str, name: str, *arguments: Expr) -> Expr:
+    """A pure LLVM intrinsic; `result` as "int32x4"."""
+    return T.call_llvm_pure_intrin(result, name, *arguments)
+
+
+def store_lanes(pointer: Pointer, offset: Expr, value: Expr, valid: int) -> None:
+    """Stores the first `valid` lanes, in powers of two: never a byte more."""
+    at = 0
+    lanes = lanes_of(value)
+    if valid >= lanes:
+        pointer.store(offset, value)
+        return
+    value = bind(value)
+    while at < valid:
+        size = 1 << ((valid - at).bit_length() - 1)
+        pointer.store(offset + at, extract(value, at, size))
+        at += size

@@ -1,0 +1,366 @@
+"""The elementwise steps that follow an op inside one kernel, on vectors of neighbouring channels.
+
+A chain is a small graph: each step reads the incoming value, earlier steps, or tensors and constants in memory. The code
+depends on the kinds of the steps only (`key`); every number (shifts, zero points, bounds) comes from one table of int32
+scalars, so that layers that differ in numbers share their kernels.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from qcompile.kernels.arithmetic import INT32_MAX, RANGES
+from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, cast, dtype_of, lanes_of, splat
+from qcompile.kernels.cpu.isa import Isa
+from qcompile.kernels.cpu.isa.base import code_bytes
+from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.lowering import Buffer, Constant, NodeContext
+from qcompile.kernels.program import Node, infer_node
+from qcompile.targets.errors import CompileError
+
+CONSTANT_PADDING = 64      # per-channel constants are this many zeros longer, since vectors read whole
+DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
+
+
+def operand_kind(shape: tuple[int, ...], operand: tuple[int, ...]) -> str | None:
+    """How an operand lies under a value of `shape` [..., C]; None where a chain cannot read it.
+
+    same: one element each; channel: [C]; scalar: one element; row: [..., 1]; image: [N, 1, ..., C].
+    """
+    size = int(np.prod(operand, dtype=np.int64))
+    if len(operand) > len(shape):
+        operand = operand[len(operand) - len(shape):] if size == np.prod(operand[len(operand) - len(shape):]) else ()
+        if not operand:
+            return None
+    full = (1,) * (len(shape) - len(operand)) + tuple(operand)
+    if full == tuple(shape):
+        return "same"
+    if size == 1:
+        return "scalar"
+    if full[-1] == size and size == shape[-1]:
+        return "channel"
+    if full[:-1] == tuple(shape[:-1]) and full[-1] == 1:
+        return "row"
+    outer = next(i for i, (a, b) in enumerate(zip(full, shape)) if a != b)
+    if full[-1] == shape[-1] and all(n == 1 for n in full[outer:-1]):
+        return "image"
+    return None
+
+
+def fusable(step: Node, value: str, types: dict[str, Type]) -> bool:
+    """True where a chain can run `step` on the value called `value`: all inputs and the result lie under its shape."""
+    if step.op not in STEPS or value not in step.inputs:
+        return False
+    shape = types[value].shape
+    return (infer_node(step, types).shape == shape
+            and all(types[i].dtype in DTYPES and operand_kind(shape, types[i].shape) for i in step.inputs[:_tensors(step)]))
+
+
+def _tensors(step: Node) -> int:
+    """How many leading inputs of a step are tensors rather than parameters."""
+    op = OPS[step.op]
+    return sum(a not in op.parameters for a in op.arguments)
+
+
+def head_and_chain(ctx: NodeContext, isa: Isa) -> tuple[Node, Chain]:
+    """The op that computes (alone, or first of a fused body) and the chain of what follows it."""
+    body = ctx.node.body if ctx.node.op == "fused" else (ctx.node,)
+    types = dict(ctx.types)
+    types[body[0].name] = infer_node(body[0], types)
+    return body[0], Chain(body[1:], body[0].name, types, ctx.constants, isa)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An operand in memory: parameter `index` of the kernel's chain arguments, and how it lies under the value."""
+
+    index: int
+    kind: str
+    dtype: str
+    inner: int = 0       # index of the scalar that holds the rows of one image
+
+
+@dataclass
+class Step:
+    node: Node
+    inputs: list[str | Memory]           # name of an earlier value, or memory
+    scalars: dict[str, int]              # name -> index in the table of scalars
+    dtype: str
+    flags: tuple[str, ...]
+
+
+class Chain:
+    """steps on `source` (the name of the incoming value), for values of `types[source].shape`.
+
+    key: what the code depends on. parameters: (name, dtype*) of the kernel's extra parameters, and operands: the call's,
+    in the same order. dtype: of the result. width: channels that one call of emit should carry where it can choose.
+    """
+
+    def __init__(self, steps: Sequence[Node], source: str, types: dict[str, Type], constants: dict[str, np.ndarray],
+                 isa: Isa) -> None:
+        self.isa = isa
+        self.source = source
+        self.shape = types[source].shape
+        self.channels = self.shape[-1] if self.shape else 1
+        self.source_dtype = self.dtype = types[source].dtype
+        self.parameters: list[tuple[str, str]] = []
+        self.operands: list[Buffer | Constant] = []
+        self._scalars: list[int] = []
+        self._names = {source}
+        self._types, self._constants = dict(types), constants
+        self._memories: dict[str, Memory] = {}
+        self.steps = [self._plan(step) for step in steps]
+        self.has_table = any(s.node.op == "lut" for s in self.steps)
+        self.width = isa.width if self.has_table else min(isa.width, 16)
+        if self._scalars:
+            self.parameters.append(("scalars", "int32*"))
+            self.operands.append(Constant(np.array(self._scalars, np.int64).astype(np.int32)))
+        order = {source: 0} | {s.node.name: k + 1 for k, s in enumerate(self.steps)}
+        self.key = self.source_dtype + "".join(
+            f"_{s.node.op}[{','.join(str(order[i]) if isinstance(i, str) else f'{i.kind}:{i.dtype}:{i.index}' for i in s.inputs)}"
+            f"|{','.join(s.flags)}]{s.dtype}" for s in self.steps)
+
+    def start(self, arguments: Sequence[Argument]) -> Emitter:
+        """To be called inside the kernel, with its variables for `parameters`."""
+        return Emitter(self, list(arguments))
+
+    def _plan(self, node: Node) -> Step:
+        if node.op not in STEPS:
+            raise CompileError(f"{node.name}: op {node.op} cannot follow another op in one CPU kernel")
+        rule, op = STEPS[node.op], OPS[node.op]
+        inputs: list[str | Memory] = []
+        for position, name in enumerate(node.inputs):
+            is_parameter = op.arguments[min(position, len(op.arguments) - 1)] in op.parameters
+            table = node.op == "lut" and position == 1
+            inputs.append(name if name in self._names else self._memory(node, name, is_parameter, table))
+        values, flags = rule.scalars(node, [self._types[i] for i in node.inputs])
+        scalars = {}
+        for name, value in values.items():
+            scalars[name] = len(self._scalars)
+            self._scalars.append(int(value))
+        out = infer_node(node, self._types)
+        if out.dtype not in DTYPES or out.shape != self.shape:
+            raise CompileError(f"{node.name}: a fused {node.op} gives {out.dtype}{list(out.shape)}, not one of {', '.join(DTYPES)} "
+                               f"of shape {list(self.shape)}")
+        self._types[node.name] = out
+        self._names.add(node.name)
+        self.dtype = out.dtype
+        return Step(node, inputs, scalars, out.dtype, flags)
+
+    def _memory(self, node: Node, name: str, is_parameter: bool, table: bool) -> Memory:
+        key = f"{name}:{node.op if table else ''}"
+        if key not in self._memories:
+            type_ = self._types[name]
+            if table:
+                kind = "table"
+            elif is_parameter:
+                kind = "scalar" if type_.size == 1 else "channel"
+            else:
+                kind = operand_kind(self.shape, type_.shape) or ""
+            if not kind or type_.dtype not in DTYPES:
+                raise CompileError(f"{node.name}: input {name} {type_.dtype}{list(type_.shape)} cannot be read under a value of "
+                                   f"shape {list(self.shape)} in one CPU kernel")
+            inner = 0
+            if kind == "image":
+                full = (1,) * (len(self.shape) - len(type_.shape)) + tuple(type_.shape)
+                outer = next(i for i, (a, b) in enumerate(zip(full, self.shape)) if a != b)
+                inner = len(self._scalars)
+                self._scalars.append(int(np.prod(self.shape[outer:-1])))
+            operand: Buffer | Constant = Buffer(name)
+            if name in self._constants:
+                operand = Constant(self._constant(self._constants[name], table, self._types[node.inputs[0]].dtype))
+            self._memories[key] = Memory(len(self.parameters), kind, type_.dtype, inner)
+            self.parameters.append((f"e{len(self.parameters)}", type_.dtype + "*"))
+            self.operands.append(operand)
+        return self._memories[key]
+
+    @staticmethod
+    def _constant(array: np.ndarray, table: bool, index_dtype: str) -> np.ndarray:
+        flat = np.ascontiguousarray(array).reshape(-1)
+        if table:   # 8-bit codes index as unsigned bytes
+            return np.roll(flat, -128) if index_dtype == "int8" else flat
+        return np.concatenate([flat, np.zeros(CONSTANT_PADDING, flat.dtype)]) if flat.size > 1 else flat
+
+
+@dataclass
+class Emitter:
+    """A chain inside a kernel: turns incoming vectors into results."""
+
+    chain: Chain
+    arguments: list[Argument]
+    _bound: dict[Any, Expr] = field(default_factory=dict)
+
+    def emit(self, value: Expr, row: Expr, channel: Expr, flat: Expr | None = None) -> Expr:
+        """The result for lanes channel, channel+1, ... of pixel `row` (index over all axes but the last).
+
+        value: vector of the chain's source dtype; flat: row * channels + channel, where the caller has it at hand.
+        """
+        if not self.chain.steps:
+            return value
+        n = lanes_of(value)
+        if flat is None:
+            flat = row * self.chain.channels + channel
+        values = {self.chain.source: bind(value)}
+        for step in self.chain.steps:
+            inputs = [values[i] if isinstance(i, str) else self._load(i, n, row, channel, flat) for i in step.inputs]
+            environment = Environment(self.chain.isa, n, step, lambda name, s=step: self._scalar(s.scalars[name]))
+            values[step.node.name] = bind(STEPS[step.node.op].emit(environment, *inputs))
+        return values[self.chain.steps[-1].node.name]
+
+    def _scalar(self, index: int) -> Expr:
+        return self.arguments[-1].load(index)
+
+    def _load(self, memory: Memory, n: int, row: Expr, channel: Expr, flat: Expr) -> Expr | Pointer:
+        pointer: Pointer = self.arguments[memory.index]
+        if memory.kind == "table":
+            return pointer
+        if memory.kind in ("scalar", "row"):
+            return splat(pointer.load(row if memory.kind == "row" else 0), memory.dtype, n)
+        offset = {"same": flat, "channel": channel}.get(memory.kind)
+        if offset is None:
+            offset = T.truncdiv(row, self._scalar(memory.inner)) * self.chain.channels + channel
+        return bind(pointer.load(offset, n))
+
+
+@dataclass
+class Environment:
+    """What a step's code may ask for."""
+
+    isa: Isa
+    lanes: int
+    step: Step
+    scalar: Callable[[str], Expr]
+
+    def vector(self, name: str) -> Expr:
+        return splat(self.scalar(name), "int32", self.lanes)
+
+    def has(self, flag: str) -> bool:
+        return flag in self.step.flags
+
+    def saturate(self, x: Expr) -> Expr:
+        return self.isa.saturate(x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.step.dtype)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """scalars(node, types) -> (numbers for the table, flags that change the code); emit(environment, *inputs) -> result."""
+
+    scalars: Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]
+    emit: Callable[..., Expr]
+
+
+def _wrap(value: int) -> int:
+    """The int32 with the same low 32 bits: sums that fit int32 in the end may wrap on their way."""
+    return (int(value) + 2**31) % 2**32 - 2**31
+
+
+def _numbers(*names: str, optional: Sequence[str] = ()) -> Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]:
+    """The attributes of these names; `optional` ones make no code where they are zero."""
+
+    def scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+        used = [n for n in optional if node.attrs[n]]
+        return {n: node.attrs[n] for n in (*names, *used)}, tuple(used)
+
+    return scalars
+
+
+BOUNDS = ("zero_point", "qmin", "qmax")
+
+
+def _centred(e: Environment, x: Expr, zero_point: str) -> Expr:
+    x = widen(x)
+    return x - e.vector(zero_point) if e.has(zero_point) else x
+
+
+def _shifted(e: Environment, x: Expr) -> Expr:
+    return T.shift_left(x, e.vector("pre")) if e.has("pre") else x
+
+
+def widen(x: Expr) -> Expr:
+    """The lanes as int32."""
+    return x if dtype_of(x) == "int32" else cast(x, "int32")
+
+
+def _requantize(e: Environment, x: Expr, multiplier: Expr) -> Expr:
+    x = _shifted(e, _centred(e, x, "x_zero_point"))
+    return e.saturate(e.isa.rescale(x, multiplier, e.scalar("shift")))
+
+
+def _prelu(e: Environment, x: Expr, positive: Expr, negative: Expr) -> Expr:
+    d = bind(_centred(e, x, "x_zero_point"))
+    m = T.Select(d < splat(0, "int32", e.lanes), negative, positive)
+    return e.saturate(e.isa.rescale(_shifted(e, d), m, e.scalar("shift")))
+
+
+def _mul(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
+    product = _centred(e, x, "x_zero_point") * _centred(e, r, "r_zero_point")
+    return e.saturate(e.isa.rescale(_shifted(e, product), multiplier, e.scalar("shift")))
+
+
+def _add_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+    a = node.attrs
+    constant = (1 << a["shift"] >> 1) - a["x_zero_point"] * a["x_multiplier"] - a["r_zero_point"] * a["r_multiplier"]
+    return {"x_multiplier": a["x_multiplier"], "r_multiplier": a["r_multiplier"], "constant": _wrap(constant),
+            "shift": a["shift"], **{n: a[n] for n in BOUNDS}}, ()
+
+
+def _add(e: Environment, x: Expr, r: Expr) -> Expr:
+    acc = widen(x) * e.vector("x_multiplier") + widen(r) * e.vector("r_multiplier") + e.vector("constant")
+    return e.saturate(T.shift_right(acc, e.vector("shift")))
+
+
+def _residual_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+    a = node.attrs
+    constant = (1 << (a["shift"] - 1)) - a["r_zero_point"] * a["r_multiplier"]
+    pre = {"pre": a["pre"]} if a["pre"] else {}
+    return {"r_multiplier": a["r_multiplier"], "constant": _wrap(constant), "shift": a["shift"], **pre,
+            **{n: a[n] for n in BOUNDS}}, tuple(pre)
+
+
+def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
+    acc = e.isa.mulhi(_shifted(e, widen(x)), multiplier) + widen(r) * e.vector("r_multiplier") + e.vector("constant")
+    return e.saturate(T.shift_right(acc, e.vector("shift")))
+
+
+def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+    x, table = types
+    if x.dtype in ("int8", "uint8"):
+        if table.size != 256 or node.attrs["first"] != RANGES[x.dtype][0]:
+            raise CompileError(f"{node.name}: a table for {x.dtype} has 256 elements from {RANGES[x.dtype][0]} on")
+        return {}, ("bytes",)
+    return {"first": node.attrs["first"], "last": table.size - 1}, ()
+
+
+def _lut(e: Environment, x: Expr, table: Pointer) -> Expr:
+    if e.has("bytes"):
+        return e.isa.lookup(table, code_bytes(x))
+    index = bind(T.max(T.min(widen(x) - e.vector("first"), e.vector("last")), splat(0, "int32", e.lanes)))
+    return table.gather(index)
+
+
+def _cast_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+    low, high = RANGES[node.attrs["dtype"]]
+    offset = node.attrs["offset"]
+    limit = lambda v: min(max(v, -INT32_MAX - 1), INT32_MAX)
+    return {"low": limit(low - offset), "high": limit(high - offset), "offset": offset}, ()
+
+
+def _cast(e: Environment, x: Expr) -> Expr:
+    y = T.max(T.min(widen(x), e.vector("high")), e.vector("low")) + e.vector("offset")
+    return y if e.step.dtype == "int32" else cast(y, e.step.dtype)
+
+
+STEPS: dict[str, Rule] = {
+    "requantize": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _requantize),
+    "prelu": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _prelu),
+    "mul": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "r_zero_point", "pre")), _mul),
+    "add": Rule(_add_scalars, _add),
+    "add_residual": Rule(_residual_scalars, _add_residual),
+    "lut": Rule(_lut_scalars, _lut),
+    "cast": Rule(_cast_scalars, _cast),
+    "bias_add": Rule(_numbers(), lambda e, x, bias: widen(x) + widen(bias)),
+}
+
+__all__ = ["STEPS", "Chain", "Emitter", "fusable", "head_and_chain", "operand_kind", "widen"]

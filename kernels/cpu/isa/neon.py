@@ -1,0 +1,80 @@
+"""64-bit ARM: NEON, with dot products (ARMv8.2) and matrix products (i8mm)."""
+from __future__ import annotations
+
+from qcompile.kernels.cpu.builder import (
+    Expr,
+    Pointer,
+    T,
+    bind,
+    by_parts,
+    concat,
+    dtype_of,
+    intrinsic,
+    lanes_of,
+    splat,
+)
+from qcompile.kernels.cpu.isa.base import Isa
+
+PREFIX = "llvm.aarch64.neon."
+
+
+class Neon(Isa):
+    name = "neon"
+    lanes = 4
+    registers = 32
+    width = 16
+    table_width = 16
+
+    def round_shift(self, x: Expr, shift: Expr) -> Expr:
+        """srshl rounds without overflow."""
+        if lanes_of(x) < self.lanes:
+            return super().round_shift(x, shift)
+        right = bind(splat(0 - shift, "int32", 4))
+        return by_parts(4, lambda part: intrinsic("int32x4", PREFIX + "srshl.v4i32", part, right), x)
+
+    def rescale(self, x: Expr, m: Expr, shift: Expr) -> Expr:
+        """sqdmulh gives floor(2 x m / 2^32), one bit more than mulhi; the rounding shift drops it: floors compose."""
+        if lanes_of(x) < self.lanes:
+            return super().rescale(x, m, shift)
+        doubled = by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqdmulh.v4i32", a, b), x, m)
+        return self.round_shift(doubled, shift + 1)
+
+    def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
+        """int8: through saturated int16, where the zero point is added; saturating first changes nothing after the clamp."""
+        n = lanes_of(x)
+        if dtype != "int8" or n % 8:
+            return super().saturate(x, zero_point, qmin, qmax, dtype)
+        zp = bind(splat(zero_point, "int16", 8))
+        narrow = lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part)
+        bytes8 = lambda part: intrinsic("int8x8", PREFIX + "sqxtn.v8i8", intrinsic("int16x8", PREFIX + "sqadd.v8i16", part, zp))
+        y = by_parts(8, bytes8, by_parts(4, narrow, x))
+        return T.max(T.min(y, splat(qmax, "int8", n)), splat(qmin, "int8", n))
+
+    def lookup(self, table: Pointer, x: Expr) -> Expr:
+        """tbl and tbx over four registers of the table at a time; an index out of range leaves the lane as it was."""
+        n = lanes_of(x)
+        if table.dtype not in ("int8", "uint8") or n not in (8, 16, 32, 64):
+            return super().lookup(table, x)
+        rows = [bind(table.load(16 * i, 16)) for i in range(16)]
+        return by_parts(16, lambda part: self._lookup_register(rows, part), x)
+
+    def _lookup_register(self, rows: list[Expr], x: Expr) -> Expr:
+        n = lanes_of(x)
+        kind = f"{dtype_of(rows[0])}x{n}"
+        index = bind(x)
+        y = intrinsic(kind, f"{PREFIX}tbl4.v{n}i8", *rows[:4], index)
+        for quarter in range(1, 4):
+            y = intrinsic(kind, f"{PREFIX}tbx4.v{n}i8", y, *rows[4 * quarter:4 * quarter + 4],
+                          index - splat(64 * quarter, "uint8", n))
+        return y
+
+
+class NeonDotprod(Neon):
+    name = "neon_dotprod"
+
+
+class NeonI8mm(NeonDotprod):
+    name = "neon_i8mm"
+
+
+__all__ = ["Neon", "NeonDotprod", "NeonI8mm", "concat"]

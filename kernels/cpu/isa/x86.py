@@ -1,0 +1,80 @@
+"""x86-64: AVX2, AVX-VNNI and AVX512-VNNI."""
+from __future__ import annotations
+
+from qcompile.kernels.cpu.builder import (
+    Expr,
+    Pointer,
+    T,
+    bind,
+    by_parts,
+    concat,
+    dtype_of,
+    intrinsic,
+    lanes_of,
+    reinterpret,
+    splat,
+)
+from qcompile.kernels.cpu.isa.base import Isa
+
+
+class X86(Isa):
+    """vpmuldq multiplies the even lanes, so a product of all lanes is two of them: even and odd."""
+
+    def mulhi(self, x: Expr, m: Expr) -> Expr:
+        return by_parts(self.lanes, self._mulhi_register, x, m)
+
+    def _mulhi_register(self, x: Expr, m: Expr) -> Expr:
+        half = lanes_of(x) // 2
+        if not half:
+            return super().mulhi(x, m)
+        const = lambda value: splat(value, "int64", half)
+        x64, m64 = bind(reinterpret(x, "int64", half)), bind(reinterpret(m, "int64", half))
+        low = lambda z: T.shift_right(T.shift_left(z, const(32)), const(32))
+        high = lambda z: T.shift_right(z, const(32))
+        even = reinterpret(low(x64) * low(m64), "uint64", half)
+        odd = high(x64) * high(m64)
+        return reinterpret(T.bitwise_or(reinterpret(T.shift_right(even, splat(32, "uint64", half)), "int64", half),
+                                        T.bitwise_and(odd, const(-(1 << 32)))), "int32", 2 * half)
+
+
+class Avx2(X86):
+    name = "avx2"
+    lanes = 8
+    registers = 16
+    width = 16
+
+
+class AvxVnni(Avx2):
+    name = "avxvnni"
+
+
+class Avx512(X86):
+    name = "avx512vnni"
+    lanes = 16
+    registers = 32
+    width = 16
+
+
+class Avx512Vbmi(Avx512):
+    """Adds byte permutes across the register: a table of 256 bytes is two vpermi2b and a blend."""
+
+    name = "avx512vbmi"
+    width = 64
+    table_width = 64
+
+    def lookup(self, table: Pointer, x: Expr) -> Expr:
+        if table.dtype not in ("int8", "uint8"):
+            return super().lookup(table, x)
+        quarters = [bind(table.load(64 * i, 64)) for i in range(4)]
+        return by_parts(64, lambda part: self._lookup_register(quarters, part), x)
+
+    def _lookup_register(self, quarters: list[Expr], x: Expr) -> Expr:
+        n = lanes_of(x)
+        x = bind(x)
+        index = bind(x if n == 64 else concat([x] * (64 // n)))
+        dtype = f"{dtype_of(quarters[0])}x64"
+        low, high = (intrinsic(dtype, "llvm.x86.avx512.vpermi2var.qi.512", a, index, b)
+                     for a, b in (quarters[:2], quarters[2:]))
+        # the top bit of the index selects the half of the table
+        chosen = T.Select(index < splat(128, "uint8", 64), low, high)
+        return chosen if n == 64 else T.Shuffle([chosen], list(range(n)))
