@@ -96,7 +96,7 @@ def _one_writer(folder: Path) -> Iterator[None]:
 
 def _manifest(spec: ArtifactSpec, library: bytes, proof: Proof) -> dict[str, object]:
     counts = asdict(proof)
-    return {
+    manifest = {
         "name": spec.name, "target": spec.target.name, "cpu": spec.target.cpu, "arch": spec.target.arch,
         "cpu_flags": list(spec.target.cpuinfo_flags), "emulation": spec.target.emulation,
         "library": f"lib{spec.name}.so", "header": f"{spec.name}.h", "abi_version": ABI_VERSION,
@@ -105,8 +105,11 @@ def _manifest(spec: ArtifactSpec, library: bytes, proof: Proof) -> dict[str, obj
         "outputs": [tensor.to_manifest() for tensor in spec.outputs],
         "macs": spec.macs, "tool_version": tool_version(), "library_sha256": hashlib.sha256(library).hexdigest(),
         "library_bytes": len(library), "weights_bytes": len(spec.weights), "code_bytes": counts.pop("code_bytes"),
-        "proof": counts, **spec.extra,
+        "proof": counts,
     }
+    if manifest.keys() & spec.extra.keys():
+        raise ValueError(f"{', '.join(manifest.keys() & spec.extra.keys())}: the manifest has its own")
+    return {**manifest, **spec.extra}
 
 
 def tool_version() -> str:

@@ -44,15 +44,19 @@ def link_library(spec: ArtifactSpec) -> tuple[bytes, str]:
                            ("exports.map", f"{{ global:{exports} local: *; }};\n".encode())):
             (folder / file).write_bytes(data)
         try:
-            compile_c(folder, "shim.c", "shim.o", spec.target.triple, _cpu_flags(spec.target))
+            compile_c(folder, "shim.c", "shim.o", spec.target.triple, cpu_flags(spec.target))
             link(folder, *_LINK_FLAGS, "-soname", f"lib{spec.name}.so", "-o", "library.so", "shim.o", *objects)
         except ToolError as error:
             raise CompileError(f"{spec.name}: {_first_missing_symbol(str(error)) or error}") from error
         return (folder / "library.so").read_bytes(), header
 
 
-def _cpu_flags(target: Target) -> list[str]:
-    return [f"-march={target.mcpu}" if target.arch == "x86_64" else f"-mcpu={target.mcpu}"]
+def cpu_flags(target: Target) -> list[str]:
+    """clang's options for the code that TVM's ``target.llvm`` stands for: x86 takes features apart, ARM in one word."""
+    features = [("" if feature[0] == "+" else "no", feature[1:]) for feature in target.mattr]
+    if target.arch == "x86_64":
+        return [f"-march={target.mcpu}", *(f"-m{no and 'no-'}{name}" for no, name in features)]
+    return ["-mcpu=" + "+".join([target.mcpu, *(no + name for no, name in features)])]
 
 
 def _defined_symbols(data: bytes, index: int, spec: ArtifactSpec) -> set[str]:
