@@ -1,0 +1,209 @@
+"""A small mutable view of an ONNX graph that the passes share.
+
+Nodes are a list in topological order; constants are numpy arrays by name. A pass looks patterns up through
+`producer` and `consumers`, edits nodes in place or appends new ones, and calls `update`, which prunes what nobody
+reads, sorts, and rebuilds the maps. No pass handles node indices.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+Shape = tuple[int, ...]
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Value of a node's attribute (strings decoded), or `default` where the node does not carry it."""
+    for a in node.attribute:
+        if a.name == name:
+            value = helper.get_attribute_value(a)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def set_attribute(node: NodeProto, name: str, value: Any) -> None:
+    """Set or replace an attribute; None removes it."""
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    if value is not None:
+        node.attribute.append(helper.make_attribute(name, value))
+
+
+def label(node: NodeProto) -> str:
+    """How error messages call a node: its type and name, or its first output where it has no name."""
+    return f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
+
+
+class Graph:
+    """Nodes, constants and static facts of one ONNX model.
+
+    Attributes: `nodes` in topological order, `constants` {name: array}, `inputs` and `outputs` (ValueInfoProto),
+    `shapes` {name: shape} and `dtypes` {name: TensorProto type} as far as known, `opsets` {domain: version}.
+    """
+
+    def __init__(self, model: onnx.ModelProto):
+        g = model.graph
+        self.model = model
+        self.nodes = [NodeProto.FromString(n.SerializeToString()) for n in g.node]
+        self.constants = {t.name: numpy_helper.to_array(t) for t in g.initializer}
+        self.inputs = [v for v in g.input if v.name not in self.constants]
+        self.outputs = list(g.output)
+        self.opsets = {o.domain: o.version for o in model.opset_import}
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, int] = {}
+        self.note_types([*g.input, *g.value_info, *g.output])
+        self._names = {n for node in self.nodes for n in [*node.input, *node.output]} | set(self.constants)
+        self.changed = False
+        self.update()
+        self.changed = False
+
+    # --- looking up -------------------------------------------------------------------------------------------
+    def producer(self, name: str, *op_types: str) -> NodeProto | None:
+        """The node that makes `name`, if any and (where given) if it is one of `op_types`."""
+        node = self._producers.get(name)
+        return node if node is not None and (not op_types or node.op_type in op_types) else None
+
+    def consumers(self, name: str) -> list[NodeProto]:
+        return self._consumers.get(name, [])
+
+    def only_consumer(self, name: str, *op_types: str) -> NodeProto | None:
+        """The single node that reads `name` (once, and the tensor is no graph output), or None."""
+        users = self.consumers(name)
+        if len(users) != 1 or name in self.output_names or list(users[0].input).count(name) != 1:
+            return None
+        return users[0] if not op_types or users[0].op_type in op_types else None
+
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants
+
+    def scalar(self, name: str) -> float | None:
+        """Value of a constant with one element, else None."""
+        value = self.constants.get(name)
+        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 and value.dtype != object else None
+
+    def rank(self, name: str) -> int | None:
+        shape = self.shape(name)
+        return None if shape is None else len(shape)
+
+    def shape(self, name: str) -> Shape | None:
+        if name in self.constants:
+            return tuple(self.constants[name].shape)
+        return self.shapes.get(name)
+
+    def is_float(self, name: str) -> bool:
+        if name in self.constants:
+            return self.constants[name].dtype in (np.float32, np.float64, np.float16)
+        return self.dtypes.get(name) in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+    @property
+    def output_names(self) -> set[str]:
+        return {o.name for o in self.outputs}
+
+    # --- editing ----------------------------------------------------------------------------------------------
+    def fresh(self, base: str) -> str:
+        """A tensor or node name that is not in use yet."""
+        name, k = base, 0
+        while name in self._names:
+            k += 1
+            name = f"{base}_{k}"
+        self._names.add(name)
+        return name
+
+    def constant(self, base: str, value: np.ndarray) -> str:
+        """Add a constant and return its name."""
+        name = self.fresh(base)
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def add(self, op_type: str, inputs: Sequence[str], base: str | Sequence[str], domain: str = "", **attrs: Any) -> str:
+        """Append a node; a string `base` names one fresh output, a list gives the exact output names. Returns the first."""
+        outputs = [self.fresh(base)] if isinstance(base, str) else list(base)
+        attrs = {k: v for k, v in attrs.items() if v is not None}
+        self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], domain=domain, **attrs))
+        return outputs[0]
+
+    def replace_uses(self, old: str, new: str, only: Iterable[NodeProto] | None = None) -> None:
+        """Let the readers of `old` (or those in `only`) read `new`."""
+        for node in list(self.consumers(old)) if only is None else only:
+            for i, name in enumerate(node.input):
+                if name == old:
+                    node.input[i] = new
+
+    def replace(self, node: NodeProto, op_type: str, inputs: Sequence[str], domain: str = "", **attrs: Any) -> None:
+        """Turn the producer of `node`'s first output into another op, keeping that output's name."""
+        attrs = {k: v for k, v in attrs.items() if v is not None}
+        node.CopyFrom(helper.make_node(op_type, list(inputs), [node.output[0]], name=node.name, domain=domain, **attrs))
+
+    def bypass(self, node: NodeProto, source: str) -> None:
+        """Remove a node whose output equals `source`; a graph output keeps its name."""
+        out = node.output[0]
+        if out not in self.output_names:
+            self.replace_uses(out, source)
+        elif self.producer(source) is not None and source not in self.output_names:
+            maker = self.producer(source)
+            self.replace_uses(source, out)
+            for i, name in enumerate(maker.output):
+                if name == source:
+                    maker.output[i] = out
+        else:
+            return      # an output that repeats an input or another output stays as an Identity
+        self.nodes = [n for n in self.nodes if n is not node]
+        self.update()
+
+    def update(self) -> None:
+        """After edits: sort topologically, drop nodes and constants that lead to no output, rebuild the maps."""
+        self.changed = True
+        self._producers = {o: n for n in self.nodes for o in n.output if o}
+        order: list[NodeProto] = []
+        seen: set[int] = set()
+        for output in self.outputs:
+            stack = [(self._producers.get(output.name), False)]
+            while stack:
+                node, done = stack.pop()
+                if node is None:
+                    continue
+                if done:
+                    order.append(node)
+                elif id(node) not in seen:
+                    seen.add(id(node))
+                    stack.append((node, True))
+                    stack.extend((self._producers.get(i), False) for i in reversed(list(node.input)))
+        self.nodes = order
+        self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self._consumers[name].append(node)
+        read = set(self._consumers) | self.output_names
+        self.constants = {k: v for k, v in self.constants.items() if k in read}
+
+    # --- types and the model ------------------------------------------------------------------------------------
+    def note_types(self, values: Iterable[ValueInfoProto]) -> None:
+        """Remember shapes (where every dimension is known) and element types of `values`."""
+        for v in values:
+            t = v.type.tensor_type
+            if v.type.HasField("tensor_type") and t.elem_type:
+                self.dtypes[v.name] = t.elem_type
+                if t.HasField("shape") and all(d.HasField("dim_value") for d in t.shape.dim):
+                    self.shapes[v.name] = tuple(d.dim_value for d in t.shape.dim)
+
+    def to_model(self) -> onnx.ModelProto:
+        """The graph as a ModelProto: nodes, initializers, inputs, outputs and the known shapes as value_info."""
+        known = [helper.make_tensor_value_info(o, self.dtypes[o], self.shapes[o])
+                 for n in self.nodes for o in n.output
+                 if o in self.shapes and o in self.dtypes and o not in self.output_names]
+        outputs = [helper.make_tensor_value_info(o.name, self.dtypes[o.name], self.shapes[o.name])
+                   if o.name in self.shapes and o.name in self.dtypes else o for o in self.outputs]
+        inits = [numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), k) for k, v in self.constants.items()]
+        graph = helper.make_graph(self.nodes, self.model.graph.name or "model", self.inputs, outputs, inits, value_info=known)
+        opsets = [helper.make_opsetid(d, v) for d, v in self.opsets.items()]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="qcompile")
+        model.metadata_props.extend(self.model.metadata_props)
+        return model

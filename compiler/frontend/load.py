@@ -1,0 +1,144 @@
+"""Reads an ONNX model and refuses, with one clear message, what the compiler could not honour."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper, numpy_helper
+from qcompile.frontend.graph import label
+from qcompile.targets.errors import CompileError
+
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap", "Optional", "OptionalGetElement", "SequenceConstruct",
+                "SequenceAt", "SequenceInsert", "SplitToSequence", "ConcatFromSequence", "SequenceEmpty"}
+QUANTIZE_OPS = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+
+
+def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+    """Read and check a model, external weights included.
+
+    `source` is a path or a ModelProto. Raises CompileError for a missing, truncated or foreign file, missing or
+    short external data, a graph the ONNX checker refuses, control flow, NaN or infinite weights, and quantization
+    scales that are not positive and finite.
+    """
+    model = source if isinstance(source, onnx.ModelProto) else _read(Path(source))
+    if not model.graph.node or not model.graph.output:
+        raise CompileError("the model has an empty graph: it is no ONNX model, or the file is truncated; export it again")
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _check_nodes(model)
+    _check_constants(model)
+    _check_graph(model)
+    return model
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise CompileError(f"{path}: no such file")
+    if path.is_dir():
+        raise CompileError(f"{path}: is a folder; give the .onnx file inside it")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, OSError) as e:
+        raise CompileError(f"{path}: not an ONNX model, or truncated ({type(e).__name__}); export it again") from e
+    root = path.resolve().parent
+    for tensor in _tensors(model):
+        if external_data_helper.uses_external_data(tensor):
+            _read_external(tensor, root)
+    return model
+
+
+def _read_external(tensor: onnx.TensorProto, root: Path) -> None:
+    """Load one external tensor; its file must lie beside or below the model."""
+    info = {e.key: e.value for e in tensor.external_data}
+    file = (root / info.get("location", "")).resolve()
+    if not file.is_relative_to(root):
+        raise CompileError(f"weight '{tensor.name}': its external data lies outside the model's folder "
+                           f"({info.get('location')}); move the file beside the model")
+    if not file.is_file():
+        raise CompileError(f"weight '{tensor.name}': external data file {info.get('location')!r} is missing beside the model")
+    try:
+        offset, length = int(info.get("offset", 0)), info.get("length")
+        size = file.stat().st_size
+        wanted = int(length) if length is not None else size - offset
+    except ValueError as e:
+        raise CompileError(f"weight '{tensor.name}': external data offset or length is not a number") from e
+    if offset < 0 or wanted < 0 or offset + wanted > size:
+        raise CompileError(f"weight '{tensor.name}': external data file {file.name!r} is too short; copy it again")
+    with file.open("rb") as f:
+        f.seek(offset)
+        tensor.raw_data = f.read(wanted)
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _tensors(model: onnx.ModelProto):
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.TENSOR:
+                yield a.t
+
+
+def _check_nodes(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type in CONTROL_FLOW:
+            raise CompileError(f"node {label(node)}: control flow and sequences cannot be compiled to a static integer "
+                               "program; export the model with fixed shapes and constant conditions")
+
+
+def _check_constants(model: onnx.ModelProto) -> None:
+    values: dict[str, np.ndarray] = {}
+    for tensor in model.graph.initializer:
+        values[tensor.name] = _finite(tensor, tensor.name)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].type == onnx.AttributeProto.TENSOR:
+            values[node.output[0]] = _finite(node.attribute[0].t, node.output[0])
+    for node in model.graph.node:
+        if node.op_type in QUANTIZE_OPS and len(node.input) > 1 and node.input[1] in values:
+            scale = values[node.input[1]].astype(np.float64)
+            if not (np.isfinite(scale).all() and (scale > 0).all()):
+                raise CompileError(f"node {label(node)}: scale '{node.input[1]}' must be positive and finite, "
+                                   f"it has {scale.min():g}; quantize the model again")
+
+
+def _finite(tensor: onnx.TensorProto, name: str) -> np.ndarray:
+    """The array of a constant; NaN is refused, and infinity in anything larger than a mask fill value."""
+    try:
+        value = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as e:
+        raise CompileError(f"weight '{name}': its data does not fit its shape {list(tensor.dims)}; the file is damaged") from e
+    if value.dtype in (np.float16, np.float32, np.float64):
+        # -inf alone is how exporters write an attention mask; NaN and +inf are never meant
+        if np.isnan(value).any() or np.isposinf(value).any():
+            raise CompileError(f"weight '{name}': has NaN or infinite values; train or export the model again")
+        if np.isneginf(value).any() and not np.isin(value[~np.isneginf(value)], (0.0, 1.0)).all():
+            raise CompileError(f"weight '{name}': has infinite values; train or export the model again")
+    return value
+
+
+def _check_graph(model: onnx.ModelProto) -> None:
+    """The ONNX checker, on a copy whose large weights are declared instead of carried (it serialises its input)."""
+    try:
+        onnx.checker.check_model(model if model.ByteSize() < 2**28 else _without_weights(model))
+    except onnx.checker.ValidationError as e:
+        raise CompileError(f"the ONNX checker refuses the model: {str(e).strip().splitlines()[0]}") from e
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    kept = []
+    names = {v.name for v in light.graph.input}
+    for t in light.graph.initializer:
+        if t.ByteSize() < 4096:
+            kept.append(t)
+        elif t.name not in names:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    return light

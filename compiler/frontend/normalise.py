@@ -1,0 +1,78 @@
+"""Brings any accepted ONNX model into one form: static shapes, opset 21, folded constants, operators by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from qcompile.frontend.fold_constants import fold_constants
+from qcompile.frontend.fold_scales import (
+    batch_norm_to_affine,
+    fold_before_conv,
+    fold_into_linear,
+    hoist_matmul_factors,
+    merge_scalar_factors,
+)
+from qcompile.frontend.fuse_activations import fuse_activations
+from qcompile.frontend.fuse_norms import fuse_norms
+from qcompile.frontend.graph import Graph
+from qcompile.frontend.opset import upgrade_opset
+from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
+from qcompile.frontend.simplify import (
+    explicit_reshapes,
+    merge_transposes,
+    move_into_weights,
+    plain_gemm,
+    remove_no_ops,
+    unflatten_gemm,
+)
+
+PASSES = [
+    fold_constants,             # what depends on constants and shapes only becomes an initializer
+    remove_no_ops,              # Identity, Dropout, Casts and Reshapes without effect
+    explicit_reshapes,          # Reshape targets without 0 and -1
+    merge_transposes,           # Transpose of Transpose, Reshape of Reshape
+    move_into_weights,          # Transpose of a dequantized weight
+    plain_gemm,                 # Gemm without alpha, beta, transA
+    unflatten_gemm,             # Reshape, Gemm, Reshape: MatMul and Add
+    fuse_norms,                 # LayerNormalization, InstanceNormalization, RMSNormalization
+    fuse_activations,           # Gelu, HardSwish, HardSigmoid, Mish
+    batch_norm_to_affine,       # BatchNormalization: Mul and Add
+    fold_into_linear,           # Mul, Add after a layer: its weights and bias
+    fold_before_conv,           # Mul, Add before a convolution: its weights and bias
+    hoist_matmul_factors,       # scalar factors of attention operands: behind the MatMul
+    merge_scalar_factors,       # factors of factors
+]
+ROUNDS = 12
+
+
+def normalise(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None,
+              notes: list[str] | None = None) -> onnx.ModelProto:
+    """The model in normal form; computes what `model` computes, up to float rounding.
+
+    `shapes` fixes dynamic axes: {input name: full shape}. `notes` receives remarks for the user. The result has opset
+    21 (23 where RMSNormalization occurs), no inputs that repeat initializers, and a static shape for every tensor.
+    Raises CompileError where shapes stay unknown or a constant expression cannot be evaluated.
+    """
+    notes = [] if notes is None else notes
+    graph = Graph(model)
+    fix_input_shapes(graph, shapes, notes)
+    infer_shapes(graph)
+    upgrade_opset(graph)
+    for _ in range(ROUNDS):
+        graph.changed = False
+        for transform in PASSES:
+            transform(graph)
+        if not graph.changed:
+            break
+    infer_shapes(graph)
+    check_static(graph)
+    for node in graph.nodes:
+        node.name = node.name or node.output[0]
+    return graph.to_model()
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs."""
+    return any(n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear") or
+               n.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear") for n in model.graph.node)

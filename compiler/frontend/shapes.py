@@ -1,0 +1,90 @@
+"""Static shapes: gives dynamic axes a size and infers the shape and type of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+from qcompile.frontend.graph import Graph, label
+from qcompile.targets.errors import CompileError
+
+SMALL = 4096    # constants up to this many elements take part in shape inference by value
+
+
+def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None, notes: list[str]) -> None:
+    """Give every graph input a static shape.
+
+    `shapes` maps input names to full shapes. An unknown first axis becomes 1 where it is the input's only unknown
+    axis (a note says so). Raises CompileError for any other unknown axis, an unknown name, or a shape that
+    contradicts the model's.
+    """
+    shapes = dict(shapes or {})
+    names = [v.name for v in graph.inputs]
+    for name in shapes:
+        if name not in names:
+            raise CompileError(f"--shapes {name}: the model has no such input; its inputs are {', '.join(names)}")
+    fixed = []
+    for value in graph.inputs:
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type"):
+            raise CompileError(f"input '{value.name}' is not a tensor; export the model with tensor inputs")
+        declared = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim]
+        ranked = tensor.HasField("shape")
+        shape = shapes.get(value.name)
+        if shape is not None:
+            shape = tuple(int(s) for s in shape)
+            clash = ranked and (len(shape) != len(declared) or any(d not in (None, s) for d, s in zip(declared, shape)))
+            if clash or any(s < 1 for s in shape):
+                raise CompileError(f"--shapes {value.name}:{'x'.join(map(str, shape))} contradicts the model, which "
+                                   f"declares {['?' if d is None else d for d in declared]}")
+        else:
+            unknown = [i for i, d in enumerate(declared) if d is None]
+            if not ranked or any(i != 0 for i in unknown):
+                axis = next((i for i in unknown if i != 0), 0)
+                example = "x".join(str(d or (1 if i == 0 else 224)) for i, d in enumerate(declared)) or "1x3x224x224"
+                raise CompileError(f"input '{value.name}': axis {axis} has no fixed size; "
+                                   f"give it with --shapes {value.name}:{example}")
+            shape = tuple(d or 1 for d in declared)
+            if unknown:
+                notes.append(f"input '{value.name}': the dynamic batch axis was fixed to 1")
+        fixed.append(helper.make_tensor_value_info(value.name, tensor.elem_type, shape))
+    if [v.SerializeToString() for v in fixed] == [v.SerializeToString() for v in graph.inputs]:
+        return
+    graph.inputs = fixed
+    graph.shapes.clear()
+    graph.outputs = [helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, None) for o in graph.outputs]
+    graph.changed = True
+
+
+def infer_shapes(graph: Graph) -> None:
+    """Infer shapes and types of all tensors (ONNX shape inference with data propagation); large weights stay out."""
+    declared = [helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+                for k, v in graph.constants.items() if v.size > SMALL]
+    small = [onnx.numpy_helper.from_array(v, k) for k, v in graph.constants.items() if v.size <= SMALL]
+    inputs = [*graph.inputs, *declared]
+    bare = [helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, None) for o in graph.outputs]
+    skeleton = helper.make_model(helper.make_graph(graph.nodes, "shapes", inputs, bare, small),
+                                 opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()], ir_version=10)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
+    except Exception as e:      # the C++ inference raises several types
+        raise CompileError(f"shape inference fails: {str(e).strip().splitlines()[0]}") from e
+    graph.shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.inputs}
+    graph.note_types([*inferred.graph.value_info, *inferred.graph.output])
+
+
+def check_static(graph: Graph) -> None:
+    """Raise CompileError naming the first node whose result has no static shape."""
+    for node in graph.nodes:
+        for o in node.output:
+            if o and (o not in graph.shapes or o not in graph.dtypes):
+                raise CompileError(f"node {label(node)}: the shape of its result '{o}' depends on data or is unknown; "
+                                   "export the model with fixed shapes, or give them with --shapes")
+            if o and 0 in graph.shapes[o] and o in graph.output_names:
+                raise CompileError(f"node {label(node)}: its result '{o}' is empty, shape {graph.shapes[o]}")
+
+
+def element_count(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
