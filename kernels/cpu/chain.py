@@ -69,7 +69,7 @@ def head_and_chain(ctx: NodeContext, isa: Isa) -> tuple[Node, Chain]:
     body = ctx.node.body if ctx.node.op == "fused" else (ctx.node,)
     types = dict(ctx.types)
     types[body[0].name] = infer_node(body[0], types)
-    return body[0], Chain(body[1:], body[0].name, types, ctx.constants, isa)
+    return body[0], Chain(body[1:], body[0].name, types, ctx.constants, isa, ctx.node.name)
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,13 @@ class Chain:
     """steps on `source` (the name of the incoming value), for values of `types[source].shape`.
 
     key: what the code depends on. parameters: (name, dtype*) of the kernel's extra parameters, and operands: the call's,
-    in the same order. dtype: of the result. width: channels that one call of emit should carry where it can choose.
+    in the same order. dtype: of the result, `result` its name. width: channels that one call of emit should carry where it can choose.
     """
 
     def __init__(self, steps: Sequence[Node], source: str, types: dict[str, Type], constants: dict[str, np.ndarray],
-                 isa: Isa) -> None:
+                 isa: Isa, result: str = "") -> None:
         self.isa = isa
+        self.result = result
         self.source = source
         self.shape = types[source].shape
         self.channels = self.shape[-1] if self.shape else 1

@@ -1,0 +1,4 @@
+"""Convolutions, dense layers and products of activations, with fused epilogues."""
+from qcompile.kernels.cpu.linear.conv import lower_conv2d, lower_dense
+
+LOWERINGS = {"conv2d": lower_conv2d, "dense": lower_dense}

@@ -1,0 +1,119 @@
+"""Lowering of dense layers and convolutions to the matrix-product kernels."""
+from __future__ import annotations
+
+import numpy as np
+from qcompile.kernels.cpu.chain import Chain, head_and_chain
+from qcompile.kernels.cpu.isa import get_isa
+from qcompile.kernels.cpu.isa.dot import DOTS
+from qcompile.kernels.cpu.isa.taps import TAP_DOTS
+from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
+from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_weights
+from qcompile.kernels.cpu.linear.padding import pad_image, padded_shape
+from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
+from qcompile.kernels.dialect import Type
+from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
+from qcompile.kernels.program import Node, infer_node
+from qcompile.targets.errors import CompileError
+from qcompile.targets.target import Target
+
+PARALLEL_MACS = 1 << 18       # smaller layers are not worth waking threads for
+PARALLEL_TASKS = 8
+
+
+def lower_dense(ctx: NodeContext) -> list[KernelCall]:
+    """dense [..., K] -> [..., N], with what follows it."""
+    head, chain = head_and_chain(ctx, get_isa(ctx.target))
+    x, weight, bias = _operands(ctx, head)
+    k = x.shape[-1]
+    return [matrix_call(ctx.target, chain, Buffer(head.inputs[0]), x.dtype, fold_bias(bias, weight, head.attrs["x_zero_point"]),
+                        weight.reshape(len(weight), 1, k)[None], rows=x.size // k if k else 0, pixel_step=k)]
+
+
+def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
+    """conv2d [N, H, W, C] -> [N, OH, OW, O], with what follows it."""
+    head, chain = head_and_chain(ctx, get_isa(ctx.target))
+    x, weight, bias = _operands(ctx, head)
+    a = head.attrs
+    out = infer_node(head, ctx.types)
+    if 0 in out.shape or min(out.shape) < 0:
+        raise CompileError(f"{head.name}: the convolution's result {list(out.shape)} is empty; its kernel is larger than its input")
+    source: Buffer | Workspace = Buffer(head.inputs[0])
+    shape, calls = x.shape, []
+    if any(a["pads"]):
+        source, pad = pad_image(source, x.shape, list(a["pads"]), a["x_zero_point"], x.dtype, chain.isa)
+        shape, calls = padded_shape(x.shape, a["pads"]), [pad]
+    folded = fold_bias(bias, weight, a["x_zero_point"])
+    return [*calls, conv_call(ctx.target, chain, source, x.dtype, shape, out.shape, weight, folded, a)]
+
+
+def conv_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: str, shape: tuple[int, ...], out: tuple[int, ...],
+              weight: np.ndarray, bias: np.ndarray, a: dict) -> KernelCall:
+    """One call for a convolution of a padded image `shape` [N, H, W, C]."""
+    n, h, w, c = shape
+    (o, kh, kw, cg), groups = weight.shape, a["groups"]
+    (sh, sw), (dh, dw) = a["strides"], a["dilations"]
+    _, oh, ow, _ = out
+    pointwise = kh == kw == 1 and groups == 1 and sw == 1 and (sh == 1 or oh == 1) and (oh == h and ow == w)
+    if pointwise:
+        return matrix_call(target, chain, source, dtype, bias, weight.reshape(1, o, 1, c), rows=n * oh * ow, pixel_step=c)
+    if groups == c == o:
+        return matrix_call(target, chain, source, dtype, bias, weight.reshape(1, o, kh, kw), rows=oh * ow, pixel_step=sw * c, width=ow,
+                           row_step=sh * w * c, runs=kh, run_step=dh * w * c, tap_step=dw * c, images=n, x_image=h * w * c,
+                           depthwise=True)
+    contiguous = (dw == 1 or kw == 1) and groups == 1
+    runs, taps = (kh, 1) if contiguous else (kh, kw)
+    packed = weight.reshape(groups, o // groups, runs * taps, -1)
+    return matrix_call(target, chain, source, dtype, bias, packed, rows=oh * ow, pixel_step=sw * c, width=ow, row_step=sh * w * c,
+                       runs=runs, run_step=dh * w * c, taps=taps, tap_step=dw * c, images=n, x_image=h * w * c, x_group=cg)
+
+
+def matrix_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: str, bias: np.ndarray, weights: np.ndarray, *,
+                rows: int, pixel_step: int, width: int = 0, row_step: int = 0, runs: int = 1, run_step: int = 0, taps: int = 1,
+                tap_step: int = 0, images: int = 1, x_image: int = 0, x_group: int = 0,
+                depthwise: bool = False) -> KernelCall:
+    """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
+    groups, n, all_runs, run = weights.shape
+    tiling = choose_tiling((TAP_DOTS if depthwise else DOTS)[chain.isa.name], rows, n, run, all_runs)
+    packed = np.concatenate([pack_weights(g, tiling) for g in weights])
+    sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
+    sizes |= {"width": width, "row_step": row_step, "pixel_step": pixel_step, "x_image": x_image, "x_group": x_group, "runs": runs,
+              "run_step": run_step, "taps": taps, "tap_step": tap_step, "w_group": packed.size // groups}
+    macs = images * groups * rows * n * all_runs * run
+    geometry = Geometry(wraps=bool(width), runs=all_runs > 1, taps=taps > 1, outer=images * groups > 1,
+                        parallel=macs >= PARALLEL_MACS and sizes["tasks"] > 1, rest_taps=run % tiling.dot.group if depthwise else 0,
+                        depthwise=depthwise)
+    kernel = matrix_kernel("depthwise" if depthwise else "conv" if width else "dense", tiling, geometry, chain, dtype)
+    return KernelCall(kernel, (source, Constant(packed), Constant(bias), Buffer(chain.result), Constant(size_table(sizes)), *chain.operands))
+
+
+def plan_sizes(target: Target, tiling: Tiling, *, rows: int, n: int, run: int, all_runs: int, images: int, groups: int) -> dict[str, int]:
+    """How the work is cut into tasks: blocks of pixels whose activations stay in the L2 cache while panels pass by."""
+    panels = tiling.panels(n)
+    tiles = -(-rows // tiling.rows)
+    k_bytes = -(-run // tiling.dot.group) * tiling.dot.group * all_runs
+    block_tiles = max(1, min(tiles, target.l2 // 2 // max(1, k_bytes * tiling.rows)))
+    blocks = -(-tiles // block_tiles)
+    outer = len(panels) * images * groups
+    if outer * blocks < PARALLEL_TASKS:
+        blocks = min(tiles, -(-PARALLEL_TASKS // outer))
+    block_tiles = -(-tiles // blocks)
+    blocks = -(-tiles // block_tiles)
+    return {"tasks": outer * blocks, "panels": len(panels), "blocks": blocks, "groups": groups, "rows": rows, "block_tiles": block_tiles,
+            "run_groups": -(-run // tiling.dot.group), "panel_bytes": panels[0][1] * k_bytes, "group_channels": n, "channels": n * groups}
+
+
+def size_table(sizes: dict[str, int]) -> np.ndarray:
+    unknown = set(sizes) - set(SIZES)
+    if unknown:
+        raise KeyError(f"not sizes of a kernel: {unknown}")
+    return np.array([sizes.get(name, 0) for name in SIZES], np.int32)
+
+
+def _operands(ctx: NodeContext, head: Node) -> tuple[Type, np.ndarray, np.ndarray]:
+    name, weight, bias = head.inputs
+    missing = [i for i in (weight, bias) if i not in ctx.constants]
+    if missing:
+        raise CompileError(f"{head.name}: weights and bias must be constants, {', '.join(missing)} is computed at run time")
+    check_weights(head.name, ctx.constants[weight])
+    return ctx.types[name], ctx.constants[weight], ctx.constants[bias]
+

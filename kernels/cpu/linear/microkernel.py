@@ -1,0 +1,212 @@
+"""The one generator of matrix-product kernels: dense layers, convolutions and products of two activations.
+
+For each task (image, group, block of pixels, panel of channels), for each tile of pixels: clear the accumulators, walk
+the runs of K, add the bias, run the epilogue, store. A run is a stretch of contiguous bytes that all pixels of a tile
+read at the same distance from their own offsets: the whole K of a dense layer, one kernel row of a convolution, or one
+tap of a dilated or grouped one. The last tile of pixels starts early rather than being short.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, concat, function, local, store_lanes
+from qcompile.kernels.cpu.chain import Chain, Emitter
+from qcompile.kernels.cpu.isa.dot import Dot, Tile
+from qcompile.kernels.cpu.isa.taps import TapDot
+from qcompile.kernels.cpu.linear.tiles import Tiling
+from qcompile.kernels.lowering import Kernel
+
+# the table of sizes that a kernel reads, in this order; offsets and steps in elements
+SIZES = ("tasks", "panels", "blocks", "groups", "rows", "block_tiles", "width", "row_step", "pixel_step", "x_image", "x_group",
+         "runs", "run_step", "taps", "tap_step", "run_groups", "panel_bytes", "w_image", "w_group", "group_channels", "channels")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the loops look like.
+
+    wraps: pixels of a tile may lie on several rows of the image; runs: K has more than one run; taps: two loops of runs;
+    outer: several images or groups; parallel: tasks may run on several threads; depthwise: each channel reads its own
+    channel of x, a run is a row of taps, and its last group holds `rest_taps` of them (0: all).
+    """
+
+    wraps: bool = False
+    runs: bool = False
+    taps: bool = False
+    outer: bool = False
+    parallel: bool = False
+    depthwise: bool = False
+    rest_taps: int = 0
+
+
+def matrix_kernel(kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, w_dtype: str = "int8") -> Kernel:
+    """The kernel for a tiling, a geometry and an epilogue.
+
+    Its parameters: x, packed weights, int32 bias (padded), y, int32 table of SIZES, then the chain's.
+    """
+    dot = tiling.dot
+    shape = f"{tiling.rows}x{tiling.tile.columns if tiling.tile else tiling.tail.columns}"      # type: ignore[union-attr]
+    spec = (kind, dot.name, tiling.tile, tiling.tail, tiling.tail_valid, geometry, chain.isa.name, chain.key, chain.width, x_dtype)
+    code = hashlib.sha256(repr(spec).encode()).hexdigest()[:10]
+    name = f"{kind}_{x_dtype}_{shape}_{chain.isa.name}_{code}"
+
+    def build() -> Any:
+        parameters = [("x", x_dtype + "*"), ("w", w_dtype + "*"), ("bias", "int32*"), ("y", chain.dtype + "*"), ("sizes", "int32*"),
+                      *chain.parameters]
+        return function(name, parameters, lambda x, w, bias, y, sizes, *rest: Body(
+            tiling, geometry, chain, x, w, bias, y, sizes, rest).emit())
+
+    return Kernel(name, build)
+
+
+@dataclass
+class Body:
+    """Emission of one kernel."""
+
+    tiling: Tiling
+    geometry: Geometry
+    chain: Chain
+    x: Pointer
+    w: Pointer
+    bias: Pointer
+    y: Pointer
+    sizes: Pointer
+    chain_arguments: Sequence[Argument]
+
+    def size(self, name: str) -> Expr:
+        return self.sizes.load(SIZES.index(name))
+
+    def emit(self) -> None:
+        tasks = bind(self.size("tasks"))
+        with (T.parallel if self.geometry.parallel else T.serial)(0, tasks) as task:
+            self._task(task)
+
+    def _task(self, task: Expr) -> None:
+        rows = self.tiling.rows
+        panels, blocks = bind(self.size("panels")), bind(self.size("blocks"))
+        panel, rest = bind(T.truncmod(task, panels)), bind(T.truncdiv(task, panels))
+        x_base: Expr = T.int32(0)
+        w_base: Expr = panel * self.size("panel_bytes")
+        first_row: Expr = T.int32(0)
+        first_channel: Expr = T.int32(0)
+        if self.geometry.outer:
+            outer, rest = bind(T.truncdiv(rest, blocks)), bind(T.truncmod(rest, blocks))
+            groups = bind(self.size("groups"))
+            image, group = bind(T.truncdiv(outer, groups)), bind(T.truncmod(outer, groups))
+            x_base = bind(image * self.size("x_image") + group * self.size("x_group"))
+            w_base = w_base + image * self.size("w_image") + group * self.size("w_group")
+            first_row = bind(image * self.size("rows"))
+            first_channel = group * self.size("group_channels")
+        w_base = bind(w_base)
+        block_tiles = bind(self.size("block_tiles"))
+        tiles = bind(T.truncdiv(self.size("rows") + (rows - 1), T.int32(rows)))
+        emitter = self.chain.start(self.chain_arguments)
+        step = self.tiling.tile.columns if self.tiling.tile else 0
+        channel = bind(first_channel + panel * step)
+        if self.geometry.depthwise:
+            x_base = bind(x_base + channel)
+        with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
+            start = bind(T.min((rest * block_tiles + t) * rows, self.size("rows") - rows))
+            offsets = self._offsets(start, x_base)
+            if self.tiling.tile and self.tiling.tail:
+                with T.If(panel < panels - 1):
+                    with T.Then():
+                        self._tile(self.tiling.tile, step, offsets, w_base, first_row + start, channel, emitter)
+                    with T.Else():
+                        self._tile(self.tiling.tail, self.tiling.tail_valid, offsets, w_base, first_row + start, channel, emitter)
+            elif self.tiling.tile:
+                self._tile(self.tiling.tile, step, offsets, w_base, first_row + start, channel, emitter)
+            else:
+                self._tile(self.tiling.tail, self.tiling.tail_valid, offsets, w_base, first_row + start, channel, emitter)
+
+    def _offsets(self, start: Expr, base: Expr) -> list[Expr]:
+        """Where each pixel of the tile begins in x."""
+        pixel_step = bind(self.size("pixel_step"))
+        if not self.geometry.wraps:
+            return [bind(base + (start + i) * pixel_step) for i in range(self.tiling.rows)]
+        width, row_step = bind(self.size("width")), bind(self.size("row_step"))
+        column, line = bind(T.truncmod(start, width)), bind(T.truncdiv(start, width))
+        wrap_step = bind(row_step - (width - 1) * pixel_step)
+        # in memory rather than bound: TIR's analyzer would follow the chain of selections, at exponential cost
+        rows = self.tiling.rows
+        offsets, columns = local(rows, "int32"), local(rows, "int32")
+        offsets.store(0, base + line * row_step + column * pixel_step)
+        columns.store(0, column)
+        for i in range(1, rows):
+            wraps = columns.load(i - 1) + 1 >= width
+            offsets.store(i, offsets.load(i - 1) + T.Select(wraps, wrap_step, pixel_step))
+            columns.store(i, T.Select(wraps, T.int32(0), columns.load(i - 1) + 1))
+        return [bind(offsets.load(i)) for i in range(rows)]
+
+    def _tile(self, tile: Tile, valid: int, offsets: list[Expr], w_base: Expr, row: Expr, channel: Expr, emitter: Emitter) -> None:
+        dot = self.tiling.dot
+        acc = dot.start(tile)
+        self._runs(dot, tile, acc, offsets, w_base)
+        self._epilogue(dot.finish(tile, acc), tile, valid, bind(row), channel, emitter)
+
+    def _runs(self, dot: Dot | TapDot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr) -> None:
+        group_bytes = tile.columns * dot.group
+        many = dot.groups_a_step(tile)
+        groups = bind(self.size("run_groups"))
+        if self.geometry.depthwise:
+            return self._tap_runs(dot, tile, acc, offsets, w_base, groups)
+        whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
+
+        def one_run(x_at: Expr, w_at: Expr) -> None:
+            with T.serial(0, whole) as s:
+                dot.step(tile, acc, self.x, [o + (x_at + s * (many * dot.group)) for o in offsets], self.w,
+                         w_at + s * (many * group_bytes), many)
+            if many > 1:
+                with T.serial(0, groups - whole * many) as s:
+                    done = whole * many + s
+                    dot.step(tile, acc, self.x, [o + (x_at + done * dot.group) for o in offsets], self.w,
+                             w_at + done * group_bytes, 1)
+
+        if not self.geometry.runs:
+            one_run(T.int32(0), w_base)
+            return
+        run_bytes = bind(groups * group_bytes)
+        with T.serial(0, self.size("runs")) as run:
+            if not self.geometry.taps:
+                one_run(bind(run * self.size("run_step")), bind(w_base + run * run_bytes))
+            else:
+                taps = bind(self.size("taps"))
+                with T.serial(0, taps) as tap:
+                    one_run(bind(run * self.size("run_step") + tap * self.size("tap_step")),
+                            bind(w_base + (run * taps + tap) * run_bytes))
+
+    def _tap_runs(self, dot: TapDot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr, groups: Expr) -> None:
+        """Depthwise: the groups of a run are taps, `tap_step` apart."""
+        group_bytes = tile.columns * dot.group
+        tap = bind(self.size("tap_step"))
+        rest = self.geometry.rest_taps
+        whole = bind(groups - 1) if rest else groups
+        with T.serial(0, self.size("runs")) as run:
+            x_at, w_at = bind(run * self.size("run_step")), bind(w_base + run * groups * group_bytes)
+            with T.serial(0, whole) as g:
+                x_group = bind(x_at + g * dot.group * tap)
+                dot.step_taps(tile, acc, self.x, [o + x_group for o in offsets], tap, self.w, w_at + g * group_bytes, dot.group)
+            if rest:
+                x_group = bind(x_at + whole * dot.group * tap)
+                dot.step_taps(tile, acc, self.x, [o + x_group for o in offsets], tap, self.w, w_at + whole * group_bytes, rest)
+
+    def _epilogue(self, sums: list[list[Expr]], tile: Tile, valid: int, row: Expr, channel: Expr, emitter: Emitter) -> None:
+        lanes = tile.columns // len(sums[0])
+        channels = bind(self.size("channels"))
+        width = max(self.chain.width, lanes)
+        at = 0
+        while at < valid:
+            # a group never reaches past the vectors that hold valid channels
+            count = min(width, -(-(valid - at) // lanes) * lanes)
+            while count & (count - 1) and count > lanes:
+                count -= lanes
+            bias = bind(self.bias.load(channel + at, count))
+            for i, vectors in enumerate(sums):
+                value = concat(vectors[at // lanes:(at + count) // lanes]) + bias
+                flat = bind((row + i) * channels + (channel + at))
+                result = emitter.emit(value, row + i, channel + at, flat)
+                store_lanes(self.y, flat, result, valid - at)
+            at += count
