@@ -1,0 +1,111 @@
+"""What the families share: loops over vectors, sums across lanes, threads, operands."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, extract, function, lanes_of, splat
+from qcompile.kernels.lowering import Buffer, Constant, Kernel, NodeContext, Workspace
+
+PARALLEL_WORK = 1 << 16      # elements from which a loop is worth handing to threads
+TASKS = 16                   # blocks of rows where each needs its own scratch memory
+
+Source = Buffer | Constant | Workspace
+
+
+def operand(ctx: NodeContext, name: str) -> Buffer | Constant:
+    """A tensor by name: constant data, or a buffer of the program."""
+    return Constant(np.ascontiguousarray(ctx.constants[name])) if name in ctx.constants else Buffer(name)
+
+
+def kernel(name: str, parameters: list[tuple[str, str]], body: Callable[..., None]) -> Kernel:
+    """A kernel whose function is built when it is asked for."""
+    return Kernel(name, lambda: function(name, parameters, body))
+
+
+def pointers(**dtypes: str) -> list[tuple[str, str]]:
+    return [(n, d + "*") for n, d in dtypes.items()]
+
+
+def scalars(*names: str) -> list[tuple[str, str]]:
+    return [(n, "int32") for n in names]
+
+
+def loop(count: Expr, parallel: bool = False) -> Any:
+    return T.parallel(0, count) if parallel else T.serial(0, count)
+
+
+def ceil_div(a: Expr, b: Expr | int) -> Expr:
+    """For a > -b; toward zero below that."""
+    return T.truncdiv(a + (b - 1), T.int32(b) if isinstance(b, int) else b)
+
+
+@contextmanager
+def vectors(count: Expr, width: int) -> Iterator[Expr]:
+    """A loop over the starts of vectors that cover `count` >= width elements; the last starts early rather than being short."""
+    with T.serial(0, ceil_div(count, width)) as t:
+        yield bind(T.min(t * width, count - width))
+
+
+@contextmanager
+def exact_vectors(count: Expr, width: int) -> Iterator[Expr]:
+    """A loop over the starts of the whole vectors in `count` elements; what is left over is for `rest`."""
+    with T.serial(0, T.truncdiv(count, T.int32(width))) as t:
+        yield bind(t * width)
+
+
+def rest(count: Expr, width: int) -> tuple[Expr, Expr]:
+    """(start of the last, partial vector, which lanes of it exist): what exact_vectors leaves over; none may exist."""
+    at = bind(T.truncdiv(count, T.int32(width)) * width)
+    left = bind(splat(count - at, "int32", width))
+    return at, lane_numbers(width) < left
+
+
+def lane_numbers(width: int) -> Expr:
+    return T.ramp(T.int32(0), 1, width)
+
+
+def static(size: int, width: int) -> int:
+    """`size` where a vector of `width` is wider than it, so that the code has to know it, else 0."""
+    return size if size < width else 0
+
+
+def across(value: Expr, operation: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All lanes combined to one scalar, in halves."""
+    n = lanes_of(value)
+    while n > 1:
+        value = bind(value)
+        n //= 2
+        value = operation(extract(value, 0, n), extract(value, n, n))
+    return value
+
+
+def symbol(text: str) -> str:
+    """The text as a C identifier, different texts as different ones."""
+    words = {"[": "_b", "]": "_e", ":": "_c", ",": "_k", "|": "_s"}
+    return "".join(words.get(c, c) for c in text)
+
+
+def add(a: Expr, b: Expr) -> Expr:
+    return a + b
+
+
+def select(condition: Expr, a: Expr, b: Expr) -> Expr:
+    return T.Select(condition, a, b)
+
+
+def flip(x: Expr, dtype: str) -> Expr:
+    """8-bit lanes with the top bit inverted: uint8 n as int8 n - 128, and back."""
+    n = lanes_of(x)
+    return T.reinterpret(dtype if n == 1 else f"{dtype}x{n}", T.bitwise_xor(x, cast_constant(x, 0x80)))
+
+
+def cast_constant(like: Expr, value: int) -> Expr:
+    """`value` in the type of another vector, as bits."""
+    return cast(splat(value, "int32", lanes_of(like)), str(like.ty).split("x")[0])
+
+
+def load_int64(pointer: Pointer) -> Expr:
+    return bind(pointer.load(0))
