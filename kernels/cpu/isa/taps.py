@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qcompile.kernels.cpu.builder import Expr, Pointer, bind, cast, concat, extract, intrinsic, reinterpret, shuffle
+from qcompile.kernels.cpu.builder import Expr, Pointer, bind, cast, extract, intrinsic, shuffle
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
@@ -123,5 +123,3 @@ TAP_DOTS: dict[str, tuple[TapDot, ...]] = {
     "avxvnni": (VnniTaps("vnni256_taps", 8, ((4, 16), (2, 16), (1, 16))),),
     "avx2": (MaddTaps(),), "neon": (SmullTaps(),), "neon_dotprod": (_SDOT,), "neon_i8mm": (_SDOT,),
 }
-
-__all__ = ["TAP_DOTS", "TapDot", "concat", "reinterpret"]

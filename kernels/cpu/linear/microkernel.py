@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, concat, function, local, store_lanes
+from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, concat, function, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.isa.taps import TapDot
@@ -21,7 +21,7 @@ from qcompile.kernels.lowering import Kernel
 
 # the table of sizes that a kernel reads, in this order; offsets and steps in elements
 SIZES = ("tasks", "panels", "blocks", "groups", "rows", "block_tiles", "width", "row_step", "pixel_step", "x_image", "x_group",
-         "runs", "run_step", "taps", "tap_step", "run_groups", "panel_bytes", "w_image", "w_group", "group_channels", "channels")
+         "runs", "run_step", "taps", "tap_step", "run_groups", "panel_bytes", "w_image", "w_group", "group_channels", "channels", "bias_image")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Geometry:
 
     wraps: pixels of a tile may lie on several rows of the image; runs: K has more than one run; taps: two loops of runs;
     outer: several images or groups; parallel: tasks may run on several threads; depthwise: each channel reads its own
-    channel of x, a run is a row of taps, and its last group holds `rest_taps` of them (0: all).
+    channel of x, a run is a row of taps, and its last group holds `rest_taps` of them (0: all); row_term: one more int32
+    per pixel is added to all its channels.
     """
 
     wraps: bool = False
@@ -40,12 +41,14 @@ class Geometry:
     parallel: bool = False
     depthwise: bool = False
     rest_taps: int = 0
+    row_term: bool = False
 
 
 def matrix_kernel(kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, w_dtype: str = "int8") -> Kernel:
     """The kernel for a tiling, a geometry and an epilogue.
 
-    Its parameters: x, packed weights, int32 bias (padded), y, int32 table of SIZES, then the chain's.
+    Its parameters: x, packed weights, int32 bias (padded), y, int32 table of SIZES, int32 row terms if the geometry says so,
+    then the chain's.
     """
     dot = tiling.dot
     shape = f"{tiling.rows}x{tiling.tile.columns if tiling.tile else tiling.tail.columns}"      # type: ignore[union-attr]
@@ -55,9 +58,10 @@ def matrix_kernel(kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x
 
     def build() -> Any:
         parameters = [("x", x_dtype + "*"), ("w", w_dtype + "*"), ("bias", "int32*"), ("y", chain.dtype + "*"), ("sizes", "int32*"),
-                      *chain.parameters]
+                      *([("row_terms", "int32*")] if geometry.row_term else []), *chain.parameters]
         return function(name, parameters, lambda x, w, bias, y, sizes, *rest: Body(
-            tiling, geometry, chain, x, w, bias, y, sizes, rest).emit())
+            tiling, geometry, chain, x, w, bias, y, sizes, rest[0] if geometry.row_term else None,
+            rest[geometry.row_term:]).emit())
 
     return Kernel(name, build)
 
@@ -74,6 +78,7 @@ class Body:
     bias: Pointer
     y: Pointer
     sizes: Pointer
+    row_terms: Pointer | None
     chain_arguments: Sequence[Argument]
 
     def size(self, name: str) -> Expr:
@@ -92,6 +97,7 @@ class Body:
         w_base: Expr = panel * self.size("panel_bytes")
         first_row: Expr = T.int32(0)
         first_channel: Expr = T.int32(0)
+        self.bias_base: Expr = T.int32(0)
         if self.geometry.outer:
             outer, rest = bind(T.truncdiv(rest, blocks)), bind(T.truncmod(rest, blocks))
             groups = bind(self.size("groups"))
@@ -99,6 +105,7 @@ class Body:
             x_base = bind(image * self.size("x_image") + group * self.size("x_group"))
             w_base = w_base + image * self.size("w_image") + group * self.size("w_group")
             first_row = bind(image * self.size("rows"))
+            self.bias_base = bind(image * self.size("bias_image"))
             first_channel = group * self.size("group_channels")
         w_base = bind(w_base)
         block_tiles = bind(self.size("block_tiles"))
@@ -203,9 +210,11 @@ class Body:
             count = min(width, -(-(valid - at) // lanes) * lanes)
             while count & (count - 1) and count > lanes:
                 count -= lanes
-            bias = bind(self.bias.load(channel + at, count))
+            bias = bind(self.bias.load(self.bias_base + channel + at, count))
             for i, vectors in enumerate(sums):
                 value = concat(vectors[at // lanes:(at + count) // lanes]) + bias
+                if self.row_terms:
+                    value = value + splat(self.row_terms.load(row + i), "int32", count)
                 flat = bind((row + i) * channels + (channel + at))
                 result = emitter.emit(value, row + i, channel + at, flat)
                 store_lanes(self.y, flat, result, valid - at)

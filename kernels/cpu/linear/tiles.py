@@ -30,8 +30,11 @@ class Tiling:
         return [(i * step, step) for i in range(whole)] + ([(whole * step, self.tail.columns)] if self.tail else [])
 
 
-def choose_tiling(dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int) -> Tiling:
-    """The cheapest tiling for M rows, N channels and `runs` runs of `run` contiguous elements of K."""
+def choose_tiling(dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int, uniform: bool = False) -> Tiling:
+    """The cheapest tiling for M rows, N channels and `runs` runs of `run` contiguous elements of K.
+
+    uniform: the last panel is as wide as the others.
+    """
     candidates = []
     for dot in dots:
         groups = runs * -(-run // dot.group)
@@ -43,7 +46,7 @@ def choose_tiling(dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int) ->
                 continue          # a narrower tile is in the list, or is its tail
             whole = n // columns
             tile = dot.tile(rows, columns) if whole else None
-            tail_columns = -(-tail // dot.column_step) * dot.column_step
+            tail_columns = columns if uniform else -(-tail // dot.column_step) * dot.column_step
             rest = dot.tile(rows, tail_columns) if tail else None
             tiles = -(-m // rows)
             cost = 0.0
