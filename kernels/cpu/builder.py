@@ -57,7 +57,7 @@ def function(name: str, parameters: Sequence[tuple[str, str]], body: Callable[..
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
             T.func_ret(tvm.ir.PrimType("int32"))
-            handles = [T.arg(n, T.handle(d[:-1]) if d.endswith("*") else T.var(d)) for n, d in parameters]
+            handles = [T.arg(n, T.handle(d[:-1]) if d.endswith("*") else getattr(T, d)()) for n, d in parameters]
             body(*[Pointer(T.decl_buffer((UNBOUNDED,), d[:-1], data=h), d[:-1]) if d.endswith("*") else h
                    for h, (_, d) in zip(handles, parameters)])
             T.Return(T.int32(0))

@@ -50,7 +50,6 @@ class Dot:
     latency = 4             # cycles from one accumulation to the next
     row_step = 1
     column_step = 4
-    interleaved = True      # packed as [NR][group]; else [group][NR]
     tiles: tuple[tuple[int, int], ...] = ()      # (rows, columns) that fit the registers
 
     def order(self, columns: int) -> list[int]:

@@ -1,61 +1,74 @@
-"""Depthwise convolution steps: taps of the same channels are zipped, then summed by the dot-product instructions.
+"""Depthwise steps: neighbouring taps of 16 channels are zipped together, then summed by the dot-product instructions.
 
-A group is `group` taps of one kernel row; a tile is pixels x channels. Accumulators are in channel order.
+Activations lie in blocks of 16 channels, so that the taps of a kernel row are 16 bytes apart. A zipped group serves
+every output row that uses it. Accumulators are in channel order: 16 / lanes registers for one pixel.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, bind, cast, extract, intrinsic, shuffle
-from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
-BLOCK = 16       # channels that are zipped at a time
+BLOCK = 16       # channels
 
 
-class TapDot(Dot):
-    """`zipped` and `accumulate` say how; the rest is common."""
+class TapDot:
+    """`group` taps make a step; `outputs`: pixels that one pass keeps in registers."""
 
-    column_step = BLOCK
-    rate = 1.0
-
-    def loads(self, rows: int, columns: int) -> float:
-        return rows * columns / BLOCK * (self.group + 4)
+    name = ""
+    group = 4
+    lanes = 4
+    outputs = 4
 
     @property
-    def split_limit(self) -> int:
-        return 1
+    def units(self) -> int:
+        """Accumulators of one pixel."""
+        return BLOCK // self.lanes
 
-    def step_taps(self, tile: Tile, acc: Pointer, x: Pointer, rows: Sequence[Expr], tap: Expr, w: Pointer, at: Expr, taps: int) -> None:
-        """Adds one group of which `taps` taps exist; missing ones have zero weights and repeat the first."""
-        for block in range(0, tile.columns, BLOCK):
-            weights = self.weights(tile, w, at, block)
-            for i, row in enumerate(rows):
-                parts = [bind(x.load(row + (block + t * tap if t else block), BLOCK)) for t in range(taps)]
-                parts += [parts[0]] * (self.group - taps)
-                self.accumulate(acc, [self.index(tile, (i * tile.columns + block) // self.lanes + u) for u in range(BLOCK // self.lanes)],
-                                parts, weights)
+    def pack(self, taps: np.ndarray) -> np.ndarray:
+        """Weights of one block, int8 [16, group] -> as `dots` reads them."""
+        return taps
 
-    def weights(self, tile: Tile, w: Pointer, at: Expr, block: int) -> list[Expr]:
+    def zipped(self, x: Pointer, at: Expr, distance: int, taps: int) -> list[Expr]:
+        """`taps` taps of 16 channels, `distance` bytes apart; those missing from the group repeat the first."""
+        parts = [bind(x.load(at + t * distance, BLOCK)) for t in range(taps)]
+        return self.zip(parts + [parts[0]] * (self.group - taps))
+
+    def zip(self, parts: list[Expr]) -> list[Expr]:
+        raise NotImplementedError
+
+    def weights(self, w: Pointer, at: Expr) -> list[Expr]:
         size = self.group * self.lanes
-        return [bind(w.load(at + block * self.group + u * size, size)) for u in range(BLOCK // self.lanes)]
+        return [bind(w.load(at + u * size, size)) for u in range(self.units)]
 
-    def accumulate(self, acc: Pointer, units: list[int], parts: list[Expr], weights: list[Expr]) -> None:
-        """Adds the products of the taps' 16 channels to the accumulators at `units`."""
+    def dots(self, acc: Pointer, first: int, zipped: Sequence[Expr], weights: Sequence[Expr]) -> None:
+        """Adds one group to the accumulators of a pixel, which begin at lane `first`."""
         raise NotImplementedError
 
 
 class VnniTaps(TapDot):
     """vpdpbusd over four zipped taps."""
 
-    def __init__(self, name: str, lanes: int, tiles: tuple[tuple[int, int], ...]) -> None:
-        self.name, self.lanes, self.tiles = name, lanes, tiles
+    def __init__(self, name: str, lanes: int) -> None:
+        self.name, self.lanes = name, lanes
 
-    def accumulate(self, acc, units, parts, weights):
-        size = 4 * self.lanes
-        for u, (o, weight) in enumerate(zip(units, weights)):
-            zipped = shuffle(parts, [t * BLOCK + u * self.lanes + c for c in range(self.lanes) for t in range(4)])
-            acc.store(o, intrinsic(f"int32x{self.lanes}", f"llvm.x86.avx512.vpdpbusd.{size * 8}", acc.load(o, self.lanes), zipped, weight))
+    def zipped(self, x, at, distance, taps):
+        if distance != BLOCK:
+            return super().zipped(x, at, distance, taps)
+        # one load; bytes of taps that do not exist meet zero weights
+        return self.zip([bind(x.load(at, 4 * BLOCK))])
+
+    def zip(self, parts):
+        return [bind(shuffle(parts, [t * BLOCK + u * self.lanes + c for c in range(self.lanes) for t in range(4)]))
+                for u in range(self.units)]
+
+    def dots(self, acc, first, zipped, weights):
+        for u in range(self.units):
+            o = first + u * self.lanes
+            acc.store(o, intrinsic(f"int32x{self.lanes}", f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}", acc.load(o, self.lanes),
+                                   zipped[u], weights[u]))
 
 
 class MaddTaps(TapDot):
@@ -64,62 +77,66 @@ class MaddTaps(TapDot):
     name = "madd_taps"
     group = 2
     lanes = 8
-    tiles = ((4, 16), (2, 16), (1, 16))
 
-    def accumulate(self, acc, units, parts, weights):
-        for u, (o, weight) in enumerate(zip(units, weights)):
-            zipped = shuffle(parts, [t * BLOCK + u * 8 + c for c in range(8) for t in range(2)])
-            acc.store(o, acc.load(o, 8) + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", cast(zipped, "int16"), cast(weight, "int16")))
+    def zip(self, parts):
+        return [bind(cast(shuffle(parts, [t * BLOCK + u * 8 + c for c in range(8) for t in range(2)]), "int16")) for u in range(2)]
+
+    def weights(self, w, at):
+        return [bind(cast(w.load(at + u * 16, 16), "int16")) for u in range(2)]
+
+    def dots(self, acc, first, zipped, weights):
+        for u in range(2):
+            o = first + u * 8
+            acc.store(o, acc.load(o, 8) + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", zipped[u], weights[u]))
 
 
 class SdotTaps(TapDot):
     """Two rounds of zips, then sdot."""
 
     name = "sdot_taps"
-    tiles = ((4, 16), (2, 16), (1, 16))
 
-    def accumulate(self, acc, units, parts, weights):
-        for u, (o, weight) in enumerate(zip(units, _zip4(parts))):
-            acc.store(o, intrinsic("int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weight, weights[u]))
+    def zip(self, parts):
+        ab, cd = _zip(parts[0], parts[1], 1), _zip(parts[2], parts[3], 1)
+        return [*_zip(ab[0], cd[0], 2), *_zip(ab[1], cd[1], 2)]
 
-
-def _zip(a: Expr, b: Expr, element: int) -> list[Expr]:
-    """zip1 and zip2 of 16-byte registers with elements of `element` bytes."""
-    units = [[s * 16 + (half * 8 // element + k) * element + e for k in range(8 // element) for s in (0, 1) for e in range(element)]
-             for half in (0, 1)]
-    return [bind(shuffle([a, b], lanes)) for lanes in units]
+    def dots(self, acc, first, zipped, weights):
+        for u in range(4):
+            o = first + u * 4
+            acc.store(o, intrinsic("int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), zipped[u], weights[u]))
 
 
-def _zip4(parts: list[Expr]) -> list[Expr]:
-    ab, cd = _zip(parts[0], parts[1], 1), _zip(parts[2], parts[3], 1)
-    return [*_zip(ab[0], cd[0], 2), *_zip(ab[1], cd[1], 2)]
+def _zip(a: Expr, b: Expr, size: int) -> list[Expr]:
+    """zip1 and zip2 of 16-byte registers with elements of `size` bytes."""
+    return [bind(shuffle([a, b], [s * 16 + half * 8 + k * size + e for k in range(8 // size) for s in (0, 1) for e in range(size)]))
+            for half in (0, 1)]
 
 
 class SmullTaps(TapDot):
-    """ARMv8.0: two taps in an int16 sum, which |w| <= 127 keeps exact, then widened."""
+    """ARMv8.0: two taps in an int16 sum, which |w| <= 127 keeps exact, then widened. Nothing is zipped."""
 
     name = "smull_taps"
     group = 2
-    interleaved = False
-    tiles = ((4, 16), (2, 16), (1, 16))
 
-    def weights(self, tile, w, at, block):
-        return [bind(w.load(at + t * tile.columns + block + half * 8, 8)) for t in range(2) for half in range(2)]
+    def pack(self, taps):
+        return taps.T
 
-    def accumulate(self, acc, units, parts, weights):
+    def zip(self, parts):
+        return [extract(p, 8 * half, 8) for half in range(2) for p in parts]
+
+    def weights(self, w, at):
+        return [bind(w.load(at + t * BLOCK + half * 8, 8)) for half in range(2) for t in range(2)]
+
+    def dots(self, acc, first, zipped, weights):
         for half in range(2):
-            first, second = (intrinsic("int16x8", PREFIX + "smull.v8i16", extract(parts[t], 8 * half, 8), weights[2 * t + half])
-                             for t in range(2))
-            products = bind(first + second)
+            a, b = (intrinsic("int16x8", PREFIX + "smull.v8i16", zipped[2 * half + t], weights[2 * half + t]) for t in range(2))
+            products = bind(a + b)
             for u in range(2):
-                o = units[2 * half + u]
+                o = first + (2 * half + u) * 4
                 acc.store(o, acc.load(o, 4) + cast(extract(products, 4 * u, 4), "int32"))
 
 
-_SDOT = SdotTaps()
-TAP_DOTS: dict[str, tuple[TapDot, ...]] = {
-    "avx512vnni": (VnniTaps("vnni512_taps", 16, ((8, 16), (4, 16), (2, 16), (1, 16))),),
-    "avx512vbmi": (VnniTaps("vnni512_taps", 16, ((8, 16), (4, 16), (2, 16), (1, 16))),),
-    "avxvnni": (VnniTaps("vnni256_taps", 8, ((4, 16), (2, 16), (1, 16))),),
-    "avx2": (MaddTaps(),), "neon": (SmullTaps(),), "neon_dotprod": (_SDOT,), "neon_i8mm": (_SDOT,),
+_VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16), SdotTaps()
+TAP_DOTS: dict[str, TapDot] = {
+    "avx512vnni": _VNNI_512, "avx512vbmi": _VNNI_512, "avxvnni": VnniTaps("vnni256_taps", 8), "avx2": MaddTaps(), "neon": SmullTaps(),
+    "neon_dotprod": _SDOT, "neon_i8mm": _SDOT,
 }

@@ -5,7 +5,7 @@ import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.isa.dot import DOTS
-from qcompile.kernels.cpu.isa.taps import TAP_DOTS
+from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_weights
 from qcompile.kernels.cpu.linear.padding import pad_image, padded_shape
@@ -37,12 +37,14 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
     out = infer_node(head, ctx.types)
     if 0 in out.shape or min(out.shape) < 0:
         raise CompileError(f"{head.name}: the convolution's result {list(out.shape)} is empty; its kernel is larger than its input")
+    folded = fold_bias(bias, weight, a["x_zero_point"])
+    if a["groups"] == x.shape[-1] == out.shape[-1]:
+        return depthwise_calls(chain, Buffer(head.inputs[0]), x, out, weight, folded, a)
     source: Buffer | Workspace = Buffer(head.inputs[0])
     shape, calls = x.shape, []
     if any(a["pads"]):
         source, pad = pad_image(source, x.shape, list(a["pads"]), a["x_zero_point"], x.dtype, chain.isa)
         shape, calls = padded_shape(x.shape, a["pads"]), [pad]
-    folded = fold_bias(bias, weight, a["x_zero_point"])
     return [*calls, conv_call(ctx.target, chain, source, x.dtype, shape, out.shape, weight, folded, a)]
 
 
@@ -56,10 +58,6 @@ def conv_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: s
     pointwise = kh == kw == 1 and groups == 1 and sw == 1 and (sh == 1 or oh == 1) and (oh == h and ow == w)
     if pointwise:
         return matrix_call(target, chain, source, dtype, bias, weight.reshape(1, o, 1, c), rows=n * oh * ow, pixel_step=c)
-    if groups == c == o:
-        return matrix_call(target, chain, source, dtype, bias, weight.reshape(1, o, kh, kw), rows=oh * ow, pixel_step=sw * c, width=ow,
-                           row_step=sh * w * c, runs=kh, run_step=dh * w * c, tap_step=dw * c, images=n, x_image=h * w * c,
-                           depthwise=True)
     contiguous = (dw == 1 or kw == 1) and groups == 1
     runs, taps = (kh, 1) if contiguous else (kh, kw)
     packed = weight.reshape(groups, o // groups, runs * taps, -1)
@@ -69,20 +67,18 @@ def conv_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: s
 
 def matrix_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: str, bias: np.ndarray, weights: np.ndarray, *,
                 rows: int, pixel_step: int, width: int = 0, row_step: int = 0, runs: int = 1, run_step: int = 0, taps: int = 1,
-                tap_step: int = 0, images: int = 1, x_image: int = 0, x_group: int = 0,
-                depthwise: bool = False) -> KernelCall:
+                tap_step: int = 0, images: int = 1, x_image: int = 0, x_group: int = 0) -> KernelCall:
     """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
-    tiling = choose_tiling((TAP_DOTS if depthwise else DOTS)[chain.isa.name], rows, n, run, all_runs)
+    tiling = choose_tiling(DOTS[chain.isa.name], rows, n, run, all_runs)
     packed = np.concatenate([pack_weights(g, tiling) for g in weights])
     sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
     sizes |= {"width": width, "row_step": row_step, "pixel_step": pixel_step, "x_image": x_image, "x_group": x_group, "runs": runs,
               "run_step": run_step, "taps": taps, "tap_step": tap_step, "w_group": packed.size // groups}
     macs = images * groups * rows * n * all_runs * run
     geometry = Geometry(wraps=bool(width), runs=all_runs > 1, taps=taps > 1, outer=images * groups > 1,
-                        parallel=macs >= PARALLEL_MACS and sizes["tasks"] > 1, rest_taps=run % tiling.dot.group if depthwise else 0,
-                        depthwise=depthwise)
-    kernel = matrix_kernel("depthwise" if depthwise else "conv" if width else "dense", tiling, geometry, chain, dtype)
+                        parallel=macs >= PARALLEL_MACS and sizes["tasks"] > 1)
+    kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype)
     return KernelCall(kernel, (source, Constant(packed), Constant(bias), Buffer(chain.result), Constant(size_table(sizes)), *chain.operands))
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, concat, function, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
-from qcompile.kernels.cpu.isa.taps import TapDot
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -29,9 +28,8 @@ class Geometry:
     """What the loops look like.
 
     wraps: pixels of a tile may lie on several rows of the image; runs: K has more than one run; taps: two loops of runs;
-    outer: several images or groups; parallel: tasks may run on several threads; depthwise: each channel reads its own
-    channel of x, a run is a row of taps, and its last group holds `rest_taps` of them (0: all); row_term: one more int32
-    per pixel is added to all its channels.
+    outer: several images or groups; parallel: tasks may run on several threads; row_term: one
+    more int32 per pixel is added to all its channels.
     """
 
     wraps: bool = False
@@ -39,8 +37,6 @@ class Geometry:
     taps: bool = False
     outer: bool = False
     parallel: bool = False
-    depthwise: bool = False
-    rest_taps: int = 0
     row_term: bool = False
 
 
@@ -113,8 +109,6 @@ class Body:
         emitter = self.chain.start(self.chain_arguments)
         step = self.tiling.tile.columns if self.tiling.tile else 0
         channel = bind(first_channel + panel * step)
-        if self.geometry.depthwise:
-            x_base = bind(x_base + channel)
         with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
             start = bind(T.min((rest * block_tiles + t) * rows, self.size("rows") - rows))
             offsets = self._offsets(start, x_base)
@@ -154,12 +148,10 @@ class Body:
         self._runs(dot, tile, acc, offsets, w_base)
         self._epilogue(dot.finish(tile, acc), tile, valid, bind(row), channel, emitter)
 
-    def _runs(self, dot: Dot | TapDot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr) -> None:
+    def _runs(self, dot: Dot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr) -> None:
         group_bytes = tile.columns * dot.group
         many = dot.groups_a_step(tile)
         groups = bind(self.size("run_groups"))
-        if self.geometry.depthwise:
-            return self._tap_runs(dot, tile, acc, offsets, w_base, groups)
         whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
 
         def one_run(x_at: Expr, w_at: Expr) -> None:
@@ -184,21 +176,6 @@ class Body:
                 with T.serial(0, taps) as tap:
                     one_run(bind(run * self.size("run_step") + tap * self.size("tap_step")),
                             bind(w_base + (run * taps + tap) * run_bytes))
-
-    def _tap_runs(self, dot: TapDot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr, groups: Expr) -> None:
-        """Depthwise: the groups of a run are taps, `tap_step` apart."""
-        group_bytes = tile.columns * dot.group
-        tap = bind(self.size("tap_step"))
-        rest = self.geometry.rest_taps
-        whole = bind(groups - 1) if rest else groups
-        with T.serial(0, self.size("runs")) as run:
-            x_at, w_at = bind(run * self.size("run_step")), bind(w_base + run * groups * group_bytes)
-            with T.serial(0, whole) as g:
-                x_group = bind(x_at + g * dot.group * tap)
-                dot.step_taps(tile, acc, self.x, [o + x_group for o in offsets], tap, self.w, w_at + g * group_bytes, dot.group)
-            if rest:
-                x_group = bind(x_at + whole * dot.group * tap)
-                dot.step_taps(tile, acc, self.x, [o + x_group for o in offsets], tap, self.w, w_at + whole * group_bytes, rest)
 
     def _epilogue(self, sums: list[list[Expr]], tile: Tile, valid: int, row: Expr, channel: Expr, emitter: Emitter) -> None:
         lanes = tile.columns // len(sums[0])

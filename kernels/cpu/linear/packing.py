@@ -19,8 +19,7 @@ def pack_weights(weights: np.ndarray, tiling: Tiling) -> np.ndarray:
         panel = np.zeros((columns, runs, groups, dot.group), np.int8)
         part = full[first:first + columns]
         panel[:len(part)] = part.reshape(len(part), runs, groups, dot.group)
-        axes = (1, 2, 0, 3) if dot.interleaved else (1, 2, 3, 0)
-        panels.append(panel[dot.order(columns)].transpose(axes).reshape(-1))
+        panels.append(panel[dot.order(columns)].transpose(1, 2, 0, 3).reshape(-1))
     return np.concatenate(panels)
 
 
