@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +39,51 @@ static int launch(lambda_t run, void *data, int n) {{
   for (int i = 0; i < {THREADS}; i++) {{ int e = run(i, &env, data); if (e) return e; }}
   return 0;
 }}
+/* LLVM may turn loops into calls of these; as in the runtime's shim */
+void *memset(void *to, int value, unsigned long n) {{ char *p = to; while (n--) *p++ = (char)value; return to; }}
+void *memcpy(void *to, const void *from, unsigned long n) {{
+  char *p = to; const char *q = from; while (n--) *p++ = *q++; return to;
+}}
 extern launch_t __TVMBackendParallelLaunch __attribute__((weak, visibility("default")));
 __attribute__((visibility("default"))) int test_start(void) {{
   if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = launch;
   return 0;
+}}
+"""
+
+# a program for qemu-aarch64: runs one function at a time on a heap that it reads before and writes back after
+QEMU_HEAP = 1 << 36
+QEMU_HEAP_BYTES = 1 << 24
+QEMU_ARGUMENTS = 24
+RUNNER = f"""
+typedef unsigned long u64;
+typedef long (*kernel_t)({", ".join(["u64"] * QEMU_ARGUMENTS)});
+EXTERNS
+static const kernel_t table[] = {{ TABLE }};
+static long call(long n, long a, long b, long c, long d, long e, long f) {{
+  register long x8 __asm__("x8") = n; register long x0 __asm__("x0") = a; register long x1 __asm__("x1") = b;
+  register long x2 __asm__("x2") = c; register long x3 __asm__("x3") = d; register long x4 __asm__("x4") = e;
+  register long x5 __asm__("x5") = f;
+  __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+  return x0;
+}}
+static void transfer(long syscall, long file, char *at, u64 count) {{
+  while (count) {{
+    long done = call(syscall, file, (long)at, (long)count, 0, 0, 0);
+    if (done <= 0) call(94, 0, 0, 0, 0, 0, 0);
+    at += done; count -= (u64)done;
+  }}
+}}
+void _start(void) {{
+  u64 a[2 + {QEMU_ARGUMENTS}];
+  char *heap = (char *){QEMU_HEAP}UL;
+  call(222, (long)heap, {QEMU_HEAP_BYTES}, 3, 0x32, -1, 0);
+  for (;;) {{
+    transfer(63, 0, (char *)a, sizeof a);
+    transfer(63, 0, heap, a[1]);
+    table[a[0]]({", ".join(f"a[{i + 2}]" for i in range(QEMU_ARGUMENTS))});
+    transfer(64, 1, heap, a[1]);
+  }}
 }}
 """
 
@@ -68,7 +110,7 @@ def link_library(objects: Sequence[bytes], folder: Path, target: Target) -> Path
         (folder / f"k{i}.o").write_bytes(data)
     (folder / "launcher.c").write_text(LAUNCHER)
     compile_c(folder, "launcher.c", "launcher.o", target.triple)
-    link(folder, "-shared", "-o", "libkernels.so", *(f"k{i}.o" for i in range(len(objects))), "launcher.o")
+    link(folder, "-shared", "--no-undefined", "-Bsymbolic", "-o", "libkernels.so", *(f"k{i}.o" for i in range(len(objects))), "launcher.o")
     return folder / "libkernels.so"
 
 
@@ -154,7 +196,51 @@ class Emulated:
         self._blocks, self._next = [], self._heap
 
 
-def run_calls(machine: Native | Emulated, calls: Sequence[KernelCall], arrays: dict[str, np.ndarray], result: str, out: Type) -> np.ndarray:
+class Qemu:
+    """An ARM core in a process of qemu-aarch64, for what unicorn lacks (i8mm). Canaries alone guard its memory."""
+
+    def __init__(self, objects: Sequence[bytes], names: Sequence[str], folder: Path, target: Target) -> None:
+        self._index = {name: i for i, name in enumerate([*names, "test_start"])}
+        for i, data in enumerate(objects):
+            (folder / f"k{i}.o").write_bytes(data)
+        externs = "".join(f"extern long {name}();\n" for name in self._index)
+        source = RUNNER.replace("EXTERNS", externs).replace("TABLE", ", ".join(f"(kernel_t){name}" for name in self._index))
+        (folder / "launcher.c").write_text(LAUNCHER)
+        (folder / "runner.c").write_text(source)
+        for name in ("launcher", "runner"):
+            compile_c(folder, f"{name}.c", f"{name}.o", target.triple, ("-Wno-error",))
+        link(folder, "-static", "-nostdlib", "-e", "_start", "-o", "runner", *(f"k{i}.o" for i in range(len(objects))), "launcher.o", "runner.o")
+        core = "max,sme=off,sve=off" if target.emulation == "max" else target.emulation
+        self._process = subprocess.Popen(["qemu-aarch64", "-cpu", core, str(folder / "runner")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._heap, self._used = np.zeros(QEMU_HEAP_BYTES, np.uint8), 0
+        self.call("test_start", [])
+
+    def allocate(self, nbytes: int) -> tuple[int, np.ndarray]:
+        start, self._used = self._used, self._used + (nbytes + 2 * SLACK_BYTES + 63) // 64 * 64
+        return QEMU_HEAP + start, self._heap[start:self._used]
+
+    def call(self, name: str, arguments: Sequence[int | tuple[int]]) -> None:
+        values = [a[0] if isinstance(a, tuple) else a & 0xFFFFFFFF for a in arguments]
+        head = np.zeros(2 + QEMU_ARGUMENTS, np.uint64)
+        head[:2], head[2:2 + len(values)] = (self._index[name], self._used), values
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(head.tobytes() + self._heap[:self._used].tobytes())
+        self._process.stdin.flush()
+        back = self._process.stdout.read(self._used)
+        assert len(back) == self._used, f"{name}: the emulated core stopped ({self._process.wait()})"
+        self._heap[:self._used] = np.frombuffer(back, np.uint8)
+
+    def release(self) -> None:
+        self._used = 0
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def run_calls(machine: Native | Emulated | Qemu, calls: Sequence[KernelCall], arrays: dict[str, np.ndarray], result: str, out: Type) -> np.ndarray:
     """Runs the calls of a node on `arrays` (by tensor name); returns the tensor `result`."""
     placed: dict[object, tuple[int, np.ndarray]] = {}
 
@@ -197,8 +283,13 @@ def check_cases(cases: Sequence[Case], target: Target, folder: Path) -> dict[str
     calls = [lower_node(ctx) for ctx in contexts]
     kernels = {call.kernel.name: call.kernel for node in calls for call in node}
     data = compile_module({name: kernel.build() for name, kernel in kernels.items()}, target)
-    library = link_library([data], folder, target)
-    machine = Native(library) if target.arch == "x86_64" else Emulated(library, target)
+    machine: Native | Emulated | Qemu
+    if target.arch == "x86_64":
+        machine = Native(link_library([data], folder, target))
+    elif "i8mm" in target.features:
+        machine = Qemu([data], list(kernels), folder, target)
+    else:
+        machine = Emulated(link_library([data], folder, target), target)
     for case, ctx, node_calls in zip(cases, contexts, calls):
         got = run_calls(machine, node_calls, case.arrays, case.node.name, ctx.out)
         want = case.expected()
@@ -206,4 +297,6 @@ def check_cases(cases: Sequence[Case], target: Target, folder: Path) -> dict[str
             at = tuple(int(i[0]) for i in np.nonzero(got != want))
             raise AssertionError(f"{case.node.name} on {target.name}: {np.sum(got != want)} of {want.size} differ, first at {at}: got "
                                  f"{got[at]}, want {want[at]}; kernels {[c.kernel.name for c in node_calls]}, node {case.node}")
+    if isinstance(machine, Qemu):
+        machine.close()
     return {"cases": len(cases), "kernels": len(kernels), "bytes": len(data)}
