@@ -2,6 +2,7 @@
 
 Every module or package here that has a table LOWERINGS (op name -> Lowering) contributes its ops.
 """
+
 from __future__ import annotations
 
 import importlib

@@ -3,6 +3,7 @@
 Vectors are plain TIR expressions. An expression that is used more than once is bound to a name first (`bind`), since
 TIR is a tree: what is written twice is computed twice, and grows with every further use.
 """
+
 from __future__ import annotations
 
 import re
@@ -14,9 +15,9 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-Expr = Any                # a TIR expression
-Argument = Any            # Pointer or a scalar TIR variable
-UNBOUNDED = 1 << 30       # length given to buffers behind plain pointers; TIR never checks it
+Expr = Any  # a TIR expression
+Argument = Any  # Pointer or a scalar TIR variable
+UNBOUNDED = 1 << 30  # length given to buffers behind plain pointers; TIR never checks it
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,27 @@ class Pointer:
         T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(3), T.int32(1)))
 
 
-def function(name: str, parameters: Sequence[tuple[str, str]], body: Callable[..., None], noalias: bool = True) -> Any:
+def function(
+    name: str, parameters: Sequence[tuple[str, str]], body: Callable[..., None], noalias: bool = True
+) -> Any:
     """A PrimFunc `int32 name(...)` that returns 0.
 
-    parameters: (name, dtype) for an int scalar, (name, dtype + "*") for a pointer to such elements. `body` is called with
-    one Pointer or variable for each and writes the statements. noalias: no two pointers reach the same written memory.
+    parameters: (name, dtype) for an int scalar, (name, dtype + "*") for a pointer to such elements. `body` is called
+    with one Pointer or variable for each and writes the statements. noalias: no two pointers reach the same written
+    memory.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
-            T.func_ret(tvm.ir.PrimType("int32"))
-            handles = [T.arg(n, T.handle(d[:-1]) if d.endswith("*") else getattr(T, d)()) for n, d in parameters]
-            body(*[Pointer(T.decl_buffer((UNBOUNDED,), d[:-1], data=h), d[:-1]) if d.endswith("*") else h
-                   for h, (_, d) in zip(handles, parameters)])
-            T.Return(T.int32(0))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
+        T.func_ret(tvm.ir.PrimType("int32"))
+        handles = [T.arg(n, T.handle(d[:-1]) if d.endswith("*") else getattr(T, d)()) for n, d in parameters]
+        body(
+            *[
+                Pointer(T.decl_buffer((UNBOUNDED,), d[:-1], data=h), d[:-1]) if d.endswith("*") else h
+                for h, (_, d) in zip(handles, parameters)
+            ]
+        )
+        T.Return(T.int32(0))
     return builder.get()
 
 

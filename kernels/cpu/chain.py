@@ -1,9 +1,10 @@
 """The elementwise steps that follow an op inside one kernel, on vectors of neighbouring channels.
 
-A chain is a small graph: each step reads the incoming value, earlier steps, or tensors and constants in memory. The code
-depends on the kinds of the steps only (`key`); every number (shifts, zero points, bounds) comes from one table of int32
-scalars, so that layers that differ in numbers share their kernels.
+A chain is a small graph: each step reads the incoming value, earlier steps, or tensors and constants in memory. The
+code depends on the kinds of the steps only (`key`); every number (shifts, zero points, bounds) comes from one table of
+int32 scalars, so that layers that differ in numbers share their kernels.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from qcompile.kernels.lowering import Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
-CONSTANT_PADDING = 64      # per-channel constants are this many zeros longer, since vectors read whole
+CONSTANT_PADDING = 64  # per-channel constants are this many zeros longer, since vectors read whole
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
 
 
@@ -31,7 +32,9 @@ def operand_kind(shape: tuple[int, ...], operand: tuple[int, ...]) -> str | None
     """
     size = int(np.prod(operand, dtype=np.int64))
     if len(operand) > len(shape):
-        operand = operand[len(operand) - len(shape):] if size == np.prod(operand[len(operand) - len(shape):]) else ()
+        operand = (
+            operand[len(operand) - len(shape) :] if size == np.prod(operand[len(operand) - len(shape) :]) else ()
+        )
         if not operand:
             return None
     full = (1,) * (len(shape) - len(operand)) + tuple(operand)
@@ -54,8 +57,9 @@ def fusable(step: Node, value: str, types: dict[str, Type]) -> bool:
     if step.op not in STEPS or value not in step.inputs:
         return False
     shape = types[value].shape
-    return (infer_node(step, types).shape == shape
-            and all(types[i].dtype in DTYPES and operand_kind(shape, types[i].shape) for i in step.inputs[:_tensors(step)]))
+    return infer_node(step, types).shape == shape and all(
+        types[i].dtype in DTYPES and operand_kind(shape, types[i].shape) for i in step.inputs[: _tensors(step)]
+    )
 
 
 def _tensors(step: Node) -> int:
@@ -79,27 +83,40 @@ class Memory:
     index: int
     kind: str
     dtype: str
-    inner: int = 0       # index of the scalar that holds the rows of one image
+    inner: int = 0  # index of the scalar that holds the rows of one image
 
 
 @dataclass
 class Step:
     node: Node
-    inputs: list[str | Memory]           # name of an earlier value, or memory
-    scalars: dict[str, int]              # name -> index in the table of scalars
+    inputs: list[str | Memory]  # name of an earlier value, or memory
+    scalars: dict[str, int]  # name -> index in the table of scalars
     dtype: str
     flags: tuple[str, ...]
+
+    def key(self, numbers: dict[str, int]) -> str:
+        """What the step's code depends on; numbers: of the values that steps read."""
+        inputs = [str(numbers[i]) if isinstance(i, str) else f"{i.kind}:{i.dtype}:{i.index}" for i in self.inputs]
+        return f"_{self.node.op}[{','.join(inputs)}|{','.join(self.flags)}]{self.dtype}"
 
 
 class Chain:
     """steps on `source` (the name of the incoming value), for values of `types[source].shape`.
 
-    key: what the code depends on. parameters: (name, dtype*) of the kernel's extra parameters, and operands: the call's,
-    in the same order. dtype: of the result, `result` its name. width: channels that one call of emit should carry where it can choose.
+    key: what the code depends on. parameters: (name, dtype*) of the kernel's extra parameters, and operands: the
+    call's, in the same order. dtype: of the result, `result` its name. width: channels that one call of emit should
+    carry where it can choose.
     """
 
-    def __init__(self, steps: Sequence[Node], source: str, types: dict[str, Type], constants: dict[str, np.ndarray],
-                 isa: Isa, result: str = "") -> None:
+    def __init__(
+        self,
+        steps: Sequence[Node],
+        source: str,
+        types: dict[str, Type],
+        constants: dict[str, np.ndarray],
+        isa: Isa,
+        result: str = "",
+    ) -> None:
         self.isa = isa
         self.result = result
         self.source = source
@@ -118,10 +135,8 @@ class Chain:
         if self._scalars:
             self.parameters.append(("scalars", "int32*"))
             self.operands.append(Constant(np.array(self._scalars, np.int64).astype(np.int32)))
-        order = {source: 0} | {s.node.name: k + 1 for k, s in enumerate(self.steps)}
-        self.key = self.source_dtype + "".join(
-            f"_{s.node.op}[{','.join(str(order[i]) if isinstance(i, str) else f'{i.kind}:{i.dtype}:{i.index}' for i in s.inputs)}"
-            f"|{','.join(s.flags)}]{s.dtype}" for s in self.steps)
+        numbers = {source: 0} | {s.node.name: k + 1 for k, s in enumerate(self.steps)}
+        self.key = self.source_dtype + "".join(s.key(numbers) for s in self.steps)
 
     def start(self, arguments: Sequence[Argument]) -> Emitter:
         """To be called inside the kernel, with its variables for `parameters`."""
@@ -143,8 +158,10 @@ class Chain:
             self._scalars.append(int(value))
         out = infer_node(node, self._types)
         if out.dtype not in DTYPES or out.shape != self.shape:
-            raise CompileError(f"{node.name}: a fused {node.op} gives {out.dtype}{list(out.shape)}, not one of {', '.join(DTYPES)} "
-                               f"of shape {list(self.shape)}")
+            raise CompileError(
+                f"{node.name}: a fused {node.op} gives {out.dtype}{list(out.shape)}, not one of {', '.join(DTYPES)} "
+                f"of shape {list(self.shape)}"
+            )
         self._types[node.name] = out
         self._names.add(node.name)
         self.dtype = out.dtype
@@ -161,8 +178,10 @@ class Chain:
             else:
                 kind = operand_kind(self.shape, type_.shape) or ""
             if not kind or type_.dtype not in DTYPES:
-                raise CompileError(f"{node.name}: input {name} {type_.dtype}{list(type_.shape)} cannot be read under a value of "
-                                   f"shape {list(self.shape)} in one CPU kernel")
+                raise CompileError(
+                    f"{node.name}: input {name} {type_.dtype}{list(type_.shape)} cannot be read under a value of "
+                    f"shape {list(self.shape)} in one CPU kernel"
+                )
             inner = 0
             if kind == "image":
                 full = (1,) * (len(self.shape) - len(type_.shape)) + tuple(type_.shape)
@@ -180,7 +199,7 @@ class Chain:
     @staticmethod
     def _constant(array: np.ndarray, table: bool, index_dtype: str) -> np.ndarray:
         flat = np.ascontiguousarray(array).reshape(-1)
-        if table:   # 8-bit codes index as unsigned bytes
+        if table:  # 8-bit codes index as unsigned bytes
             return np.roll(flat, -128) if index_dtype == "int8" else flat
         return np.concatenate([flat, np.zeros(CONSTANT_PADDING, flat.dtype)]) if flat.size > 1 else flat
 
@@ -241,12 +260,17 @@ class Environment:
         return flag in self.step.flags
 
     def saturate(self, x: Expr) -> Expr:
-        return self.isa.saturate(x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.step.dtype)
+        return self.isa.saturate(
+            x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.step.dtype
+        )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """scalars(node, types) -> (numbers for the table, flags that change the code); emit(environment, *inputs) -> result."""
+    """scalars(node, types) -> (numbers for the table, flags that change the code).
+
+    emit(environment, *inputs) -> result.
+    """
 
     scalars: Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]
     emit: Callable[..., Expr]
@@ -257,7 +281,9 @@ def _wrap(value: int) -> int:
     return (int(value) + 2**31) % 2**32 - 2**31
 
 
-def _numbers(*names: str, optional: Sequence[str] = ()) -> Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]:
+def _numbers(
+    *names: str, optional: Sequence[str] = ()
+) -> Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]:
     """The attributes of these names; `optional` ones make no code where they are zero."""
 
     def scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -303,8 +329,13 @@ def _mul(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
 def _add_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
     a = node.attrs
     constant = (1 << a["shift"] >> 1) - a["x_zero_point"] * a["x_multiplier"] - a["r_zero_point"] * a["r_multiplier"]
-    return {"x_multiplier": a["x_multiplier"], "r_multiplier": a["r_multiplier"], "constant": _wrap(constant),
-            "shift": a["shift"], **{n: a[n] for n in BOUNDS}}, ()
+    return {
+        "x_multiplier": a["x_multiplier"],
+        "r_multiplier": a["r_multiplier"],
+        "constant": _wrap(constant),
+        "shift": a["shift"],
+        **{n: a[n] for n in BOUNDS},
+    }, ()
 
 
 def _add(e: Environment, x: Expr, r: Expr) -> Expr:
@@ -316,8 +347,13 @@ def _residual_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tu
     a = node.attrs
     constant = (1 << (a["shift"] - 1)) - a["r_zero_point"] * a["r_multiplier"]
     pre = {"pre": a["pre"]} if a["pre"] else {}
-    return {"r_multiplier": a["r_multiplier"], "constant": _wrap(constant), "shift": a["shift"], **pre,
-            **{n: a[n] for n in BOUNDS}}, tuple(pre)
+    return {
+        "r_multiplier": a["r_multiplier"],
+        "constant": _wrap(constant),
+        "shift": a["shift"],
+        **pre,
+        **{n: a[n] for n in BOUNDS},
+    }, tuple(pre)
 
 
 def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
@@ -344,8 +380,8 @@ def _lut(e: Environment, x: Expr, table: Pointer) -> Expr:
 def _cast_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
     low, high = RANGES[node.attrs["dtype"]]
     offset = node.attrs["offset"]
-    limit = lambda v: min(max(v, -INT32_MAX - 1), INT32_MAX)
-    return {"low": limit(low - offset), "high": limit(high - offset), "offset": offset}, ()
+    low, high = (min(max(v - offset, -INT32_MAX - 1), INT32_MAX) for v in (low, high))
+    return {"low": low, "high": high, "offset": offset}, ()
 
 
 def _cast(e: Environment, x: Expr) -> Expr:

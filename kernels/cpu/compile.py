@@ -3,6 +3,7 @@
 The functions are plain C functions `int32_t name(pointers, int32 scalars)`. Parallel loops call through the slot
 `__TVMBackendParallelLaunch` that the object defines and the runtime fills.
 """
+
 from __future__ import annotations
 
 import tempfile
@@ -25,18 +26,28 @@ def llvm_target(target: Target) -> Any:
     llvm = tvm.target.Target(target.llvm)
     missing = [f for f in sorted(target.features) if not llvm_cpu_has_features(f, llvm)]
     if missing:
-        raise CompileError(f"LLVM's CPU {target.mcpu!r} of target {target.name} lacks {', '.join(missing)}; "
-                           "correct its line in the table of targets")
+        raise CompileError(
+            f"LLVM's CPU {target.mcpu!r} of target {target.name} lacks {', '.join(missing)}; "
+            "correct its line in the table of targets"
+        )
     return llvm
 
 
 def lower(functions: dict[str, Any], target: Target) -> tuple[Any, Any]:
     """(module after TIR lowering, TVM target)."""
     llvm = llvm_target(target)
-    passes = [tirx.transform.BindTarget(llvm), s_tir.transform.LowerOpaqueBlock(), tirx.transform.FlattenBuffer(),
-              tirx.transform.NarrowDataType(32), tirx.transform.VectorizeLoop(True), tirx.transform.StorageRewrite(),
-              tirx.transform.UnrollLoop(), tirx.transform.StmtSimplify(), tirx.transform.RemoveNoOp(),
-              tirx.transform.LowerIntrin()]
+    passes = [
+        tirx.transform.BindTarget(llvm),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        tirx.transform.LowerIntrin(),
+    ]
     module = tvm.IRModule({name: functions[name] for name in sorted(functions)})
     return tvm.ir.transform.Sequential(passes)(module), llvm
 

@@ -1,4 +1,5 @@
 """Instruction sets: what kernels ask of them (`base`), and how each answers (`x86`, `neon`)."""
+
 from __future__ import annotations
 
 from qcompile.kernels.cpu.isa.base import Isa
@@ -6,8 +7,9 @@ from qcompile.kernels.cpu.isa.neon import Neon, NeonDotprod, NeonI8mm
 from qcompile.kernels.cpu.isa.x86 import Avx2, Avx512, Avx512Vbmi, AvxVnni
 from qcompile.targets.target import Target
 
-ISAS: dict[str, Isa] = {isa.name: isa for isa in (
-    Avx2(), AvxVnni(), Avx512(), Avx512Vbmi(), Neon(), NeonDotprod(), NeonI8mm())}
+ISAS: dict[str, Isa] = {
+    isa.name: isa for isa in (Avx2(), AvxVnni(), Avx512(), Avx512Vbmi(), Neon(), NeonDotprod(), NeonI8mm())
+}
 
 
 def get_isa(target: Target) -> Isa:

@@ -3,15 +3,13 @@
 Values are vectors of any number of lanes (a multiple of `lanes` for int32): an instruction set cuts them into its
 registers. Everything here is exact; each override returns the same bits by another road.
 """
+
 from __future__ import annotations
 
-from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
     T,
-    bind,
-    by_parts,
     cast,
     dtype_of,
     lanes_of,
@@ -30,7 +28,7 @@ class Isa:
     lanes = 4
     registers = 16
     width = 16
-    table_width = 1        # bytes that one table lookup of `lookup` serves; 1: byte by byte
+    table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 
     def mulhi(self, x: Expr, m: Expr) -> Expr:
         """floor(x * m / 2^32) of int32 vectors."""
@@ -48,7 +46,7 @@ class Isa:
         return self.round_shift(self.mulhi(x, m), shift)
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
-        """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32, the others int32 scalars; x + zero_point must fit int32."""
+        """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""
         n = lanes_of(x)
         y = x + splat(zero_point, "int32", n)
         y = T.max(T.min(y, splat(qmax, "int32", n)), splat(qmin, "int32", n))
@@ -64,8 +62,3 @@ def code_bytes(x: Expr) -> Expr:
     return x if dtype_of(x) == "uint8" else reinterpret(x, "uint8", lanes_of(x))
 
 
-def full_range(dtype: str) -> tuple[int, int]:
-    return RANGES[dtype]
-
-
-__all__ = ["Isa", "bind", "by_parts", "code_bytes", "full_range"]

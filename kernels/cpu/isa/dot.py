@@ -3,6 +3,7 @@
 Each class packs `group` neighbouring elements of K per channel: the packed weights of one panel are
 [K / group][NR][group], channels in the order of `order(nr)`. A step takes 1 or `unroll` groups.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,8 +25,7 @@ from qcompile.kernels.cpu.builder import (
 )
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
-
-LOAD_PRESSURE = 0.1        # cycles that a load costs even where another unit is the bottleneck
+LOAD_PRESSURE = 0.1  # cycles that a load costs even where another unit is the bottleneck
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Dot:
     unroll = 1
     lanes = 4
     registers = 32
-    rate = 2.0              # dot products a cycle
-    load_rate = 2.0         # vector loads a cycle
-    latency = 4             # cycles from one accumulation to the next
+    rate = 2.0  # dot products a cycle
+    load_rate = 2.0  # vector loads a cycle
+    latency = 4  # cycles from one accumulation to the next
     row_step = 1
     column_step = 4
-    tiles: tuple[tuple[int, int], ...] = ()      # (rows, columns) that fit the registers
+    tiles: tuple[tuple[int, int], ...] = ()  # (rows, columns) that fit the registers
 
     def order(self, columns: int) -> list[int]:
         """Channel at each position of a panel."""
@@ -108,7 +108,9 @@ class Dot:
         parts = [acc.load(self.index(tile, unit, s), self.lanes) for s in range(tile.split)]
         return sum(parts[1:], parts[0])
 
-    def step(self, tile: Tile, acc: Pointer, x: Pointer, rows: Sequence[Expr], w: Pointer, at: Expr, groups: int) -> None:
+    def step(
+        self, tile: Tile, acc: Pointer, x: Pointer, rows: Sequence[Expr], w: Pointer, at: Expr, groups: int
+    ) -> None:
         """Adds `groups` groups; rows: offsets of the tile's pixels in x, at: offset in the packed weights."""
         raise NotImplementedError
 
@@ -123,7 +125,9 @@ class Vnni(Dot):
 
     load_rate = 2.0
 
-    def __init__(self, name: str, lanes: int, registers: int, latency: int, tiles: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self, name: str, lanes: int, registers: int, latency: int, tiles: tuple[tuple[int, int], ...]
+    ) -> None:
         self.name, self.lanes, self.registers, self.latency, self.tiles = name, lanes, registers, latency, tiles
         self.column_step = lanes
 
@@ -136,8 +140,16 @@ class Vnni(Dot):
                 pixel = bind(reinterpret(pixel, "uint8", size))
                 for j in range(n):
                     o = self.index(tile, i * n + j, g)
-                    acc.store(o, intrinsic(f"int32x{self.lanes}", f"llvm.x86.avx512.vpdpbusd.{size * 8}",
-                                           acc.load(o, self.lanes), pixel, panel[j]))
+                    acc.store(
+                        o,
+                        intrinsic(
+                            f"int32x{self.lanes}",
+                            f"llvm.x86.avx512.vpdpbusd.{size * 8}",
+                            acc.load(o, self.lanes),
+                            pixel,
+                            panel[j],
+                        ),
+                    )
 
 
 class Madd(Dot):
@@ -146,7 +158,7 @@ class Madd(Dot):
     name = "madd"
     lanes = 8
     registers = 16
-    rate = 1.0              # a product and an addition
+    rate = 1.0  # a product and an addition
     load_rate = 1.5
     latency = 1
     column_step = 8
@@ -177,8 +189,18 @@ class Madd(Dot):
 
     def finish(self, tile, acc):
         n = tile.columns // 4
-        return [[intrinsic("int32x8", "llvm.x86.avx2.phadd.d", self.total(tile, acc, i * n + j), self.total(tile, acc, i * n + j + 1))
-                 for j in range(0, n, 2)] for i in range(tile.rows)]
+        return [
+            [
+                intrinsic(
+                    "int32x8",
+                    "llvm.x86.avx2.phadd.d",
+                    self.total(tile, acc, i * n + j),
+                    self.total(tile, acc, i * n + j + 1),
+                )
+                for j in range(0, n, 2)
+            ]
+            for i in range(tile.rows)
+        ]
 
 
 class Sdot(Dot):
@@ -187,8 +209,28 @@ class Sdot(Dot):
     name = "sdot"
     unroll = 4
     latency = 4
-    tiles = ((8, 8), (7, 12), (6, 12), (4, 16), (7, 8), (6, 8), (5, 12), (5, 8), (4, 12), (4, 8), (3, 16), (3, 8), (2, 16), (2, 8),
-             (1, 16), (1, 8), (8, 4), (4, 4), (2, 4), (1, 4))
+    tiles = (
+        (8, 8),
+        (7, 12),
+        (6, 12),
+        (4, 16),
+        (7, 8),
+        (6, 8),
+        (5, 12),
+        (5, 8),
+        (4, 12),
+        (4, 8),
+        (3, 16),
+        (3, 8),
+        (2, 16),
+        (2, 8),
+        (1, 16),
+        (1, 8),
+        (8, 4),
+        (4, 4),
+        (2, 4),
+        (1, 4),
+    )
 
     def loads(self, rows: int, columns: int) -> float:
         return rows / 4 + columns / self.lanes
@@ -203,7 +245,12 @@ class Sdot(Dot):
                     weights = bind(w.load(at + ((first + g) * tile.columns + 4 * j) * 4, 16))
                     for i, pixel in enumerate(pixels):
                         o = self.index(tile, i * n + j, g)
-                        acc.store(o, intrinsic("int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)))
+                        acc.store(
+                            o,
+                            intrinsic(
+                                "int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)
+                            ),
+                        )
 
     @staticmethod
     def _four(x: Pointer, row: Expr) -> Expr:
@@ -246,10 +293,13 @@ class Smull(Dot):
                 acc.store(o, acc.load(o, 4) + pairs)
 
     def finish(self, tile, acc):
-        add = lambda a, b: intrinsic("int32x4", PREFIX + "addp.v4i32", a, b)
-        get = lambda i, j: self.total(tile, acc, i * tile.columns + j)
-        return [[add(add(get(i, j), get(i, j + 1)), add(get(i, j + 2), get(i, j + 3))) for j in range(0, tile.columns, 4)]
-                for i in range(tile.rows)]
+        def channels(i: int, j: int) -> Expr:
+            sums = [self.total(tile, acc, i * tile.columns + j + c) for c in range(4)]
+            while len(sums) > 1:
+                sums = [intrinsic("int32x4", PREFIX + "addp.v4i32", a, b) for a, b in zip(sums[::2], sums[1::2])]
+            return sums[0]
+
+        return [[channels(i, j) for j in range(0, tile.columns, 4)] for i in range(tile.rows)]
 
 
 class SmullAny(Smull):
@@ -276,7 +326,7 @@ class Smmla(Dot):
         n = tile.columns // 2
         pairs = []
         for i in range(0, tile.rows, 2):
-            a, b = (bind(x.load(row, 8 * groups)) for row in rows[i:i + 2])
+            a, b = (bind(x.load(row, 8 * groups)) for row in rows[i : i + 2])
             pairs.append([bind(concat([extract(a, 8 * g, 8), extract(b, 8 * g, 8)])) for g in range(groups)])
         for g in range(groups):
             for j in range(n):
@@ -287,22 +337,87 @@ class Smmla(Dot):
 
     def finish(self, tile, acc):
         n = tile.columns // 2
-        halves = lambda i, j: shuffle([self.total(tile, acc, i // 2 * n + j), self.total(tile, acc, i // 2 * n + j + 1)],
-                                      [0, 1, 4, 5] if i % 2 == 0 else [2, 3, 6, 7])
+
+        def halves(i: int, j: int) -> Expr:
+            pairs = [self.total(tile, acc, i // 2 * n + j + c) for c in range(2)]
+            return shuffle(pairs, [0, 1, 4, 5] if i % 2 == 0 else [2, 3, 6, 7])
+
         return [[halves(i, j) for j in range(0, n, 2)] for i in range(tile.rows)]
 
 
 # More than ten pixels need more address registers than x86 has
-VNNI_512 = Vnni("vnni512", 16, 32, 5, (
-    (8, 48), (10, 32), (9, 32), (8, 32), (7, 48), (7, 32), (6, 64), (6, 48), (6, 32), (5, 64), (5, 48), (4, 64), (4, 48), (4, 32), (3, 64),
-    (3, 48), (3, 32), (2, 64), (2, 48), (2, 32), (1, 64), (1, 48), (1, 32), (10, 16), (8, 16), (6, 16), (4, 16), (3, 16), (2, 16), (1, 16)))
-VNNI_256 = Vnni("vnni256", 8, 16, 5, ((6, 16), (4, 24), (5, 16), (4, 16), (3, 24), (3, 16), (2, 32), (2, 16), (1, 64), (1, 32), (1, 16),
-                                      (10, 8), (8, 8), (6, 8), (4, 8), (2, 8), (1, 8)))
+VNNI_512 = Vnni(
+    "vnni512",
+    16,
+    32,
+    5,
+    (
+        (8, 48),
+        (10, 32),
+        (9, 32),
+        (8, 32),
+        (7, 48),
+        (7, 32),
+        (6, 64),
+        (6, 48),
+        (6, 32),
+        (5, 64),
+        (5, 48),
+        (4, 64),
+        (4, 48),
+        (4, 32),
+        (3, 64),
+        (3, 48),
+        (3, 32),
+        (2, 64),
+        (2, 48),
+        (2, 32),
+        (1, 64),
+        (1, 48),
+        (1, 32),
+        (10, 16),
+        (8, 16),
+        (6, 16),
+        (4, 16),
+        (3, 16),
+        (2, 16),
+        (1, 16),
+    ),
+)
+VNNI_256 = Vnni(
+    "vnni256",
+    8,
+    16,
+    5,
+    (
+        (6, 16),
+        (4, 24),
+        (5, 16),
+        (4, 16),
+        (3, 24),
+        (3, 16),
+        (2, 32),
+        (2, 16),
+        (1, 64),
+        (1, 32),
+        (1, 16),
+        (10, 8),
+        (8, 8),
+        (6, 8),
+        (4, 8),
+        (2, 8),
+        (1, 8),
+    ),
+)
 
 DOTS: dict[str, tuple[Dot, ...]] = {
-    "avx512vnni": (VNNI_512,), "avx512vbmi": (VNNI_512,), "avxvnni": (VNNI_256,), "avx2": (Madd(),),
-    "neon": (Smull(),), "neon_dotprod": (Sdot(),), "neon_i8mm": (Smmla(), Sdot()),
+    "avx512vnni": (VNNI_512,),
+    "avx512vbmi": (VNNI_512,),
+    "avxvnni": (VNNI_256,),
+    "avx2": (Madd(),),
+    "neon": (Smull(),),
+    "neon_dotprod": (Sdot(),),
+    "neon_i8mm": (Smmla(), Sdot()),
 }
 # both operands are activations, which may be -128
 ACTIVATION_DOTS: dict[str, tuple[Dot, ...]] = DOTS | {"neon": (SmullAny(),)}
-

@@ -1,4 +1,5 @@
 """64-bit ARM: NEON, with dot products (ARMv8.2) and matrix products (i8mm)."""
+
 from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import (
@@ -7,7 +8,6 @@ from qcompile.kernels.cpu.builder import (
     T,
     bind,
     by_parts,
-    concat,
     dtype_of,
     intrinsic,
     lanes_of,
@@ -40,14 +40,17 @@ class Neon(Isa):
         return self.round_shift(doubled, shift + 1)
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
-        """int8: through saturated int16, where the zero point is added; saturating first changes nothing after the clamp."""
+        """int8: through saturated int16, where the zero point is added; saturating early changes no clamped result."""
         n = lanes_of(x)
         if dtype != "int8" or n % 8:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
         zp = bind(splat(zero_point, "int16", 8))
-        narrow = lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part)
-        bytes8 = lambda part: intrinsic("int8x8", PREFIX + "sqxtn.v8i8", intrinsic("int16x8", PREFIX + "sqadd.v8i16", part, zp))
-        y = by_parts(8, bytes8, by_parts(4, narrow, x))
+
+        def narrow(part: Expr) -> Expr:
+            return intrinsic("int8x8", PREFIX + "sqxtn.v8i8", intrinsic("int16x8", PREFIX + "sqadd.v8i16", part, zp))
+
+        y = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part), x)
+        y = by_parts(8, narrow, y)
         return T.max(T.min(y, splat(qmax, "int8", n)), splat(qmin, "int8", n))
 
     def lookup(self, table: Pointer, x: Expr) -> Expr:
@@ -64,8 +67,13 @@ class Neon(Isa):
         index = bind(x)
         y = intrinsic(kind, f"{PREFIX}tbl4.v{n}i8", *rows[:4], index)
         for quarter in range(1, 4):
-            y = intrinsic(kind, f"{PREFIX}tbx4.v{n}i8", y, *rows[4 * quarter:4 * quarter + 4],
-                          index - splat(64 * quarter, "uint8", n))
+            y = intrinsic(
+                kind,
+                f"{PREFIX}tbx4.v{n}i8",
+                y,
+                *rows[4 * quarter : 4 * quarter + 4],
+                index - splat(64 * quarter, "uint8", n),
+            )
         return y
 
 
@@ -77,4 +85,3 @@ class NeonI8mm(NeonDotprod):
     name = "neon_i8mm"
 
 
-__all__ = ["Neon", "NeonDotprod", "NeonI8mm", "concat"]

@@ -3,6 +3,7 @@
 Activations lie in blocks of 16 channels, so that the taps of a kernel row are 16 bytes apart. A zipped group serves
 every output row that uses it. Accumulators are in channel order: 16 / lanes registers for one pixel.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, bind, cast, extract, intrinsic, shuffle
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
-BLOCK = 16       # channels
+BLOCK = 16  # channels
 
 
 class TapDot:
@@ -61,14 +62,24 @@ class VnniTaps(TapDot):
         return self.zip([bind(x.load(at, 4 * BLOCK))])
 
     def zip(self, parts):
-        return [bind(shuffle(parts, [t * BLOCK + u * self.lanes + c for c in range(self.lanes) for t in range(4)]))
-                for u in range(self.units)]
+        return [
+            bind(shuffle(parts, [t * BLOCK + u * self.lanes + c for c in range(self.lanes) for t in range(4)]))
+            for u in range(self.units)
+        ]
 
     def dots(self, acc, first, zipped, weights):
         for u in range(self.units):
             o = first + u * self.lanes
-            acc.store(o, intrinsic(f"int32x{self.lanes}", f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}", acc.load(o, self.lanes),
-                                   zipped[u], weights[u]))
+            acc.store(
+                o,
+                intrinsic(
+                    f"int32x{self.lanes}",
+                    f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}",
+                    acc.load(o, self.lanes),
+                    zipped[u],
+                    weights[u],
+                ),
+            )
 
 
 class MaddTaps(TapDot):
@@ -79,7 +90,10 @@ class MaddTaps(TapDot):
     lanes = 8
 
     def zip(self, parts):
-        return [bind(cast(shuffle(parts, [t * BLOCK + u * 8 + c for c in range(8) for t in range(2)]), "int16")) for u in range(2)]
+        return [
+            bind(cast(shuffle(parts, [t * BLOCK + u * 8 + c for c in range(8) for t in range(2)]), "int16"))
+            for u in range(2)
+        ]
 
     def weights(self, w, at):
         return [bind(cast(w.load(at + u * 16, 16), "int16")) for u in range(2)]
@@ -107,8 +121,15 @@ class SdotTaps(TapDot):
 
 def _zip(a: Expr, b: Expr, size: int) -> list[Expr]:
     """zip1 and zip2 of 16-byte registers with elements of `size` bytes."""
-    return [bind(shuffle([a, b], [s * 16 + half * 8 + k * size + e for k in range(8 // size) for s in (0, 1) for e in range(size)]))
-            for half in (0, 1)]
+    return [
+        bind(
+            shuffle(
+                [a, b],
+                [s * 16 + half * 8 + k * size + e for k in range(8 // size) for s in (0, 1) for e in range(size)],
+            )
+        )
+        for half in (0, 1)
+    ]
 
 
 class SmullTaps(TapDot):
@@ -128,7 +149,10 @@ class SmullTaps(TapDot):
 
     def dots(self, acc, first, zipped, weights):
         for half in range(2):
-            a, b = (intrinsic("int16x8", PREFIX + "smull.v8i16", zipped[2 * half + t], weights[2 * half + t]) for t in range(2))
+            a, b = (
+                intrinsic("int16x8", PREFIX + "smull.v8i16", zipped[2 * half + t], weights[2 * half + t])
+                for t in range(2)
+            )
             products = bind(a + b)
             for u in range(2):
                 o = first + (2 * half + u) * 4
@@ -137,6 +161,11 @@ class SmullTaps(TapDot):
 
 _VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16), SdotTaps()
 TAP_DOTS: dict[str, TapDot] = {
-    "avx512vnni": _VNNI_512, "avx512vbmi": _VNNI_512, "avxvnni": VnniTaps("vnni256_taps", 8), "avx2": MaddTaps(), "neon": SmullTaps(),
-    "neon_dotprod": _SDOT, "neon_i8mm": _SDOT,
+    "avx512vnni": _VNNI_512,
+    "avx512vbmi": _VNNI_512,
+    "avxvnni": VnniTaps("vnni256_taps", 8),
+    "avx2": MaddTaps(),
+    "neon": SmullTaps(),
+    "neon_dotprod": _SDOT,
+    "neon_i8mm": _SDOT,
 }

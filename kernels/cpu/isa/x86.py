@@ -1,4 +1,5 @@
 """x86-64: AVX2, AVX-VNNI and AVX512-VNNI."""
+
 from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import (
@@ -27,14 +28,20 @@ class X86(Isa):
         half = lanes_of(x) // 2
         if not half:
             return super().mulhi(x, m)
-        const = lambda value: splat(value, "int64", half)
-        x64, m64 = bind(reinterpret(x, "int64", half)), bind(reinterpret(m, "int64", half))
-        low = lambda z: T.shift_right(T.shift_left(z, const(32)), const(32))
-        high = lambda z: T.shift_right(z, const(32))
-        even = reinterpret(low(x64) * low(m64), "uint64", half)
-        odd = high(x64) * high(m64)
-        return reinterpret(T.bitwise_or(reinterpret(T.shift_right(even, splat(32, "uint64", half)), "int64", half),
-                                        T.bitwise_and(odd, const(-(1 << 32)))), "int32", 2 * half)
+        bits = splat(32, "int64", half)
+        factors = [bind(reinterpret(v, "int64", half)) for v in (x, m)]
+        low = [T.shift_right(T.shift_left(v, bits), bits) for v in factors]
+        high = [T.shift_right(v, bits) for v in factors]
+        even = reinterpret(low[0] * low[1], "uint64", half)
+        odd = high[0] * high[1]
+        return reinterpret(
+            T.bitwise_or(
+                reinterpret(T.shift_right(even, splat(32, "uint64", half)), "int64", half),
+                T.bitwise_and(odd, splat(-(1 << 32), "int64", half)),
+            ),
+            "int32",
+            2 * half,
+        )
 
 
 class Avx2(X86):
@@ -73,8 +80,10 @@ class Avx512Vbmi(Avx512):
         x = bind(x)
         index = bind(x if n == 64 else concat([x] * (64 // n)))
         dtype = f"{dtype_of(quarters[0])}x64"
-        low, high = (intrinsic(dtype, "llvm.x86.avx512.vpermi2var.qi.512", a, index, b)
-                     for a, b in (quarters[:2], quarters[2:]))
+        low, high = (
+            intrinsic(dtype, "llvm.x86.avx512.vpermi2var.qi.512", a, index, b)
+            for a, b in (quarters[:2], quarters[2:])
+        )
         # the top bit of the index selects the half of the table
         chosen = T.Select(index < splat(128, "uint8", 64), low, high)
         return chosen if n == 64 else T.Shuffle([chosen], list(range(n)))

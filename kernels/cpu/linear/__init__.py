@@ -1,4 +1,5 @@
 """Convolutions, dense layers and products of activations, with fused epilogues."""
+
 from qcompile.kernels.cpu.linear.conv import lower_conv2d, lower_dense
 from qcompile.kernels.cpu.linear.matmul import lower_matmul
 

@@ -1,4 +1,5 @@
 """Lowering of dense layers and convolutions to the matrix-product kernels."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -16,7 +17,7 @@ from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 from qcompile.targets.target import Target
 
-PARALLEL_MACS = 1 << 18       # smaller layers are not worth waking threads for
+PARALLEL_MACS = 1 << 18  # smaller layers are not worth waking threads for
 PARALLEL_TASKS = 8
 
 
@@ -25,8 +26,18 @@ def lower_dense(ctx: NodeContext) -> list[KernelCall]:
     head, chain = head_and_chain(ctx, get_isa(ctx.target))
     x, weight, bias = _operands(ctx, head)
     k = x.shape[-1]
-    return [matrix_call(ctx.target, chain, Buffer(head.inputs[0]), x.dtype, fold_bias(bias, weight, head.attrs["x_zero_point"]),
-                        weight.reshape(len(weight), 1, k)[None], rows=x.size // k if k else 0, pixel_step=k)]
+    return [
+        matrix_call(
+            ctx.target,
+            chain,
+            Buffer(head.inputs[0]),
+            x.dtype,
+            fold_bias(bias, weight, head.attrs["x_zero_point"]),
+            weight.reshape(len(weight), 1, k)[None],
+            rows=x.size // k if k else 0,
+            pixel_step=k,
+        )
+    ]
 
 
 def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
@@ -36,7 +47,9 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
     a = head.attrs
     out = infer_node(head, ctx.types)
     if 0 in out.shape or min(out.shape) < 0:
-        raise CompileError(f"{head.name}: the convolution's result {list(out.shape)} is empty; its kernel is larger than its input")
+        raise CompileError(
+            f"{head.name}: the convolution's result {list(out.shape)} is empty; its kernel is larger than its input"
+        )
     folded = fold_bias(bias, weight, a["x_zero_point"])
     if a["groups"] == x.shape[-1] == out.shape[-1]:
         return depthwise_calls(chain, Buffer(head.inputs[0]), x, out, weight, folded, a)
@@ -48,8 +61,17 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
     return [*calls, conv_call(ctx.target, chain, source, x.dtype, shape, out.shape, weight, folded, a)]
 
 
-def conv_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: str, shape: tuple[int, ...], out: tuple[int, ...],
-              weight: np.ndarray, bias: np.ndarray, a: dict) -> KernelCall:
+def conv_call(
+    target: Target,
+    chain: Chain,
+    source: Buffer | Workspace,
+    dtype: str,
+    shape: tuple[int, ...],
+    out: tuple[int, ...],
+    weight: np.ndarray,
+    bias: np.ndarray,
+    a: dict,
+) -> KernelCall:
     """One call for a convolution of a padded image `shape` [N, H, W, C]."""
     n, h, w, c = shape
     (o, kh, kw, cg), groups = weight.shape, a["groups"]
@@ -57,32 +79,95 @@ def conv_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: s
     _, oh, ow, _ = out
     pointwise = kh == kw == 1 and groups == 1 and sw == 1 and (sh == 1 or oh == 1) and (oh == h and ow == w)
     if pointwise:
-        return matrix_call(target, chain, source, dtype, bias, weight.reshape(1, o, 1, c), rows=n * oh * ow, pixel_step=c)
+        return matrix_call(
+            target, chain, source, dtype, bias, weight.reshape(1, o, 1, c), rows=n * oh * ow, pixel_step=c
+        )
     contiguous = (dw == 1 or kw == 1) and groups == 1
     runs, taps = (kh, 1) if contiguous else (kh, kw)
     packed = weight.reshape(groups, o // groups, runs * taps, -1)
-    return matrix_call(target, chain, source, dtype, bias, packed, rows=oh * ow, pixel_step=sw * c, width=ow, row_step=sh * w * c,
-                       runs=runs, run_step=dh * w * c, taps=taps, tap_step=dw * c, images=n, x_image=h * w * c, x_group=cg)
+    return matrix_call(
+        target,
+        chain,
+        source,
+        dtype,
+        bias,
+        packed,
+        rows=oh * ow,
+        pixel_step=sw * c,
+        width=ow,
+        row_step=sh * w * c,
+        runs=runs,
+        run_step=dh * w * c,
+        taps=taps,
+        tap_step=dw * c,
+        images=n,
+        x_image=h * w * c,
+        x_group=cg,
+    )
 
 
-def matrix_call(target: Target, chain: Chain, source: Buffer | Workspace, dtype: str, bias: np.ndarray, weights: np.ndarray, *,
-                rows: int, pixel_step: int, width: int = 0, row_step: int = 0, runs: int = 1, run_step: int = 0, taps: int = 1,
-                tap_step: int = 0, images: int = 1, x_image: int = 0, x_group: int = 0) -> KernelCall:
+def matrix_call(
+    target: Target,
+    chain: Chain,
+    source: Buffer | Workspace,
+    dtype: str,
+    bias: np.ndarray,
+    weights: np.ndarray,
+    *,
+    rows: int,
+    pixel_step: int,
+    width: int = 0,
+    row_step: int = 0,
+    runs: int = 1,
+    run_step: int = 0,
+    taps: int = 1,
+    tap_step: int = 0,
+    images: int = 1,
+    x_image: int = 0,
+    x_group: int = 0,
+) -> KernelCall:
     """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
     tiling = choose_tiling(DOTS[chain.isa.name], rows, n, run, all_runs)
     packed = np.concatenate([pack_weights(g, tiling) for g in weights])
     sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
-    sizes |= {"width": width, "row_step": row_step, "pixel_step": pixel_step, "x_image": x_image, "x_group": x_group, "runs": runs,
-              "run_step": run_step, "taps": taps, "tap_step": tap_step, "w_group": packed.size // groups}
+    sizes |= {
+        "width": width,
+        "row_step": row_step,
+        "pixel_step": pixel_step,
+        "x_image": x_image,
+        "x_group": x_group,
+        "runs": runs,
+        "run_step": run_step,
+        "taps": taps,
+        "tap_step": tap_step,
+        "w_group": packed.size // groups,
+    }
     macs = images * groups * rows * n * all_runs * run
-    geometry = Geometry(wraps=bool(width), runs=all_runs > 1, taps=taps > 1, outer=images * groups > 1,
-                        parallel=macs >= PARALLEL_MACS and sizes["tasks"] > 1)
+    geometry = Geometry(
+        wraps=bool(width),
+        runs=all_runs > 1,
+        taps=taps > 1,
+        outer=images * groups > 1,
+        parallel=macs >= PARALLEL_MACS and sizes["tasks"] > 1,
+    )
     kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype)
-    return KernelCall(kernel, (source, Constant(packed), Constant(bias), Buffer(chain.result), Constant(size_table(sizes)), *chain.operands))
+    return KernelCall(
+        kernel,
+        (
+            source,
+            Constant(packed),
+            Constant(bias),
+            Buffer(chain.result),
+            Constant(size_table(sizes)),
+            *chain.operands,
+        ),
+    )
 
 
-def plan_sizes(target: Target, tiling: Tiling, *, rows: int, n: int, run: int, all_runs: int, images: int, groups: int) -> dict[str, int]:
+def plan_sizes(
+    target: Target, tiling: Tiling, *, rows: int, n: int, run: int, all_runs: int, images: int, groups: int
+) -> dict[str, int]:
     """How the work is cut into tasks: blocks of pixels whose activations stay in the L2 cache while panels pass by."""
     panels = tiling.panels(n)
     tiles = -(-rows // tiling.rows)
@@ -94,8 +179,18 @@ def plan_sizes(target: Target, tiling: Tiling, *, rows: int, n: int, run: int, a
         blocks = min(tiles, -(-PARALLEL_TASKS // outer))
     block_tiles = -(-tiles // blocks)
     blocks = -(-tiles // block_tiles)
-    return {"tasks": outer * blocks, "panels": len(panels), "blocks": blocks, "groups": groups, "rows": rows, "block_tiles": block_tiles,
-            "run_groups": -(-run // tiling.dot.group), "panel_bytes": panels[0][1] * k_bytes, "group_channels": n, "channels": n * groups}
+    return {
+        "tasks": outer * blocks,
+        "panels": len(panels),
+        "blocks": blocks,
+        "groups": groups,
+        "rows": rows,
+        "block_tiles": block_tiles,
+        "run_groups": -(-run // tiling.dot.group),
+        "panel_bytes": panels[0][1] * k_bytes,
+        "group_channels": n,
+        "channels": n * groups,
+    }
 
 
 def size_table(sizes: dict[str, int]) -> np.ndarray:
@@ -109,7 +204,8 @@ def _operands(ctx: NodeContext, head: Node) -> tuple[Type, np.ndarray, np.ndarra
     name, weight, bias = head.inputs
     missing = [i for i in (weight, bias) if i not in ctx.constants]
     if missing:
-        raise CompileError(f"{head.name}: weights and bias must be constants, {', '.join(missing)} is computed at run time")
+        raise CompileError(
+            f"{head.name}: weights and bias must be constants, {', '.join(missing)} is computed at run time"
+        )
     check_weights(head.name, ctx.constants[weight])
     return ctx.types[name], ctx.constants[weight], ctx.constants[bias]
-

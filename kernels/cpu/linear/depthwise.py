@@ -3,6 +3,7 @@
 The image is first copied into a frame of blocks [N, C/16, H, W, 16] with its padding, so that taps lie at constant
 distances. The kernel then walks along rows with several output rows at once, which share what was zipped.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -16,7 +17,7 @@ from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, Workspace
 
-UNROLLED_GROUPS = 32        # taller kernels loop over their rows
+UNROLLED_GROUPS = 32  # taller kernels loop over their rows
 PARALLEL_MACS = 1 << 17
 SIZES = ("tasks", "blocks", "row_groups", "height", "width", "pitch", "block_bytes", "channels")
 
@@ -30,7 +31,7 @@ class Window:
     dilations: tuple[int, int]
     rows: int
     columns: int
-    tail: int             # valid channels of the last block, 0: all
+    tail: int  # valid channels of the last block, 0: all
     only_tail: bool
     parallel: bool
 
@@ -39,7 +40,9 @@ class Window:
         return self.kernel[0] * -(-self.kernel[1] // 2) <= UNROLLED_GROUPS
 
 
-def depthwise_calls(chain: Chain, source: Buffer, x: Type, out: Type, weight: np.ndarray, bias: np.ndarray, a: dict) -> list[KernelCall]:
+def depthwise_calls(
+    chain: Chain, source: Buffer, x: Type, out: Type, weight: np.ndarray, bias: np.ndarray, a: dict
+) -> list[KernelCall]:
     """conv2d with groups == C == O; weight int8 [C, KH, KW, 1], bias int32 with the zero point folded in."""
     n, h, w, c = x.shape
     _, oh, ow, _ = out.shape
@@ -53,18 +56,49 @@ def depthwise_calls(chain: Chain, source: Buffer, x: Type, out: Type, weight: np
     row_groups = -(-oh // rows)
     tasks = n * blocks * row_groups
     macs = n * oh * ow * c * kernel[0] * kernel[1]
-    window = Window(kernel, tuple(a["strides"]), tuple(a["dilations"]), rows, columns, c % BLOCK, c < BLOCK,
-                    macs >= PARALLEL_MACS and tasks > 1)
+    window = Window(
+        kernel,
+        tuple(a["strides"]),
+        tuple(a["dilations"]),
+        rows,
+        columns,
+        c % BLOCK,
+        c < BLOCK,
+        macs >= PARALLEL_MACS and tasks > 1,
+    )
     if not window.unrolled and rows > 1:
-        window = Window(kernel, window.strides, window.dilations, 1, max(p for p in (1, 2, 4) if p <= min(ow, dot.outputs)), window.tail,
-                        window.only_tail, window.parallel)
+        window = Window(
+            kernel,
+            window.strides,
+            window.dilations,
+            1,
+            max(p for p in (1, 2, 4) if p <= min(ow, dot.outputs)),
+            window.tail,
+            window.only_tail,
+            window.parallel,
+        )
         row_groups = oh
         tasks = n * blocks * row_groups
     frame = Workspace("blocks", (n * blocks * height * width + left + 4) * BLOCK + SLACK_BYTES)
     sizes = np.array([tasks, blocks, row_groups, oh, ow, width * BLOCK, height * width * BLOCK, c], np.int32)
-    fill = KernelCall(_frame_kernel(x.dtype, chain.isa.name), (source, frame, n, blocks, h, w, c, top, left, bottom, right, a["x_zero_point"]))
-    return [fill, KernelCall(_kernel(window, dot, chain, x.dtype), (
-        frame, Constant(_pack(weight[..., 0], dot, blocks)), Constant(bias), Buffer(chain.result), Constant(sizes), *chain.operands))]
+    fill = KernelCall(
+        _frame_kernel(x.dtype, chain.isa.name),
+        (source, frame, n, blocks, h, w, c, top, left, bottom, right, a["x_zero_point"]),
+    )
+    return [
+        fill,
+        KernelCall(
+            _kernel(window, dot, chain, x.dtype),
+            (
+                frame,
+                Constant(_pack(weight[..., 0], dot, blocks)),
+                Constant(bias),
+                Buffer(chain.result),
+                Constant(sizes),
+                *chain.operands,
+            ),
+        ),
+    ]
 
 
 def _pack(weight: np.ndarray, dot: TapDot, blocks: int) -> np.ndarray:
@@ -74,15 +108,29 @@ def _pack(weight: np.ndarray, dot: TapDot, blocks: int) -> np.ndarray:
     full = np.zeros((blocks * BLOCK, kh, groups * dot.group), np.int8)
     full[:c, :, :kw] = weight
     parts = full.reshape(blocks, BLOCK, kh, groups, dot.group)
-    return np.stack([dot.pack(parts[b, :, r, g]).reshape(-1) for b in range(blocks) for r in range(kh) for g in range(groups)])
+    return np.stack(
+        [dot.pack(parts[b, :, r, g]).reshape(-1) for b in range(blocks) for r in range(kh) for g in range(groups)]
+    )
 
 
 def _frame_kernel(dtype: str, isa: str) -> Kernel:
     """x [N, H, W, C] -> frame [N, C/16, top+H+bottom, left+W+right, 16], `fill` around."""
     name = f"blocks_{dtype}_{isa}"
 
-    def body(x: Pointer, y: Pointer, images: Expr, blocks: Expr, rows: Expr, columns: Expr, channels: Expr, top: Expr, left: Expr,
-             bottom: Expr, right: Expr, fill: Expr) -> None:
+    def body(
+        x: Pointer,
+        y: Pointer,
+        images: Expr,
+        blocks: Expr,
+        rows: Expr,
+        columns: Expr,
+        channels: Expr,
+        top: Expr,
+        left: Expr,
+        bottom: Expr,
+        right: Expr,
+        fill: Expr,
+    ) -> None:
         blank = bind(splat(fill, dtype, BLOCK))
         pitch = bind((left + columns + right) * BLOCK)
 
@@ -103,7 +151,9 @@ def _frame_kernel(dtype: str, isa: str) -> Kernel:
             blanks(start + (top + rows) * pitch, bottom * (left + columns + right))
 
     scalars = ("images", "blocks", "rows", "columns", "channels", "top", "left", "bottom", "right", "fill")
-    return Kernel(name, lambda: function(name, [("x", dtype + "*"), ("y", dtype + "*"), *((s, "int32") for s in scalars)], body))
+    return Kernel(
+        name, lambda: function(name, [("x", dtype + "*"), ("y", dtype + "*"), *((s, "int32") for s in scalars)], body)
+    )
 
 
 def _kernel(window: Window, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
@@ -113,9 +163,19 @@ def _kernel(window: Window, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
     name = f"depthwise_{dtype}_{kh}x{kw}s{sh}_{chain.isa.name}_{code}"
 
     def build() -> Any:
-        parameters = [("x", dtype + "*"), ("w", "int8*"), ("bias", "int32*"), ("y", chain.dtype + "*"), ("sizes", "int32*"),
-                      *chain.parameters]
-        return function(name, parameters, lambda x, w, bias, y, sizes, *rest: _Body(window, dot, chain, x, w, bias, y, sizes, rest).emit())
+        parameters = [
+            ("x", dtype + "*"),
+            ("w", "int8*"),
+            ("bias", "int32*"),
+            ("y", chain.dtype + "*"),
+            ("sizes", "int32*"),
+            *chain.parameters,
+        ]
+        return function(
+            name,
+            parameters,
+            lambda x, w, bias, y, sizes, *rest: _Body(window, dot, chain, x, w, bias, y, sizes, rest).emit(),
+        )
 
     return Kernel(name, build)
 
@@ -155,7 +215,15 @@ class _Body:
             def walk(valid: int) -> None:
                 with T.serial(0, passes) as step:
                     column = bind(T.min(step * v.columns, width - v.columns))
-                    self._pass(bind(origin + column * (v.strides[1] * BLOCK)), pitch, block, bind(pixel + column), width, valid, emitter)
+                    self._pass(
+                        bind(origin + column * (v.strides[1] * BLOCK)),
+                        pitch,
+                        block,
+                        bind(pixel + column),
+                        width,
+                        valid,
+                        emitter,
+                    )
 
             if v.tail and not v.only_tail:
                 with T.If(block < blocks - 1):
@@ -166,14 +234,18 @@ class _Body:
             else:
                 walk(v.tail or BLOCK)
 
-    def _pass(self, origin: Expr, pitch: Expr, block: Expr, pixel: Expr, width: Expr, valid: int, emitter: Emitter) -> None:
+    def _pass(
+        self, origin: Expr, pitch: Expr, block: Expr, pixel: Expr, width: Expr, valid: int, emitter: Emitter
+    ) -> None:
         v, dot = self.window, self.dot
         acc = local(v.rows * v.columns * BLOCK, "int32")
         bias = bind(self.bias.load(block * BLOCK, BLOCK))
         for o in range(v.rows * v.columns):
             for u in range(dot.units):
-                acc.store(o * BLOCK + u * dot.lanes, T.Shuffle([bias], list(range(u * dot.lanes, (u + 1) * dot.lanes)))
-                          if dot.units > 1 else bias)
+                acc.store(
+                    o * BLOCK + u * dot.lanes,
+                    T.Shuffle([bias], list(range(u * dot.lanes, (u + 1) * dot.lanes))) if dot.units > 1 else bias,
+                )
         group_bytes = dot.group * BLOCK
         row_bytes = -(-v.kernel[1] // dot.group) * group_bytes
         panel = bind(block * (v.kernel[0] * row_bytes))
@@ -204,6 +276,10 @@ class _Body:
             taps = min(dot.group, v.kernel[1] - g * dot.group)
             distance = v.dilations[1] * BLOCK
             for p in range(v.columns):
-                zipped = dot.zipped(self.x, at + (p * v.strides[1] * BLOCK + g * dot.group * distance), distance, taps)
+                zipped = dot.zipped(
+                    self.x, at + (p * v.strides[1] * BLOCK + g * dot.group * distance), distance, taps
+                )
                 for o, weights in uses:
-                    dot.dots(acc, (o * v.columns + p) * BLOCK, zipped, dot.weights(self.w, weights + g * dot.group * BLOCK))
+                    dot.dots(
+                        acc, (o * v.columns + p) * BLOCK, zipped, dot.weights(self.w, weights + g * dot.group * BLOCK)
+                    )

@@ -3,12 +3,26 @@
 With b' the signed bytes that are packed and z' their zero point,
 sum (a - za)(b' - z') = sum a b' - z' sum(a) - za (sum(b') - K z'): a term per row and one per column.
 """
+
 from __future__ import annotations
 
 import hashlib
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, extract, function, lanes_of, local, reinterpret, shuffle, splat
+from qcompile.kernels.cpu.builder import (
+    Expr,
+    Pointer,
+    T,
+    bind,
+    cast,
+    extract,
+    function,
+    lanes_of,
+    local,
+    reinterpret,
+    shuffle,
+    splat,
+)
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, head_and_chain
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.isa.dot import ACTIVATION_DOTS, Dot
@@ -29,8 +43,10 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
     lead_a, lead_b = (int(np.prod(t.shape[:-2], dtype=np.int64)) for t in (a, b))
     images = int(np.prod(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), dtype=np.int64))
     if lead_a not in (1, images) or lead_b not in (1, images):
-        raise CompileError(f"{head.name}: a product of {list(a.shape)} and {list(b.shape)} broadcasts both operands; expand one first")
-    if lead_b == 1:          # one matrix for all: the images are more rows
+        raise CompileError(
+            f"{head.name}: a product of {list(a.shape)} and {list(b.shape)} broadcasts both operands; expand one first"
+        )
+    if lead_b == 1:  # one matrix for all: the images are more rows
         m, images, lead_a = m * images, 1, 1
     shift = 128 if b.dtype == "uint8" else 0
     b_zero_point, a_zero_point = head.attrs["b_zero_point"] - shift, head.attrs["a_zero_point"]
@@ -44,41 +60,78 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
     packed = Workspace("packed", w_image * images + SLACK_BYTES)
     bias = Workspace("bias", bias_image * images * 4)
     left, right = Buffer(head.inputs[0]), Buffer(head.inputs[1])
-    calls = [KernelCall(_pack_kernel(tiling.dot, columns, transposed, b.dtype, chain.isa.name),
-                        (right, packed, bias, images, n, k, padded_n // columns, bias_image, a_zero_point, b_zero_point))]
+    calls = [
+        KernelCall(
+            _pack_kernel(tiling.dot, columns, transposed, b.dtype, chain.isa.name),
+            (right, packed, bias, images, n, k, padded_n // columns, bias_image, a_zero_point, b_zero_point),
+        )
+    ]
     sizes = plan_sizes(ctx.target, tiling, rows=m, n=n, run=k, all_runs=1, images=images, groups=1)
     sizes |= {"pixel_step": k, "x_image": m * k if lead_a > 1 else 0, "w_image": w_image, "bias_image": bias_image}
     terms: tuple[Workspace, ...] = ()
     if b_zero_point:
         terms = (Workspace("row_terms", m * images * 4),)
-        calls.append(KernelCall(_row_kernel(a.dtype, chain.isa.name, chain.isa.lanes), (
-            left, terms[0], images, m, k, m * k if lead_a > 1 else 0, -b_zero_point)))
-    geometry = Geometry(outer=images > 1, row_term=bool(terms), parallel=images * m * n * k >= PARALLEL_MACS and sizes["tasks"] > 1)
+        calls.append(
+            KernelCall(
+                _row_kernel(a.dtype, chain.isa.name, chain.isa.lanes),
+                (left, terms[0], images, m, k, m * k if lead_a > 1 else 0, -b_zero_point),
+            )
+        )
+    geometry = Geometry(
+        outer=images > 1, row_term=bool(terms), parallel=images * m * n * k >= PARALLEL_MACS and sizes["tasks"] > 1
+    )
     kernel = matrix_kernel("matmul", tiling, geometry, chain, a.dtype)
-    calls.append(KernelCall(kernel, (left, packed, bias, Buffer(chain.result), Constant(size_table(sizes)), *terms, *chain.operands)))
+    calls.append(
+        KernelCall(
+            kernel, (left, packed, bias, Buffer(chain.result), Constant(size_table(sizes)), *terms, *chain.operands)
+        )
+    )
     return calls
 
 
 def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str, isa: str) -> Kernel:
-    """Packs b and writes the column terms: (b, packed, bias, images, n, k, panels, bias_image, a_zero_point, b_zero_point)."""
+    """Packs b and writes the column terms.
+
+    Parameters: b, packed, bias, images, n, k, panels, bias_image, a_zero_point, b_zero_point.
+    """
     order = dot.order(columns)
     code = hashlib.sha256(repr((dot.name, columns, order)).encode()).hexdigest()[:6]
     name = f"pack_{dtype}_{dot.group}x{columns}{'_t' if transposed else ''}_{isa}_{code}"
 
-    def body(b: Pointer, packed: Pointer, bias: Pointer, images: Expr, n: Expr, k: Expr, panels: Expr, bias_image: Expr,
-             a_zero_point: Expr, b_zero_point: Expr) -> None:
+    def body(
+        b: Pointer,
+        packed: Pointer,
+        bias: Pointer,
+        images: Expr,
+        n: Expr,
+        k: Expr,
+        panels: Expr,
+        bias_image: Expr,
+        a_zero_point: Expr,
+        b_zero_point: Expr,
+    ) -> None:
         groups = bind(T.truncdiv(k + (dot.group - 1), T.int32(dot.group)))
         with T.serial(0, images) as image, T.serial(0, panels) as panel:
             start = bind(image * n * k)
             out = bind((image * panels + panel) * groups * (dot.group * columns))
             terms = bind(image * bias_image + panel * columns)
-            (_pack_rows if transposed else _pack_columns)(dot, columns, order, b, packed, bias, n, k, groups, start, out, terms, panel)
+            (_pack_rows if transposed else _pack_columns)(
+                dot, columns, order, b, packed, bias, n, k, groups, start, out, terms, panel
+            )
             sums = bias.load(terms, columns)
-            bias.store(terms, (sums - splat(k * b_zero_point, "int32", columns)) * splat(0 - a_zero_point, "int32", columns))
+            bias.store(
+                terms, (sums - splat(k * b_zero_point, "int32", columns)) * splat(0 - a_zero_point, "int32", columns)
+            )
 
     scalars = ("images", "n", "k", "panels", "bias_image", "a_zero_point", "b_zero_point")
-    return Kernel(name, lambda: function(name, [("b", dtype + "*"), ("packed", "int8*"), ("bias", "int32*"),
-                                                *((s, "int32") for s in scalars)], body))
+    return Kernel(
+        name,
+        lambda: function(
+            name,
+            [("b", dtype + "*"), ("packed", "int8*"), ("bias", "int32*"), *((s, "int32") for s in scalars)],
+            body,
+        ),
+    )
 
 
 def _signed(x: Expr) -> Expr:
@@ -95,14 +148,33 @@ def _interleave(parts: list[Expr]) -> Expr:
         zipped = []
         for i in range(half):
             n = lanes_of(parts[2 * i])
-            zipped.append(bind(shuffle([parts[2 * i], parts[2 * i + 1]],
-                                       [s * n + u * size + e for u in range(n // size) for s in (0, 1) for e in range(size)])))
+            zipped.append(
+                bind(
+                    shuffle(
+                        [parts[2 * i], parts[2 * i + 1]],
+                        [s * n + u * size + e for u in range(n // size) for s in (0, 1) for e in range(size)],
+                    )
+                )
+            )
         parts, size = zipped, size * 2
     return parts[0]
 
 
-def _pack_columns(dot: Dot, columns: int, order: list[int], b: Pointer, packed: Pointer, bias: Pointer, n: Expr, k: Expr, groups: Expr,
-                  start: Expr, out: Expr, terms: Expr, panel: Expr) -> None:
+def _pack_columns(
+    dot: Dot,
+    columns: int,
+    order: list[int],
+    b: Pointer,
+    packed: Pointer,
+    bias: Pointer,
+    n: Expr,
+    k: Expr,
+    groups: Expr,
+    start: Expr,
+    out: Expr,
+    terms: Expr,
+    panel: Expr,
+) -> None:
     """b [K, N]: `group` rows at a time, zipped."""
     bias.store(terms, splat(0, "int32", columns))
     with T.serial(0, groups) as g:
@@ -120,8 +192,21 @@ def _pack_columns(dot: Dot, columns: int, order: list[int], b: Pointer, packed: 
         packed.store(out + g * (dot.group * columns), _interleave(rows))
 
 
-def _pack_rows(dot: Dot, columns: int, order: list[int], b: Pointer, packed: Pointer, bias: Pointer, n: Expr, k: Expr, groups: Expr,
-               start: Expr, out: Expr, terms: Expr, panel: Expr) -> None:
+def _pack_rows(
+    dot: Dot,
+    columns: int,
+    order: list[int],
+    b: Pointer,
+    packed: Pointer,
+    bias: Pointer,
+    n: Expr,
+    k: Expr,
+    groups: Expr,
+    start: Expr,
+    out: Expr,
+    terms: Expr,
+    panel: Expr,
+) -> None:
     """b [N, K]: `group` bytes of one channel at a time."""
     block = dot.column_step
     with T.serial(0, columns // block) as part:
@@ -133,8 +218,14 @@ def _pack_rows(dot: Dot, columns: int, order: list[int], b: Pointer, packed: Poi
             with T.serial(0, groups) as g:
                 # reads at most `group` - 1 bytes past the row; they become zeros
                 indices = T.broadcast(g * dot.group, dot.group) + T.ramp(T.int32(0), 1, dot.group)
-                mask = cast(T.Select(indices < splat(k, "int32", dot.group), splat(-1, "int32", dot.group),
-                                     splat(0, "int32", dot.group)), "int8")
+                mask = cast(
+                    T.Select(
+                        indices < splat(k, "int32", dot.group),
+                        splat(-1, "int32", dot.group),
+                        splat(0, "int32", dot.group),
+                    ),
+                    "int8",
+                )
                 four = bind(T.bitwise_and(_signed(b.load(row + g * dot.group, dot.group)), mask))
                 wide = bind(cast(four, "int32"))
                 total = extract(wide, 0, 1)
@@ -156,10 +247,23 @@ def _row_kernel(dtype: str, isa: str, lanes: int) -> Kernel:
             acc.store(0, splat(0, "int32", lanes))
             with T.serial(0, whole) as i:
                 acc.store(0, acc.load(0, lanes) + cast(a.load(at + i * lanes, lanes), "int32"))
-            total.store(0, sum((extract(acc.load(0, lanes), i, 1) for i in range(1, lanes)), extract(acc.load(0, lanes), 0, 1)))
+            total.store(
+                0,
+                sum((extract(acc.load(0, lanes), i, 1) for i in range(1, lanes)), extract(acc.load(0, lanes), 0, 1)),
+            )
             with T.serial(0, k - whole * lanes) as i:
                 total.store(0, total.load(0) + T.cast(a.load(at + whole * lanes + i), "int32"))
             terms.store(image * rows + row, total.load(0) * factor)
 
-    return Kernel(name, lambda: function(name, [("a", dtype + "*"), ("terms", "int32*"), *((s, "int32") for s in (
-        "images", "rows", "k", "a_image", "factor"))], body))
+    return Kernel(
+        name,
+        lambda: function(
+            name,
+            [
+                ("a", dtype + "*"),
+                ("terms", "int32*"),
+                *((s, "int32") for s in ("images", "rows", "k", "a_image", "factor")),
+            ],
+            body,
+        ),
+    )

@@ -5,6 +5,7 @@ the runs of K, add the bias, run the epilogue, store. A run is a stretch of cont
 read at the same distance from their own offsets: the whole K of a dense layer, one kernel row of a convolution, or one
 tap of a dilated or grouped one. The last tile of pixels starts early rather than being short.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,17 +20,39 @@ from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
 # the table of sizes that a kernel reads, in this order; offsets and steps in elements
-SIZES = ("tasks", "panels", "blocks", "groups", "rows", "block_tiles", "width", "row_step", "pixel_step", "x_image", "x_group",
-         "runs", "run_step", "taps", "tap_step", "run_groups", "panel_bytes", "w_image", "w_group", "group_channels", "channels", "bias_image")
+SIZES = (
+    "tasks",
+    "panels",
+    "blocks",
+    "groups",
+    "rows",
+    "block_tiles",
+    "width",
+    "row_step",
+    "pixel_step",
+    "x_image",
+    "x_group",
+    "runs",
+    "run_step",
+    "taps",
+    "tap_step",
+    "run_groups",
+    "panel_bytes",
+    "w_image",
+    "w_group",
+    "group_channels",
+    "channels",
+    "bias_image",
+)
 
 
 @dataclass(frozen=True)
 class Geometry:
     """What the loops look like.
 
-    wraps: pixels of a tile may lie on several rows of the image; runs: K has more than one run; taps: two loops of runs;
-    outer: several images or groups; parallel: tasks may run on several threads; row_term: one
-    more int32 per pixel is added to all its channels.
+    wraps: pixels of a tile may lie on several rows of the image; runs: K has more than one run; taps: two loops of
+    runs; outer: several images or groups; parallel: tasks may run on several threads; row_term: one more int32 per
+    pixel is added to all its channels.
     """
 
     wraps: bool = False
@@ -40,24 +63,57 @@ class Geometry:
     row_term: bool = False
 
 
-def matrix_kernel(kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, w_dtype: str = "int8") -> Kernel:
+def matrix_kernel(
+    kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, w_dtype: str = "int8"
+) -> Kernel:
     """The kernel for a tiling, a geometry and an epilogue.
 
-    Its parameters: x, packed weights, int32 bias (padded), y, int32 table of SIZES, int32 row terms if the geometry says so,
-    then the chain's.
+    Its parameters: x, packed weights, int32 bias (padded), y, int32 table of SIZES, int32 row terms if the geometry
+    says so, then the chain's.
     """
     dot = tiling.dot
-    shape = f"{tiling.rows}x{tiling.tile.columns if tiling.tile else tiling.tail.columns}"      # type: ignore[union-attr]
-    spec = (kind, dot.name, tiling.tile, tiling.tail, tiling.tail_valid, geometry, chain.isa.name, chain.key, chain.width, x_dtype)
+    shape = f"{tiling.rows}x{tiling.tile.columns if tiling.tile else tiling.tail.columns}"  # type: ignore[union-attr]
+    spec = (
+        kind,
+        dot.name,
+        tiling.tile,
+        tiling.tail,
+        tiling.tail_valid,
+        geometry,
+        chain.isa.name,
+        chain.key,
+        chain.width,
+        x_dtype,
+    )
     code = hashlib.sha256(repr(spec).encode()).hexdigest()[:10]
     name = f"{kind}_{x_dtype}_{shape}_{chain.isa.name}_{code}"
 
     def build() -> Any:
-        parameters = [("x", x_dtype + "*"), ("w", w_dtype + "*"), ("bias", "int32*"), ("y", chain.dtype + "*"), ("sizes", "int32*"),
-                      *([("row_terms", "int32*")] if geometry.row_term else []), *chain.parameters]
-        return function(name, parameters, lambda x, w, bias, y, sizes, *rest: Body(
-            tiling, geometry, chain, x, w, bias, y, sizes, rest[0] if geometry.row_term else None,
-            rest[geometry.row_term:]).emit())
+        parameters = [
+            ("x", x_dtype + "*"),
+            ("w", w_dtype + "*"),
+            ("bias", "int32*"),
+            ("y", chain.dtype + "*"),
+            ("sizes", "int32*"),
+            *([("row_terms", "int32*")] if geometry.row_term else []),
+            *chain.parameters,
+        ]
+        return function(
+            name,
+            parameters,
+            lambda x, w, bias, y, sizes, *rest: Body(
+                tiling,
+                geometry,
+                chain,
+                x,
+                w,
+                bias,
+                y,
+                sizes,
+                rest[0] if geometry.row_term else None,
+                rest[geometry.row_term :],
+            ).emit(),
+        )
 
     return Kernel(name, build)
 
@@ -117,11 +173,21 @@ class Body:
                     with T.Then():
                         self._tile(self.tiling.tile, step, offsets, w_base, first_row + start, channel, emitter)
                     with T.Else():
-                        self._tile(self.tiling.tail, self.tiling.tail_valid, offsets, w_base, first_row + start, channel, emitter)
+                        self._tile(
+                            self.tiling.tail,
+                            self.tiling.tail_valid,
+                            offsets,
+                            w_base,
+                            first_row + start,
+                            channel,
+                            emitter,
+                        )
             elif self.tiling.tile:
                 self._tile(self.tiling.tile, step, offsets, w_base, first_row + start, channel, emitter)
             else:
-                self._tile(self.tiling.tail, self.tiling.tail_valid, offsets, w_base, first_row + start, channel, emitter)
+                self._tile(
+                    self.tiling.tail, self.tiling.tail_valid, offsets, w_base, first_row + start, channel, emitter
+                )
 
     def _offsets(self, start: Expr, base: Expr) -> list[Expr]:
         """Where each pixel of the tile begins in x."""
@@ -142,7 +208,9 @@ class Body:
             columns.store(i, T.Select(wraps, T.int32(0), columns.load(i - 1) + 1))
         return [bind(offsets.load(i)) for i in range(rows)]
 
-    def _tile(self, tile: Tile, valid: int, offsets: list[Expr], w_base: Expr, row: Expr, channel: Expr, emitter: Emitter) -> None:
+    def _tile(
+        self, tile: Tile, valid: int, offsets: list[Expr], w_base: Expr, row: Expr, channel: Expr, emitter: Emitter
+    ) -> None:
         dot = self.tiling.dot
         acc = dot.start(tile)
         self._runs(dot, tile, acc, offsets, w_base)
@@ -156,13 +224,27 @@ class Body:
 
         def one_run(x_at: Expr, w_at: Expr) -> None:
             with T.serial(0, whole) as s:
-                dot.step(tile, acc, self.x, [o + (x_at + s * (many * dot.group)) for o in offsets], self.w,
-                         w_at + s * (many * group_bytes), many)
+                dot.step(
+                    tile,
+                    acc,
+                    self.x,
+                    [o + (x_at + s * (many * dot.group)) for o in offsets],
+                    self.w,
+                    w_at + s * (many * group_bytes),
+                    many,
+                )
             if many > 1:
                 with T.serial(0, groups - whole * many) as s:
                     done = whole * many + s
-                    dot.step(tile, acc, self.x, [o + (x_at + done * dot.group) for o in offsets], self.w,
-                             w_at + done * group_bytes, 1)
+                    dot.step(
+                        tile,
+                        acc,
+                        self.x,
+                        [o + (x_at + done * dot.group) for o in offsets],
+                        self.w,
+                        w_at + done * group_bytes,
+                        1,
+                    )
 
         if not self.geometry.runs:
             one_run(T.int32(0), w_base)
@@ -174,10 +256,14 @@ class Body:
             else:
                 taps = bind(self.size("taps"))
                 with T.serial(0, taps) as tap:
-                    one_run(bind(run * self.size("run_step") + tap * self.size("tap_step")),
-                            bind(w_base + (run * taps + tap) * run_bytes))
+                    one_run(
+                        bind(run * self.size("run_step") + tap * self.size("tap_step")),
+                        bind(w_base + (run * taps + tap) * run_bytes),
+                    )
 
-    def _epilogue(self, sums: list[list[Expr]], tile: Tile, valid: int, row: Expr, channel: Expr, emitter: Emitter) -> None:
+    def _epilogue(
+        self, sums: list[list[Expr]], tile: Tile, valid: int, row: Expr, channel: Expr, emitter: Emitter
+    ) -> None:
         lanes = tile.columns // len(sums[0])
         channels = bind(self.size("channels"))
         width = max(self.chain.width, lanes)
@@ -189,7 +275,7 @@ class Body:
                 count -= lanes
             bias = bind(self.bias.load(self.bias_base + channel + at, count))
             for i, vectors in enumerate(sums):
-                value = concat(vectors[at // lanes:(at + count) // lanes]) + bias
+                value = concat(vectors[at // lanes : (at + count) // lanes]) + bias
                 if self.row_terms:
                     value = value + splat(self.row_terms.load(row + i), "int32", count)
                 flat = bind((row + i) * channels + (channel + at))

@@ -1,4 +1,5 @@
 """Weights in the order that the micro-kernels stream them, and biases with the zero point folded in."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -17,8 +18,8 @@ def pack_weights(weights: np.ndarray, tiling: Tiling) -> np.ndarray:
     panels = []
     for first, columns in tiling.panels(n):
         panel = np.zeros((columns, runs, groups, dot.group), np.int8)
-        part = full[first:first + columns]
-        panel[:len(part)] = part.reshape(len(part), runs, groups, dot.group)
+        part = full[first : first + columns]
+        panel[: len(part)] = part.reshape(len(part), runs, groups, dot.group)
         panels.append(panel[dot.order(columns)].transpose(1, 2, 0, 3).reshape(-1))
     return np.concatenate(panels)
 
@@ -36,5 +37,7 @@ def fold_bias(bias: np.ndarray, weights: np.ndarray, zero_point: int) -> np.ndar
 def check_weights(name: str, weights: np.ndarray) -> None:
     """int8 in [-127, 127]: two products of -128 would overflow the 16-bit sums of some CPUs."""
     if weights.dtype != np.int8 or (weights.size and weights.min() < -127):
-        raise CompileError(f"{name}: weights must be int8 in [-127, 127] to be compiled, got {weights.dtype} down to "
-                           f"{weights.min() if weights.size else 0}")
+        raise CompileError(
+            f"{name}: weights must be int8 in [-127, 127] to be compiled, got {weights.dtype} down to "
+            f"{weights.min() if weights.size else 0}"
+        )

@@ -1,13 +1,14 @@
 """Which tile of which instruction computes an [M, K] x [K, N] product in the fewest estimated cycles."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 
-TILE_OVERHEAD = 12.0       # cycles to begin a tile: offsets, loop set-up
+TILE_OVERHEAD = 12.0  # cycles to begin a tile: offsets, loop set-up
 PANEL_OVERHEAD = 20.0
-STORE_CYCLES = 4.0         # to rescale and store one accumulator vector
+STORE_CYCLES = 4.0  # to rescale and store one accumulator vector
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Tiling:
 
     @property
     def rows(self) -> int:
-        return (self.tile or self.tail).rows          # type: ignore[union-attr]
+        return (self.tile or self.tail).rows  # type: ignore[union-attr]
 
     def panels(self, n: int) -> list[tuple[int, int]]:
         """(first channel, columns) of each panel."""
@@ -43,7 +44,7 @@ def choose_tiling(dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int, un
                 continue
             tail = n % columns
             if n < columns and tail <= columns - dot.column_step:
-                continue          # a narrower tile is in the list, or is its tail
+                continue  # a narrower tile is in the list, or is its tail
             whole = n // columns
             tile = dot.tile(rows, columns) if whole else None
             tail_columns = columns if uniform else -(-tail // dot.column_step) * dot.column_step

@@ -3,6 +3,7 @@
 Every buffer ends 64 to 127 bytes (the slack that kernels may read, and alignment) before memory that is not mapped, and
 canaries behind it show writes past its end.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -110,7 +111,16 @@ def link_library(objects: Sequence[bytes], folder: Path, target: Target) -> Path
         (folder / f"k{i}.o").write_bytes(data)
     (folder / "launcher.c").write_text(LAUNCHER)
     compile_c(folder, "launcher.c", "launcher.o", target.triple)
-    link(folder, "-shared", "--no-undefined", "-Bsymbolic", "-o", "libkernels.so", *(f"k{i}.o" for i in range(len(objects))), "launcher.o")
+    link(
+        folder,
+        "-shared",
+        "--no-undefined",
+        "-Bsymbolic",
+        "-o",
+        "libkernels.so",
+        *(f"k{i}.o" for i in range(len(objects))),
+        "launcher.o",
+    )
     return folder / "libkernels.so"
 
 
@@ -141,20 +151,21 @@ class Native:
         self._maps.clear()
 
 
+CORES = {"cortex-a53": arm.UC_CPU_ARM64_A53, "cortex-a72": arm.UC_CPU_ARM64_A72}     # others have dotprod
+
+
 class Emulated:
     """An ARM core."""
-
-    CORES = {"cortex-a53": arm.UC_CPU_ARM64_A53, "cortex-a72": arm.UC_CPU_ARM64_A72}
 
     def __init__(self, library: Path, target: Target) -> None:
         image = read_elf(library)
         self._engine = uc.Uc(uc.UC_ARCH_ARM64, uc.UC_MODE_ARM)
-        self._engine.ctl_set_cpu_model(self.CORES.get(target.emulation, arm.UC_CPU_ARM64_MAX))
+        self._engine.ctl_set_cpu_model(CORES.get(target.emulation, arm.UC_CPU_ARM64_MAX))
         self._base, self._stack, self._heap = 1 << 20, 1 << 28, 1 << 30
         self._engine.mem_map(self._base, (len(image.data) + PAGE - 1) // PAGE * PAGE)
         data = bytearray(image.data)
         for offset, value in image.relocations:
-            data[offset:offset + 8] = (self._base + value).to_bytes(8, "little")
+            data[offset : offset + 8] = (self._base + value).to_bytes(8, "little")
         self._engine.mem_write(self._base, bytes(data))
         self._engine.mem_map(self._stack - (1 << 20), 1 << 20)
         self._return = 1 << 29
@@ -187,7 +198,9 @@ class Emulated:
         try:
             self._engine.emu_start(self._base + self._exports[name], self._return)
         except uc.UcError as error:
-            raise AssertionError(f"{name}: {error} at {self._engine.reg_read(arm.UC_ARM64_REG_PC) - self._base:#x}") from error
+            raise AssertionError(
+                f"{name}: {error} at {self._engine.reg_read(arm.UC_ARM64_REG_PC) - self._base:#x}"
+            ) from error
         assert self._engine.reg_read(arm.UC_ARM64_REG_W0) == 0
 
     def release(self) -> None:
@@ -204,31 +217,46 @@ class Qemu:
         for i, data in enumerate(objects):
             (folder / f"k{i}.o").write_bytes(data)
         externs = "".join(f"extern long {name}();\n" for name in self._index)
-        source = RUNNER.replace("EXTERNS", externs).replace("TABLE", ", ".join(f"(kernel_t){name}" for name in self._index))
+        source = RUNNER.replace("EXTERNS", externs).replace(
+            "TABLE", ", ".join(f"(kernel_t){name}" for name in self._index)
+        )
         (folder / "launcher.c").write_text(LAUNCHER)
         (folder / "runner.c").write_text(source)
         for name in ("launcher", "runner"):
             compile_c(folder, f"{name}.c", f"{name}.o", target.triple, ("-Wno-error",))
-        link(folder, "-static", "-nostdlib", "-e", "_start", "-o", "runner", *(f"k{i}.o" for i in range(len(objects))), "launcher.o", "runner.o")
+        link(
+            folder,
+            "-static",
+            "-nostdlib",
+            "-e",
+            "_start",
+            "-o",
+            "runner",
+            *(f"k{i}.o" for i in range(len(objects))),
+            "launcher.o",
+            "runner.o",
+        )
         core = "max,sme=off,sve=off" if target.emulation == "max" else target.emulation
-        self._process = subprocess.Popen(["qemu-aarch64", "-cpu", core, str(folder / "runner")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            ["qemu-aarch64", "-cpu", core, str(folder / "runner")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self._heap, self._used = np.zeros(QEMU_HEAP_BYTES, np.uint8), 0
         self.call("test_start", [])
 
     def allocate(self, nbytes: int) -> tuple[int, np.ndarray]:
         start, self._used = self._used, self._used + (nbytes + 2 * SLACK_BYTES + 63) // 64 * 64
-        return QEMU_HEAP + start, self._heap[start:self._used]
+        return QEMU_HEAP + start, self._heap[start : self._used]
 
     def call(self, name: str, arguments: Sequence[int | tuple[int]]) -> None:
         values = [a[0] if isinstance(a, tuple) else a & 0xFFFFFFFF for a in arguments]
         head = np.zeros(2 + QEMU_ARGUMENTS, np.uint64)
-        head[:2], head[2:2 + len(values)] = (self._index[name], self._used), values
+        head[:2], head[2 : 2 + len(values)] = (self._index[name], self._used), values
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(head.tobytes() + self._heap[:self._used].tobytes())
+        self._process.stdin.write(head.tobytes() + self._heap[: self._used].tobytes())
         self._process.stdin.flush()
         back = self._process.stdout.read(self._used)
         assert len(back) == self._used, f"{name}: the emulated core stopped ({self._process.wait()})"
-        self._heap[:self._used] = np.frombuffer(back, np.uint8)
+        self._heap[: self._used] = np.frombuffer(back, np.uint8)
 
     def release(self) -> None:
         self._used = 0
@@ -240,7 +268,13 @@ class Qemu:
         self._process.stdout.close()
 
 
-def run_calls(machine: Native | Emulated | Qemu, calls: Sequence[KernelCall], arrays: dict[str, np.ndarray], result: str, out: Type) -> np.ndarray:
+def run_calls(
+    machine: Native | Emulated | Qemu,
+    calls: Sequence[KernelCall],
+    arrays: dict[str, np.ndarray],
+    result: str,
+    out: Type,
+) -> np.ndarray:
     """Runs the calls of a node on `arrays` (by tensor name); returns the tensor `result`."""
     placed: dict[object, tuple[int, np.ndarray]] = {}
 
@@ -259,7 +293,7 @@ def run_calls(machine: Native | Emulated | Qemu, calls: Sequence[KernelCall], ar
         for operand in call.operands:
             match operand:
                 case Buffer(name, offset):
-                    data = arrays[name] if name in arrays else out.nbytes
+                    data = arrays.get(name, out.nbytes)
                     arguments.append((place(("buffer", name), data)[0] + offset,))
                 case Workspace(key, nbytes):
                     arguments.append((place(("workspace", key), nbytes)[0],))
@@ -269,10 +303,12 @@ def run_calls(machine: Native | Emulated | Qemu, calls: Sequence[KernelCall], ar
                     arguments.append(operand)
         machine.call(call.kernel.name, arguments)
     for key, (_, view) in placed.items():
-        nbytes = {"buffer": lambda k: arrays[k[1]].nbytes if k[1] in arrays else out.nbytes}.get(key[0], lambda k: None)(key)
+        nbytes = {"buffer": lambda k: arrays[k[1]].nbytes if k[1] in arrays else out.nbytes}.get(
+            key[0], lambda k: None
+        )(key)
         if nbytes is not None:
             assert (view[nbytes:] == CANARY).all(), f"a kernel wrote past the end of {key[1]}"
-    got = placed["buffer", result][1][:out.nbytes].copy().view(out.dtype).reshape(out.shape)
+    got = placed["buffer", result][1][: out.nbytes].copy().view(out.dtype).reshape(out.shape)
     machine.release()
     return got
 
@@ -295,8 +331,10 @@ def check_cases(cases: Sequence[Case], target: Target, folder: Path) -> dict[str
         want = case.expected()
         if not np.array_equal(got, want):
             at = tuple(int(i[0]) for i in np.nonzero(got != want))
-            raise AssertionError(f"{case.node.name} on {target.name}: {np.sum(got != want)} of {want.size} differ, first at {at}: got "
-                                 f"{got[at]}, want {want[at]}; kernels {[c.kernel.name for c in node_calls]}, node {case.node}")
+            raise AssertionError(
+                f"{case.node.name} on {target.name}: {np.sum(got != want)} of {want.size} differ, first at {at}: got "
+                f"{got[at]}, want {want[at]}; kernels {[c.kernel.name for c in node_calls]}, node {case.node}"
+            )
     if isinstance(machine, Qemu):
         machine.close()
     return {"cases": len(cases), "kernels": len(kernels), "bytes": len(data)}

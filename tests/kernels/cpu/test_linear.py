@@ -1,4 +1,5 @@
 """Linear kernels against their numpy meaning, bit for bit, on every instruction set that can run here."""
+
 from __future__ import annotations
 
 import shutil
@@ -29,21 +30,42 @@ def plain(heads) -> list[Case]:
 
 def test_dense(target: Target, tmp_path: Path) -> None:
     c = Cases(target)
-    heads = [c.dense(m, k, n) for m, k, n in (
-        (1, 1, 1), (1, 640, 128), (1, 64, 10), (2, 7, 3), (3, 33, 17), (5, 64, 64), (7, 100, 100), (9, 17, 48), (31, 128, 49), (130, 20, 96),
-        (1, 4096, 16))]
+    heads = [
+        c.dense(m, k, n)
+        for m, k, n in (
+            (1, 1, 1),
+            (1, 640, 128),
+            (1, 64, 10),
+            (2, 7, 3),
+            (3, 33, 17),
+            (5, 64, 64),
+            (7, 100, 100),
+            (9, 17, 48),
+            (31, 128, 49),
+            (130, 32, 96),
+            (1, 4096, 16),
+        )
+    ]
     check_cases(plain([*heads, c.dense(4, 1024, 33, edges=True), c.dense(1, 2048, 8, edges=True)]), target, tmp_path)
 
 
 def test_conv(target: Target, tmp_path: Path) -> None:
     c = Cases(target)
-    heads = [c.conv((1, 7, 9, channels), out, kernel, strides, dilations, pads, groups) for channels, out, kernel, strides, dilations, pads, groups in (
-        (1, 8, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1), 1), (3, 16, (3, 3), (2, 2), (1, 1), (0, 0, 1, 1), 1),
-        (4, 5, (5, 3), (1, 1), (1, 2), (4, 0, 3, 2), 1), (5, 64, (2, 2), (1, 2), (2, 1), (0, 1, 2, 3), 1),
-        (16, 17, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), (17, 100, (1, 1), (2, 2), (1, 1), (0, 0, 0, 0), 1),
-        (32, 48, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1), (64, 16, (7, 9), (1, 1), (1, 1), (0, 0, 0, 0), 1),
-        (100, 3, (3, 1), (1, 1), (1, 1), (1, 0, 1, 0), 1), (8, 16, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 2),
-        (12, 12, (3, 3), (2, 1), (1, 2), (1, 2, 1, 2), 4), (4, 8, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 4))]
+    table = (
+        (1, 8, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1), 1),
+        (3, 16, (3, 3), (2, 2), (1, 1), (0, 0, 1, 1), 1),
+        (4, 5, (5, 3), (1, 1), (1, 2), (4, 0, 3, 2), 1),
+        (5, 64, (2, 2), (1, 2), (2, 1), (0, 1, 2, 3), 1),
+        (16, 17, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1),
+        (17, 100, (1, 1), (2, 2), (1, 1), (0, 0, 0, 0), 1),
+        (32, 48, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1),
+        (64, 16, (7, 9), (1, 1), (1, 1), (0, 0, 0, 0), 1),
+        (100, 3, (3, 1), (1, 1), (1, 1), (1, 0, 1, 0), 1),
+        (8, 16, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 2),
+        (12, 12, (3, 3), (2, 1), (1, 2), (1, 2, 1, 2), 4),
+        (4, 8, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 4),
+    )
+    heads = [c.conv((1, 7, 9, channels), *rest) for channels, *rest in table]
     heads.append(c.conv((3, 1, 40, 6), 9, (1, 9), (1, 2), (1, 1), (0, 4, 0, 4)))
     heads.append(c.conv((2, 5, 5, 64), 32, (3, 3), pads=(1, 1, 1, 1), edges=True))
     check_cases(plain(heads), target, tmp_path)
@@ -51,21 +73,41 @@ def test_conv(target: Target, tmp_path: Path) -> None:
 
 def test_depthwise(target: Target, tmp_path: Path) -> None:
     c = Cases(target)
-    heads = [c.conv((2, 8, 11, channels), channels, kernel, strides, dilations, pads, channels) for channels, kernel, strides, dilations, pads in (
-        (1, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), (3, (3, 3), (2, 2), (1, 1), (0, 0, 1, 1)), (16, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
-        (17, (5, 5), (1, 1), (1, 1), (2, 2, 2, 2)), (32, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1)), (100, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),
-        (64, (1, 4), (1, 1), (1, 1), (0, 1, 0, 2)), (5, (7, 2), (1, 3), (1, 1), (3, 0, 3, 1)), (8, (8, 11), (1, 1), (1, 1), (0, 0, 0, 0)))]
+    table = (
+        (1, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (3, (3, 3), (2, 2), (1, 1), (0, 0, 1, 1)),
+        (16, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (17, (5, 5), (1, 1), (1, 1), (2, 2, 2, 2)),
+        (32, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1)),
+        (100, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),
+        (64, (1, 4), (1, 1), (1, 1), (0, 1, 0, 2)),
+        (5, (7, 2), (1, 3), (1, 1), (3, 0, 3, 1)),
+        (8, (8, 11), (1, 1), (1, 1), (0, 0, 0, 0)),
+    )
+    heads = [c.conv((2, 8, 11, channels), channels, *rest, channels) for channels, *rest in table]
     heads.append(c.conv((1, 1, 50, 24), 24, (1, 33), pads=(0, 16, 0, 16), groups=24))
+    heads.append(c.conv((1, 24, 24, 32), 32, (3, 3), pads=(1, 1, 1, 1), groups=32))  # large enough for threads
     heads.append(c.conv((1, 6, 6, 32), 32, (3, 3), pads=(1, 1, 1, 1), groups=32, edges=True))
     check_cases(plain(heads), target, tmp_path)
 
 
 def test_matmul(target: Target, tmp_path: Path) -> None:
     c = Cases(target)
-    shapes = (((3, 17, 32), (3, 32, 20), False), ((3, 17, 33), (3, 20, 33), True), ((2, 5, 64), (64, 7), False), ((1, 7), (7, 16), False),
-              ((1, 2, 9, 30), (1, 2, 30, 100), False), ((40, 64), (3, 64, 64), True), ((2, 2, 1, 3), (2, 2, 5, 3), True))
+    shapes = (
+        ((3, 17, 32), (3, 32, 20), False),
+        ((3, 17, 33), (3, 20, 33), True),
+        ((2, 5, 64), (64, 7), False),
+        ((1, 7), (7, 16), False),
+        ((1, 2, 9, 30), (1, 2, 30, 100), False),
+        ((40, 64), (3, 64, 64), True),
+        ((2, 2, 1, 3), (2, 2, 5, 3), True),
+        ((2, 40, 64), (2, 64, 64), False),
+    )
     heads = [c.matmul(a, b, t, zp) for a, b, t in shapes for zp in ((128, 128), (3, 250))]
-    heads += [c.matmul((4, 512), (512, 8), False, (0, 255), edges=True), c.matmul((4, 512), (8, 512), True, (255, 0), edges=True)]
+    heads += [
+        c.matmul((4, 512), (512, 8), False, (0, 255), edges=True),
+        c.matmul((4, 512), (8, 512), True, (255, 0), edges=True),
+    ]
     check_cases(plain(heads), target, tmp_path)
 
 
