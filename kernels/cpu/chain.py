@@ -7,15 +7,14 @@ int32 scalars, so that layers that differ in numbers share their kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, RANGES
-from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, cast, dtype_of, lanes_of, splat
+from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, lanes_of, splat
 from qcompile.kernels.cpu.isa import Isa
-from qcompile.kernels.cpu.isa.base import code_bytes
+from qcompile.kernels.cpu.steps import STEPS, Environment, widen
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.lowering import Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
@@ -225,7 +224,9 @@ class Emitter:
         values = {self.chain.source: bind(value)}
         for step in self.chain.steps:
             inputs = [values[i] if isinstance(i, str) else self._load(i, n, row, channel, flat) for i in step.inputs]
-            environment = Environment(self.chain.isa, n, step, lambda name, s=step: self._scalar(s.scalars[name]))
+            environment = Environment(
+                self.chain.isa, n, step.dtype, step.flags, lambda name, s=step: self._scalar(s.scalars[name])
+            )
             values[step.node.name] = bind(STEPS[step.node.op].emit(environment, *inputs))
         return values[self.chain.steps[-1].node.name]
 
@@ -243,161 +244,5 @@ class Emitter:
             offset = T.truncdiv(row, self._scalar(memory.inner)) * self.chain.channels + channel
         return bind(pointer.load(offset, n))
 
-
-@dataclass
-class Environment:
-    """What a step's code may ask for."""
-
-    isa: Isa
-    lanes: int
-    step: Step
-    scalar: Callable[[str], Expr]
-
-    def vector(self, name: str) -> Expr:
-        return splat(self.scalar(name), "int32", self.lanes)
-
-    def has(self, flag: str) -> bool:
-        return flag in self.step.flags
-
-    def saturate(self, x: Expr) -> Expr:
-        return self.isa.saturate(
-            x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.step.dtype
-        )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """scalars(node, types) -> (numbers for the table, flags that change the code).
-
-    emit(environment, *inputs) -> result.
-    """
-
-    scalars: Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]
-    emit: Callable[..., Expr]
-
-
-def _wrap(value: int) -> int:
-    """The int32 with the same low 32 bits: sums that fit int32 in the end may wrap on their way."""
-    return (int(value) + 2**31) % 2**32 - 2**31
-
-
-def _numbers(
-    *names: str, optional: Sequence[str] = ()
-) -> Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]:
-    """The attributes of these names; `optional` ones make no code where they are zero."""
-
-    def scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
-        used = [n for n in optional if node.attrs[n]]
-        return {n: node.attrs[n] for n in (*names, *used)}, tuple(used)
-
-    return scalars
-
-
-BOUNDS = ("zero_point", "qmin", "qmax")
-
-
-def _centred(e: Environment, x: Expr, zero_point: str) -> Expr:
-    x = widen(x)
-    return x - e.vector(zero_point) if e.has(zero_point) else x
-
-
-def _shifted(e: Environment, x: Expr) -> Expr:
-    return T.shift_left(x, e.vector("pre")) if e.has("pre") else x
-
-
-def widen(x: Expr) -> Expr:
-    """The lanes as int32."""
-    return x if dtype_of(x) == "int32" else cast(x, "int32")
-
-
-def _requantize(e: Environment, x: Expr, multiplier: Expr) -> Expr:
-    x = _shifted(e, _centred(e, x, "x_zero_point"))
-    return e.saturate(e.isa.rescale(x, multiplier, e.scalar("shift")))
-
-
-def _prelu(e: Environment, x: Expr, positive: Expr, negative: Expr) -> Expr:
-    d = bind(_centred(e, x, "x_zero_point"))
-    m = T.Select(d < splat(0, "int32", e.lanes), negative, positive)
-    return e.saturate(e.isa.rescale(_shifted(e, d), m, e.scalar("shift")))
-
-
-def _mul(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
-    product = _centred(e, x, "x_zero_point") * _centred(e, r, "r_zero_point")
-    return e.saturate(e.isa.rescale(_shifted(e, product), multiplier, e.scalar("shift")))
-
-
-def _add_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
-    a = node.attrs
-    constant = (1 << a["shift"] >> 1) - a["x_zero_point"] * a["x_multiplier"] - a["r_zero_point"] * a["r_multiplier"]
-    return {
-        "x_multiplier": a["x_multiplier"],
-        "r_multiplier": a["r_multiplier"],
-        "constant": _wrap(constant),
-        "shift": a["shift"],
-        **{n: a[n] for n in BOUNDS},
-    }, ()
-
-
-def _add(e: Environment, x: Expr, r: Expr) -> Expr:
-    acc = widen(x) * e.vector("x_multiplier") + widen(r) * e.vector("r_multiplier") + e.vector("constant")
-    return e.saturate(T.shift_right(acc, e.vector("shift")))
-
-
-def _residual_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
-    a = node.attrs
-    constant = (1 << (a["shift"] - 1)) - a["r_zero_point"] * a["r_multiplier"]
-    pre = {"pre": a["pre"]} if a["pre"] else {}
-    return {
-        "r_multiplier": a["r_multiplier"],
-        "constant": _wrap(constant),
-        "shift": a["shift"],
-        **pre,
-        **{n: a[n] for n in BOUNDS},
-    }, tuple(pre)
-
-
-def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
-    acc = e.isa.mulhi(_shifted(e, widen(x)), multiplier) + widen(r) * e.vector("r_multiplier") + e.vector("constant")
-    return e.saturate(T.shift_right(acc, e.vector("shift")))
-
-
-def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
-    x, table = types
-    if x.dtype in ("int8", "uint8"):
-        if table.size != 256 or node.attrs["first"] != RANGES[x.dtype][0]:
-            raise CompileError(f"{node.name}: a table for {x.dtype} has 256 elements from {RANGES[x.dtype][0]} on")
-        return {}, ("bytes",)
-    return {"first": node.attrs["first"], "last": table.size - 1}, ()
-
-
-def _lut(e: Environment, x: Expr, table: Pointer) -> Expr:
-    if e.has("bytes"):
-        return e.isa.lookup(table, code_bytes(x))
-    index = bind(T.max(T.min(widen(x) - e.vector("first"), e.vector("last")), splat(0, "int32", e.lanes)))
-    return table.gather(index)
-
-
-def _cast_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
-    low, high = RANGES[node.attrs["dtype"]]
-    offset = node.attrs["offset"]
-    low, high = (min(max(v - offset, -INT32_MAX - 1), INT32_MAX) for v in (low, high))
-    return {"low": low, "high": high, "offset": offset}, ()
-
-
-def _cast(e: Environment, x: Expr) -> Expr:
-    y = T.max(T.min(widen(x), e.vector("high")), e.vector("low")) + e.vector("offset")
-    return y if e.step.dtype == "int32" else cast(y, e.step.dtype)
-
-
-STEPS: dict[str, Rule] = {
-    "requantize": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _requantize),
-    "prelu": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _prelu),
-    "mul": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "r_zero_point", "pre")), _mul),
-    "add": Rule(_add_scalars, _add),
-    "add_residual": Rule(_residual_scalars, _add_residual),
-    "lut": Rule(_lut_scalars, _lut),
-    "cast": Rule(_cast_scalars, _cast),
-    "bias_add": Rule(_numbers(), lambda e, x, bias: widen(x) + widen(bias)),
-}
 
 __all__ = ["STEPS", "Chain", "Emitter", "fusable", "head_and_chain", "operand_kind", "widen"]

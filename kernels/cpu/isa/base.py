@@ -60,5 +60,3 @@ class Isa:
 def code_bytes(x: Expr) -> Expr:
     """8-bit lanes as uint8, bits unchanged."""
     return x if dtype_of(x) == "uint8" else reinterpret(x, "uint8", lanes_of(x))
-
-

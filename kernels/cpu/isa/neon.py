@@ -83,5 +83,3 @@ class NeonDotprod(Neon):
 
 class NeonI8mm(NeonDotprod):
     name = "neon_i8mm"
-
-

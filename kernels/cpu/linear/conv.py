@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dot import DOTS
+from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_weights

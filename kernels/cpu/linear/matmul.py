@@ -25,7 +25,8 @@ from qcompile.kernels.cpu.builder import (
 )
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, head_and_chain
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dot import ACTIVATION_DOTS, Dot
+from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
 from qcompile.kernels.cpu.linear.conv import PARALLEL_MACS, plan_sizes, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.tiles import choose_tiling

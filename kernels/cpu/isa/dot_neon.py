@@ -1,0 +1,149 @@
+"""Matrix tiles of 64-bit ARM: sdot, smull and smlal, smmla."""
+
+from __future__ import annotations
+
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, extract, intrinsic, reinterpret, shuffle
+from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.neon import PREFIX
+
+
+class Sdot(Dot):
+    """sdot by element: four products into each int32 lane; a register holds four groups of one pixel."""
+
+    name = "sdot"
+    unroll = 4
+    latency = 4
+    tiles = (
+        (8, 8),
+        (7, 12),
+        (6, 12),
+        (4, 16),
+        (7, 8),
+        (6, 8),
+        (5, 12),
+        (5, 8),
+        (4, 12),
+        (4, 8),
+        (3, 16),
+        (3, 8),
+        (2, 16),
+        (2, 8),
+        (1, 16),
+        (1, 8),
+        (8, 4),
+        (4, 4),
+        (2, 4),
+        (1, 4),
+    )
+
+    def loads(self, rows: int, columns: int) -> float:
+        return rows / 4 + columns / self.lanes
+
+    def step(self, tile, acc, x, rows, w, at, groups):
+        n = tile.columns // 4
+        for first in range(0, groups, 4):
+            count = min(4, groups - first)
+            pixels = [bind(x.load(row + first * 4, 16) if count == 4 else self._four(x, row)) for row in rows]
+            for g in range(count):
+                for j in range(n):
+                    weights = bind(w.load(at + ((first + g) * tile.columns + 4 * j) * 4, 16))
+                    for i, pixel in enumerate(pixels):
+                        o = self.index(tile, i * n + j, g)
+                        acc.store(
+                            o,
+                            intrinsic(
+                                "int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)
+                            ),
+                        )
+
+    @staticmethod
+    def _four(x: Pointer, row: Expr) -> Expr:
+        return reinterpret(T.broadcast(T.reinterpret("int32", x.load(row, 4)), 4), "int8", 16)
+
+
+def _lane(pixel: Expr, g: int) -> Expr:
+    """Four bytes of a register in all lanes, which LLVM folds into the instruction's index."""
+    return reinterpret(T.broadcast(extract(reinterpret(pixel, "int32", 4), g, 1), 4), "int8", 16)
+
+
+class Smull(Dot):
+    """ARMv8.0: smull, smlal, sadalp. Sixteen products in four partial sums of one channel; needs |w| <= 127."""
+
+    name = "smull"
+    group = 8
+    unroll = 2
+    rate = 0.5
+    latency = 2
+    tiles = ((4, 4), (3, 4), (2, 8), (2, 4), (1, 16), (1, 8), (1, 4))
+
+    def accumulators(self, rows: int, columns: int) -> int:
+        return rows * columns
+
+    def loads(self, rows: int, columns: int) -> float:
+        return (rows + columns) / 2
+
+    @property
+    def split_limit(self) -> int:
+        return 1
+
+    def step(self, tile, acc, x, rows, w, at, groups):
+        pixels = [[bind(x.load(row + 8 * g, 8)) for g in range(groups)] for row in rows]
+        for j in range(tile.columns):
+            weights = [bind(w.load(at + (g * tile.columns + j) * 8, 8)) for g in range(groups)]
+            for i, pixel in enumerate(pixels):
+                products = [intrinsic("int16x8", PREFIX + "smull.v8i16", p, q) for p, q in zip(pixel, weights)]
+                o = self.index(tile, i * tile.columns + j)
+                pairs = intrinsic("int32x4", PREFIX + "saddlp.v4i32.v8i16", sum(products[1:], products[0]))
+                acc.store(o, acc.load(o, 4) + pairs)
+
+    def finish(self, tile, acc):
+        def channels(i: int, j: int) -> Expr:
+            sums = [self.total(tile, acc, i * tile.columns + j + c) for c in range(4)]
+            while len(sums) > 1:
+                sums = [intrinsic("int32x4", PREFIX + "addp.v4i32", a, b) for a, b in zip(sums[::2], sums[1::2])]
+            return sums[0]
+
+        return [[channels(i, j) for j in range(0, tile.columns, 4)] for i in range(tile.rows)]
+
+
+class SmullAny(Smull):
+    """For operands down to -128: every product is widened at once."""
+
+    name = "smull_any"
+    unroll = 1
+
+
+class Smmla(Dot):
+    """smmla: two pixels x two channels x eight products; an accumulator is [pixel][channel]."""
+
+    name = "smmla"
+    group = 8
+    unroll = 2
+    latency = 4
+    row_step = 2
+    tiles = ((8, 8), (4, 16), (6, 8), (4, 8), (2, 16), (2, 8), (8, 4), (4, 4), (2, 4))
+
+    def loads(self, rows: int, columns: int) -> float:
+        return rows + columns / 2
+
+    def step(self, tile, acc, x, rows, w, at, groups):
+        n = tile.columns // 2
+        pairs = []
+        for i in range(0, tile.rows, 2):
+            a, b = (bind(x.load(row, 8 * groups)) for row in rows[i : i + 2])
+            pairs.append([bind(concat([extract(a, 8 * g, 8), extract(b, 8 * g, 8)])) for g in range(groups)])
+        for g in range(groups):
+            for j in range(n):
+                weights = bind(w.load(at + (g * tile.columns + 2 * j) * 8, 16))
+                for i, pair in enumerate(pairs):
+                    o = self.index(tile, i * n + j, g)
+                    acc.store(o, intrinsic("int32x4", PREFIX + "smmla.v4i32.v16i8", acc.load(o, 4), pair[g], weights))
+
+    def finish(self, tile, acc):
+        n = tile.columns // 2
+
+        def halves(i: int, j: int) -> Expr:
+            pairs = [self.total(tile, acc, i // 2 * n + j + c) for c in range(2)]
+            return shuffle(pairs, [0, 1, 4, 5] if i % 2 == 0 else [2, 3, 6, 7])
+
+        return [[halves(i, j) for j in range(0, n, 2)] for i in range(tile.rows)]

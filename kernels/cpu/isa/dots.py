@@ -1,0 +1,19 @@
+"""Which dot products an instruction set offers, best first."""
+
+from __future__ import annotations
+
+from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.dot_neon import Sdot, Smmla, Smull, SmullAny
+from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_512, Madd
+
+DOTS: dict[str, tuple[Dot, ...]] = {
+    "avx512vnni": (VNNI_512,),
+    "avx512vbmi": (VNNI_512,),
+    "avxvnni": (VNNI_256,),
+    "avx2": (Madd(),),
+    "neon": (Smull(),),
+    "neon_dotprod": (Sdot(),),
+    "neon_i8mm": (Smmla(), Sdot()),
+}
+# both operands are activations, which may be -128
+ACTIVATION_DOTS: dict[str, tuple[Dot, ...]] = DOTS | {"neon": (SmullAny(),)}
