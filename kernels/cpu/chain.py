@@ -82,7 +82,7 @@ class Memory:
     index: int
     kind: str
     dtype: str
-    inner: int = 0  # index of the scalar that holds the rows of one image
+    inner: int = 0  # index of the scalars that hold the rows of one image and its channels
 
 
 @dataclass
@@ -186,7 +186,7 @@ class Chain:
                 full = (1,) * (len(self.shape) - len(type_.shape)) + tuple(type_.shape)
                 outer = next(i for i, (a, b) in enumerate(zip(full, self.shape)) if a != b)
                 inner = len(self._scalars)
-                self._scalars.append(int(np.prod(self.shape[outer:-1])))
+                self._scalars += [int(np.prod(self.shape[outer:-1])), self.shape[-1]]
             operand: Buffer | Constant = Buffer(name)
             if name in self._constants:
                 operand = Constant(self._constant(self._constants[name], table, self._types[node.inputs[0]].dtype))
@@ -211,16 +211,14 @@ class Emitter:
     arguments: list[Argument]
     _bound: dict[Any, Expr] = field(default_factory=dict)
 
-    def emit(self, value: Expr, row: Expr, channel: Expr, flat: Expr | None = None) -> Expr:
+    def emit(self, value: Expr, row: Expr, channel: Expr, flat: Expr) -> Expr:
         """The result for lanes channel, channel+1, ... of pixel `row` (index over all axes but the last).
 
-        value: vector of the chain's source dtype; flat: row * channels + channel, where the caller has it at hand.
+        value: vector of the chain's source dtype; flat: row * channels + channel.
         """
         if not self.chain.steps:
             return value
         n = lanes_of(value)
-        if flat is None:
-            flat = row * self.chain.channels + channel
         values = {self.chain.source: bind(value)}
         for step in self.chain.steps:
             inputs = [values[i] if isinstance(i, str) else self._load(i, n, row, channel, flat) for i in step.inputs]
@@ -241,7 +239,7 @@ class Emitter:
             return splat(pointer.load(row if memory.kind == "row" else 0), memory.dtype, n)
         offset = {"same": flat, "channel": channel}.get(memory.kind)
         if offset is None:
-            offset = T.truncdiv(row, self._scalar(memory.inner)) * self.chain.channels + channel
+            offset = T.truncdiv(row, self._scalar(memory.inner)) * self._scalar(memory.inner + 1) + channel
         return bind(pointer.load(offset, n))
 
 

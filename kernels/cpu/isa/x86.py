@@ -10,9 +10,11 @@ from qcompile.kernels.cpu.builder import (
     by_parts,
     concat,
     dtype_of,
+    extract,
     intrinsic,
     lanes_of,
     reinterpret,
+    shuffle,
     splat,
 )
 from qcompile.kernels.cpu.isa.base import Isa
@@ -49,6 +51,19 @@ class Avx2(X86):
     lanes = 8
     registers = 16
     width = 16
+
+    def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
+        """uint8 and int8: through saturated int16, where the rest takes half the registers; no clamped result changes."""
+        if dtype not in ("uint8", "int8") or lanes_of(x) != 16:
+            return super().saturate(x, zero_point, qmin, qmax, dtype)
+        x = bind(x)
+        packed = intrinsic("int16x16", "llvm.x86.avx2.packssdw", extract(x, 0, 8), extract(x, 8, 8))
+        # vpackssdw works within 128-bit halves; quarters 1 and 2 trade places
+        quarters = reinterpret(shuffle([reinterpret(packed, "int64", 4)], (0, 2, 1, 3)), "int16", 16)
+        y = intrinsic("int16x16", "llvm.sadd.sat.v16i16", quarters, splat(zero_point, "int16", 16))
+        y = bind(T.max(T.min(y, splat(qmax, "int16", 16)), splat(qmin, "int16", 16)))
+        pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
+        return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
 
 
 class AvxVnni(Avx2):
