@@ -1,0 +1,140 @@
+"""Calibration samples: from an npz file, from any iterable of feeds, or synthetic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from qcompile.frontend.graph import Graph
+from qcompile.targets.errors import CompileError
+
+SYNTHETIC_SAMPLES = 16
+Feed = dict[str, np.ndarray]
+
+
+@dataclass
+class Calibration:
+    """Re-iterable samples, each {input name: array of exactly the model's input shape and type}."""
+
+    samples: list[Feed]
+    notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return iter(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def spaced(self, count: int) -> list[Feed]:
+        """At most `count` samples, evenly spaced."""
+        if len(self.samples) <= count:
+            return self.samples
+        return [self.samples[i] for i in np.linspace(0, len(self.samples) - 1, count).round().astype(int)]
+
+
+def load_calibration(source: str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]] | None,
+                     model: onnx.ModelProto) -> Calibration:
+    """Samples for `model` (normalised: static shapes).
+
+    An npz path holds one array per input, first axis = samples; a sample is a slice of one row where the model's
+    first axis is 1, or an entry of the model's full shape. An iterable yields feeds of the full shape. None makes
+    synthetic inputs and says so in `notes`. Raises CompileError for missing inputs, wrong shapes or types, no
+    samples, NaN or infinity.
+    """
+    wanted = {v.name: (tuple(d.dim_value for d in v.type.tensor_type.shape.dim),
+                       np.dtype(helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))) for v in model.graph.input}
+    if source is None:
+        return _synthetic(model, wanted)
+    if isinstance(source, Calibration):
+        return source
+    if isinstance(source, str | os.PathLike):
+        feeds: Iterable[Mapping[str, np.ndarray]] = _npz_feeds(Path(source), wanted)
+    else:
+        feeds = source
+    samples = [_checked(feed, wanted, i) for i, feed in enumerate(feeds)]
+    if not samples:
+        raise CompileError("calibration: no samples; give at least one, some tens are better")
+    return Calibration(samples)
+
+
+def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
+    if not path.is_file():
+        raise CompileError(f"calibration {path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {k: file[k] for k in file.files}
+    except Exception as e:      # zip, header and pickle errors each have their own type
+        raise CompileError(f"calibration {path}: not a readable npz file ({type(e).__name__}); write it with numpy.savez") from e
+    columns = {}
+    for name, (shape, _) in wanted.items():
+        if name not in arrays:
+            raise CompileError(f"calibration {path}: no array named '{name}'; it has {', '.join(arrays) or 'none'}")
+        array = arrays[name]
+        if array.shape[1:] == shape:
+            columns[name] = array
+        elif shape[:1] == (1,) and array.shape[1:] == shape[1:]:
+            columns[name] = array[:, None]
+        else:
+            raise CompileError(f"calibration {path}: array '{name}' has shape {array.shape}, expected (samples, "
+                               f"{', '.join(map(str, shape[1:] if shape[:1] == (1,) else shape))})")
+    counts = {len(c) for c in columns.values()}
+    if len(counts) > 1:
+        raise CompileError(f"calibration {path}: the arrays have different numbers of samples: {sorted(counts)}")
+    for i in range(counts.pop() if counts else 0):
+        yield {name: column[i] for name, column in columns.items()}
+
+
+def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index: int) -> Feed:
+    if not isinstance(feed, Mapping):
+        raise CompileError(f"calibration sample {index}: expected {{input name: array}}, got {type(feed).__name__}")
+    result = {}
+    for name, (shape, dtype) in wanted.items():
+        if name not in feed:
+            raise CompileError(f"calibration sample {index}: input '{name}' is missing; it has {', '.join(feed) or 'none'}")
+        value = np.asarray(feed[name])
+        if value.shape != shape:
+            raise CompileError(f"calibration sample {index}: input '{name}' has shape {value.shape}, expected {shape}")
+        if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and dtype.kind in "iub"):
+            raise CompileError(f"calibration sample {index}: input '{name}' has type {value.dtype}, expected {dtype}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise CompileError(f"calibration sample {index}: input '{name}' has NaN or infinite values")
+        result[name] = np.ascontiguousarray(value, dtype)
+    return result
+
+
+def _synthetic(model: onnx.ModelProto, wanted: Mapping[str, tuple]) -> Calibration:
+    """Normal noise for float inputs; ids below the size of the table they index, else 0 and 1, for integer inputs."""
+    rng, graph = np.random.default_rng(0), Graph(model)
+    bounds = {name: _id_bound(graph, name) for name in wanted}
+    samples = []
+    for _ in range(SYNTHETIC_SAMPLES):
+        feed = {}
+        for name, (shape, dtype) in wanted.items():
+            if dtype.kind == "f":
+                feed[name] = rng.standard_normal(shape).astype(dtype)
+            elif bounds[name]:
+                feed[name] = rng.integers(0, bounds[name], shape).astype(dtype)
+            else:
+                feed[name] = np.ones(shape, dtype) if dtype.kind != "b" else np.ones(shape, bool)
+        samples.append(feed)
+    return Calibration(samples, ["no calibration data: ranges come from synthetic inputs and accuracy will suffer; "
+                                 "give real samples with --calib"])
+
+
+def _id_bound(graph: Graph, name: str) -> int | None:
+    """Rows of the smallest constant table that the integer input `name` indexes."""
+    bounds, frontier = [], [name]
+    while frontier:
+        tensor = frontier.pop()
+        for node in graph.consumers(tensor):
+            if node.op_type == "Gather" and node.input[1] == tensor and node.input[0] in graph.constants:
+                bounds.append(graph.constants[node.input[0]].shape[0])
+            elif node.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
+                frontier.append(node.output[0])
+    return min(bounds, default=None)

@@ -1,0 +1,67 @@
+"""Runs the float model on calibration samples in ONNX Runtime and streams statistics of chosen tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from qcompile.frontend.graph import Graph
+from qcompile.quantizer.calibration import Feed
+from qcompile.targets.errors import CompileError
+
+Observer = Callable[[str, np.ndarray], None]
+
+
+def observe(graph: Graph, tensors: Iterable[str], samples: list[Feed], observer: Observer, title: str) -> None:
+    """Call `observer(name, array)` for each of `tensors` (activations or graph inputs) on each sample.
+
+    Memory is bounded by one sample's activations. Raises CompileError where ONNX Runtime cannot run the model or a
+    tensor is not finite.
+    """
+    wanted = list(dict.fromkeys(tensors))
+    inputs = {v.name for v in graph.inputs}
+    inner = [t for t in wanted if t not in inputs]
+    session = _session(graph, inner)
+    for sample in _progress(samples, title):
+        values: Mapping[str, np.ndarray] = {**sample, **dict(zip(inner, session.run(inner, sample)))} if inner else sample
+        for name in wanted:
+            value = values[name]
+            if not np.isfinite(value).all():
+                raise CompileError(f"calibration: tensor '{name}' becomes NaN or infinite; check the samples and the model")
+            observer(name, value)
+
+
+def _session(graph: Graph, outputs: list[str]) -> ort.InferenceSession:
+    model = graph.to_model()
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
+    if not outputs:
+        model.graph.output.extend(graph.outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(serialise(model), options, providers=["CPUExecutionProvider"])
+    except Exception as e:      # ONNX Runtime's exception types are not public
+        raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
+
+
+def serialise(model: onnx.ModelProto) -> bytes:
+    """The model's bytes; CompileError above protobuf's 2 GB."""
+    try:
+        return model.SerializeToString()
+    except ValueError as e:
+        raise CompileError("the model is larger than 2 GB, too large to calibrate in one piece") from e
+
+
+def _progress(samples: list[Feed], title: str) -> Iterable[Feed]:
+    """The samples, with a progress bar where the user looks at a terminal."""
+    if not sys.stderr.isatty() or len(samples) < 2:
+        return samples
+    from rich.console import Console
+    from rich.progress import track
+    return track(samples, description=title, console=Console(stderr=True), transient=True)

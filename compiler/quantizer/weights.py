@@ -1,0 +1,108 @@
+"""Integer weights: symmetric 8-bit codes per output channel, scales searched by squared error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from qcompile.frontend.graph import Graph, attribute
+
+QMAX = 127
+CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78)
+CLIP_GAIN = 0.9         # a narrower range must bring the error below this share
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """real = codes * scale, scale along `axis` (None: one scale)."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    axis: int | None
+
+    def dequantized(self) -> np.ndarray:
+        if self.axis is None:
+            return self.codes * self.scale
+        shape = [1] * self.codes.ndim
+        shape[self.axis] = -1
+        return self.codes * self.scale.reshape(shape)
+
+
+def channel_axis(node: NodeProto, index: int, weight: np.ndarray) -> int | None:
+    """The axis of a weight that counts output channels, None where one scale must serve all."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm" and index == 1:
+        return 0 if attribute(node, "transB", 0) else 1
+    if node.op_type == "MatMul" and index == 1 and weight.ndim >= 2:
+        return weight.ndim - 1
+    return None
+
+
+def quantize_weight(weight: np.ndarray, axis: int | None, importance: np.ndarray | None = None, clip: bool = True,
+                    least: np.ndarray | None = None) -> QuantizedWeight:
+    """8-bit codes in [-127, 127] of `weight` (float, any shape).
+
+    `importance` (broadcastable to the weight) weighs squared errors in the search for a narrower range; `least` is a
+    lower bound of the scales.
+    """
+    weight = weight.astype(np.float64)
+    axes = tuple(i for i in range(weight.ndim) if i != axis)
+    peak = np.abs(weight).max(axes, keepdims=True) if weight.size else np.zeros((1,) * weight.ndim)
+    peak = np.where(peak < 1e-30, 1.0, peak)
+    best, ratio = None, np.ones_like(peak)
+    for r in CLIPS if clip else ():
+        scale = peak * r / QMAX
+        error = (weight - np.clip(np.rint(weight / scale), -QMAX, QMAX) * scale) ** 2
+        error = (error if importance is None else error * importance).sum(axes, keepdims=True)
+        if best is None:
+            best = error
+        else:
+            better = error < best * CLIP_GAIN
+            ratio, best = np.where(better, r, ratio), np.where(better, error, best)
+    scale = (peak * ratio / QMAX).astype(np.float32)
+    if least is not None:
+        scale = np.maximum(scale, least.reshape(scale.shape).astype(np.float32))
+    codes = np.clip(np.rint(weight / scale), -QMAX, QMAX).astype(np.int8)
+    return QuantizedWeight(codes, scale.reshape(-1) if axis is not None else scale.reshape(()), axis)
+
+
+def input_importance(graph: Graph, node: NodeProto, weight: np.ndarray, square: np.ndarray | None) -> np.ndarray | None:
+    """Mean square of each input channel, broadcastable to the weight; None where it is unknown."""
+    if square is None:
+        return None
+    if node.op_type == "Conv":
+        groups = attribute(node, "group", 1)
+        if square.size != weight.shape[1] * groups:
+            return None
+        per_group = square.reshape(groups, weight.shape[1]).repeat(weight.shape[0] // groups, 0)
+        return per_group.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+    if node.op_type in ("Gemm", "MatMul") and weight.ndim == 2:
+        k_axis = 1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 0
+        return (square[None, :] if k_axis == 1 else square[:, None]) if square.size == weight.shape[k_axis] else None
+    return None
+
+
+def bias_shift(node: NodeProto, error: np.ndarray, mean: np.ndarray | None) -> np.ndarray | None:
+    """Mean output error per channel, E[x] through the weight error (Nagel et al. 2019, section 4.2)."""
+    if mean is None:
+        return None
+    if node.op_type == "Conv":
+        groups = attribute(node, "group", 1)
+        if mean.size != error.shape[1] * groups or any(attribute(node, "pads") or []) and _border_dominates(error):
+            return None
+        per_group = mean.reshape(groups, error.shape[1]).repeat(error.shape[0] // groups, 0)
+        return (error.reshape(*error.shape[:2], -1).sum(2) * per_group).sum(1)
+    if node.op_type in ("Gemm", "MatMul") and error.ndim == 2:
+        error = error.T if node.op_type == "Gemm" and attribute(node, "transB", 0) else error
+        return mean @ error if mean.size == error.shape[0] else None
+    return None
+
+
+def _border_dominates(error: np.ndarray) -> bool:
+    """Kernels so long that zero padding changes the mean a tap sees."""
+    return max(error.shape[2:], default=1) > 9
