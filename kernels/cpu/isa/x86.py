@@ -31,19 +31,18 @@ class X86(Isa):
         if not half:
             return super().mulhi(x, m)
         bits = splat(32, "int64", half)
-        factors = [bind(reinterpret(v, "int64", half)) for v in (x, m)]
-        low = [T.shift_right(T.shift_left(v, bits), bits) for v in factors]
-        high = [T.shift_right(v, bits) for v in factors]
-        even = reinterpret(low[0] * low[1], "uint64", half)
-        odd = high[0] * high[1]
-        return reinterpret(
-            T.bitwise_or(
-                reinterpret(T.shift_right(even, splat(32, "uint64", half)), "int64", half),
-                T.bitwise_and(odd, splat(-(1 << 32), "int64", half)),
-            ),
-            "int32",
-            2 * half,
-        )
+
+        def product(a: Expr, b: Expr) -> Expr:
+            # the low half of each 64-bit lane with its sign: the form that LLVM takes for an operand of vpmuldq
+            low = [T.shift_right(T.shift_left(reinterpret(v, "int64", half), bits), bits) for v in (a, b)]
+            return low[0] * low[1]
+
+        x, m = bind(x), bind(m)
+        odd_lanes = [i | 1 for i in range(2 * half)]
+        even = reinterpret(product(x, m), "int32", 2 * half)
+        odd = reinterpret(product(shuffle([x], odd_lanes), shuffle([m], odd_lanes)), "int32", 2 * half)
+        # the upper half of each product
+        return shuffle([even, odd], [i + 1 if i % 2 == 0 else 2 * half + i for i in range(2 * half)])
 
 
 class Avx2(X86):
@@ -53,7 +52,7 @@ class Avx2(X86):
     width = 16
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
-        """uint8 and int8: through saturated int16, where the rest takes half the registers; no clamped result changes."""
+        """8 bits: through saturated int16, where the rest takes half the registers; no clamped result changes."""
         if dtype not in ("uint8", "int8") or lanes_of(x) != 16:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
         x = bind(x)
