@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, extract, function, lanes_of, splat
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, extract, function, lanes_of, local, splat
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, NodeContext, Workspace
 
 PARALLEL_WORK = 1 << 16      # elements from which a loop is worth handing to threads
@@ -72,11 +72,19 @@ def static(size: int, width: int) -> int:
     return size if size < width else 0
 
 
+def pin(value: Expr) -> Expr:
+    """Names a value as `bind` does, through a register that TIR's simplifier cannot see into: it would otherwise write
+    the value out at each use, which doubles a chain of scalar steps with every step."""
+    cell = local(lanes_of(value), dtype_of(value))
+    cell.store(0, value)
+    return bind(cell.load(0, lanes_of(value)))
+
+
 def across(value: Expr, operation: Callable[[Expr, Expr], Expr]) -> Expr:
     """All lanes combined to one scalar, in halves."""
     n = lanes_of(value)
     while n > 1:
-        value = bind(value)
+        value = pin(value)
         n //= 2
         value = operation(extract(value, 0, n), extract(value, n, n))
     return value
