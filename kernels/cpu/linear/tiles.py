@@ -8,6 +8,7 @@ from qcompile.kernels.cpu.isa.dot import Dot, Tile
 
 TILE_OVERHEAD = 12.0  # cycles to begin a tile: offsets, loop set-up
 PANEL_OVERHEAD = 20.0
+TOLERANCE = 1.04  # the first tile this near to the best is taken, so that more layers share a kernel
 STORE_CYCLES = 4.0  # to rescale and store one accumulator vector
 
 
@@ -55,5 +56,6 @@ def choose_tiling(dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int, un
                 if t:
                     store = STORE_CYCLES * rows * t.columns / dot.lanes
                     cost += count * (PANEL_OVERHEAD + tiles * (groups * dot.cycles(t) + store + TILE_OVERHEAD))
-            candidates.append((cost, len(candidates), Tiling(dot, tile, rest, tail)))
-    return min(candidates, key=lambda c: c[:2])[2]
+            candidates.append((cost, Tiling(dot, tile, rest, tail)))
+    best = min(cost for cost, _ in candidates)
+    return next(tiling for cost, tiling in candidates if cost <= best * TOLERANCE)

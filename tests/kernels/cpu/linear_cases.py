@@ -155,6 +155,13 @@ def epilogue_cases(c: Cases, size: int = 300) -> Iterator[Case]:
         h = head(48 if shift % 2 else 37)
         rq, k = c.requantize(h[0].name, 48 if shift % 2 else 37, shift=shift, per_channel=shift % 3 != 0)
         yield c.fuse(h, [rq], {}, k)
+    for shift in (1, 8, 15):  # accumulators over all of int32: the biases, since x is its zero point
+        node, arrays, params = head()
+        arrays["x"][...] = node.attrs["x_zero_point"]
+        params["b"][...] = c.rng.integers(-INT32 - 1, INT32 + 1, 37)
+        params["b"][:4] = INT32, -INT32 - 1, 0, -1
+        rq, k = c.requantize(node.name, 37, shift=shift)
+        yield c.fuse((node, arrays, params), [rq], {}, k)
     for dtype, pre in (("int16", 0), ("int16", 3), ("int8", 5), ("uint8", 0), ("int32", 0)):
         h = head()
         rq, k = c.requantize(h[0].name, 37, dtype=dtype, pre=pre, shift=1)
