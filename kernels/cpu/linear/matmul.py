@@ -209,31 +209,35 @@ def _pack_rows(
     panel: Expr,
 ) -> None:
     """b [N, K]: `group` bytes of one channel at a time."""
-    block = dot.column_step
+    block, size = dot.column_step, dot.group
+    whole = bind(T.truncdiv(k, T.int32(size)))
+    sums = local(size, "int32")
+
+    def copy(source: Expr, target: Expr, valid: Expr | None) -> None:
+        values = _signed(b.load(source, size))
+        if valid is not None:  # reads at most size - 1 bytes past the row; they become zeros
+            mask = T.Select(
+                T.ramp(T.int32(0), 1, size) < splat(valid, "int32", size),
+                splat(-1, "int32", size),
+                splat(0, "int32", size),
+            )
+            values = T.bitwise_and(values, cast(mask, "int8"))
+        values = bind(values)
+        sums.store(0, sums.load(0, size) + cast(values, "int32"))
+        packed.store(target, values)
+
     with T.serial(0, columns // block) as part:
         for position, channel in enumerate(order[:block]):
             column = bind(part * block + channel)
             row = bind(start + T.min(panel * columns + column, n - 1) * k)
-            target = bind(out + (part * block + position) * dot.group)
-            bias.store(terms + column, T.int32(0))
-            with T.serial(0, groups) as g:
-                # reads at most `group` - 1 bytes past the row; they become zeros
-                indices = T.broadcast(g * dot.group, dot.group) + T.ramp(T.int32(0), 1, dot.group)
-                mask = cast(
-                    T.Select(
-                        indices < splat(k, "int32", dot.group),
-                        splat(-1, "int32", dot.group),
-                        splat(0, "int32", dot.group),
-                    ),
-                    "int8",
-                )
-                four = bind(T.bitwise_and(_signed(b.load(row + g * dot.group, dot.group)), mask))
-                wide = bind(cast(four, "int32"))
-                total = extract(wide, 0, 1)
-                for e in range(1, dot.group):
-                    total = total + extract(wide, e, 1)
-                bias.store(terms + column, bias.load(terms + column) + total)
-                packed.store(target + g * (dot.group * columns), four)
+            target = bind(out + (part * block + position) * size)
+            sums.store(0, splat(0, "int32", size))
+            with T.serial(0, whole) as g:
+                copy(row + g * size, target + g * (size * columns), None)
+            with T.If(whole < groups), T.Then():
+                copy(row + whole * size, target + whole * (size * columns), k - whole * size)
+            lanes = [extract(sums.load(0, size), e, 1) for e in range(size)]
+            bias.store(terms + column, sum(lanes[1:], lanes[0]))
 
 
 def _row_kernel(dtype: str, isa: str, lanes: int) -> Kernel:
