@@ -168,12 +168,16 @@ class Emitter:
         value = self.graph.constants[node.input[k]].astype(np.float64)
         count = w.scale.size if w.axis is not None else value.size
         value = np.broadcast_to(value.reshape(-1), (count,))
-        node.input[k] = self._bias_constant(node.input[k], value if shift is None else value + shift, s_x, w)
+        # with the product's rank ONNX Runtime keeps MatMul + Add; as a vector it would rewrite them to Reshape and Gemm
+        # and then fail to load the model (1.31: QDQ propagation against S8-to-U8)
+        rank = self.graph.rank(node.output[0]) or 1
+        node.input[k] = self._bias_constant(node.input[k], value if shift is None else value + shift, s_x, w,
+                                            1 if rank < 3 else rank)
 
-    def _bias_constant(self, name: str, value: np.ndarray, s_x: float, w: QuantizedWeight) -> str:
+    def _bias_constant(self, name: str, value: np.ndarray, s_x: float, w: QuantizedWeight, rank: int = 1) -> str:
         scale = np.broadcast_to((np.float32(s_x) * w.scale).astype(np.float32), value.shape)
         codes = np.clip(np.rint(value / scale), -(2**31), 2**31 - 1).astype(np.int32)
-        return self._constant_pair(name, codes, np.ascontiguousarray(scale), 0)
+        return self._constant_pair(name, codes.reshape((1,) * (rank - 1) + (-1,)), np.ascontiguousarray(scale), rank - 1)
 
     def _constants(self, node: NodeProto) -> None:
         """Constant operands of sums and of data movement: 16-bit in wide streams, else 8-bit."""

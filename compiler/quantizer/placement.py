@@ -220,6 +220,8 @@ class Placer:
             if name in self.exact:
                 return None
         if op in ELEMENTWISE | REDUCING | CLAMPS:
+            if self._scaled_activation(node):
+                return None
             return None if name in self.exact else "i16" if id(node) in self.wide else "i8"
         if name in self.exact:
             return None
@@ -227,6 +229,14 @@ class Placer:
 
     def _activation_kind(self, op: str) -> str:
         return "table" if self.transformer and op in WIDE_TABLE_FLOOR else "i8"
+
+    def _scaled_activation(self, node: NodeProto) -> bool:
+        """Whether `node` multiplies an activation's result, which it alone reads, by a constant (equalisation)."""
+        if node.op_type != "Mul" or not any(i in self.graph.constants for i in node.input):
+            return False
+        maker = next((m for i in node.input if (m := self.graph.producer(i)) is not None), None)
+        return maker is not None and (maker.op_type in SMOOTH or id(maker) in self.gated) \
+            and self.graph.only_consumer(maker.output[0]) is node
 
     def _fused_clamp(self, node: NodeProto) -> bool:
         """Whether a Relu or Clip directly follows arithmetic that it alone reads."""
