@@ -1,11 +1,11 @@
 """Kernels of every op that is not a matrix product or a convolution, one family a file."""
 from __future__ import annotations
 
-from qcompile.kernels.cpu.general import elementwise, movement, norm, pool, reduce, softmax
+from qcompile.kernels.cpu.general import attention, elementwise, movement, norm, pool, reduce, softmax
 from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
-for _family in (elementwise, movement, pool, reduce, norm, softmax):
+for _family in (elementwise, movement, pool, reduce, norm, softmax, attention):
     LOWERINGS |= _family.LOWERINGS
 
 __all__ = ["LOWERINGS"]
