@@ -1,0 +1,61 @@
+"""The float function with Q/DQ pairs becomes a program of integer ops.
+
+The graph is read once, in order. Each op's handler says what its result is (see `values`): a constant, integers with a
+scale, a function of one quantized tensor, an accumulator, a sum, or something deferred. A QuantizeLinear gives a
+deferred value its grid, and only then integer ops are emitted. What no handler knows is refused by name.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from qcompile.kernels.program import Program
+from qcompile.passes.integerize import (  # noqa: F401  (they register their handlers)
+    elementwise,
+    linear,
+    movement,
+    norm,
+    quantization,
+    reduction,
+    softmax,
+)
+from qcompile.passes.integerize.reader import Reader
+from qcompile.passes.integerize.values import Integers, Real, identity
+from qcompile.targets.errors import CompileError
+from tvm import relax
+
+
+def integerize(module: Any, names: dict[str, str], outputs: list[str]) -> Program:
+    """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
+
+    Program.info gets "inputs" and "outputs": name -> [scale, zero_point] (absent for plain integers), "types": ONNX dtypes.
+    Raises CompileError naming the tensor whose op has no integer form.
+    """
+    reader = Reader(module["main"], names)
+    reader.read()
+    body = module["main"].body.body
+    results = [reader._value(body)]
+    if isinstance(results[0], list):
+        results = results[0]
+    program, scales = reader.builder.program, {}
+    for name, value in zip(outputs, results):
+        reader.where = f"output {name}"
+        if isinstance(value, Real):
+            raise CompileError(f"output {name} is a constant; remove it from the model")
+        if not isinstance(value, Integers):
+            value = reader.make.settle(value)
+            value = reader.make.plain(value)
+            scales[name] = [float(value.scale), value.zero_point]
+        tensor = reader.make.physical(value.name, value.axes, identity(len(value.shape)))
+        program.outputs.append(tensor)
+    program.info["outputs"] = scales
+    program.info["output_names"] = list(outputs)
+    for param in reader.function.params:
+        if reader.names.get(param.name, param.name) not in program.inputs:
+            raise CompileError(f"input {reader.names.get(param.name, param.name)} is not used by any quantized operator; "
+                               "remove it from the model")
+    order = [names.get(p.name, p.name) for p in reader.function.params]
+    program.inputs = {n: program.inputs[n] for n in order}
+    return program
+
+
+__all__ = ["integerize", "relax"]

@@ -1,0 +1,345 @@
+"""Sums, products, activations: combined in real numbers, rounded once."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from qcompile.kernels.arithmetic import dyadic
+from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, scalar
+from qcompile.passes.integerize.values import (
+    NO_CLAMP,
+    TABLE_CODES,
+    Accumulator,
+    Deferred,
+    Function,
+    Grid,
+    Integers,
+    Quantized,
+    Real,
+    Sum,
+    Value,
+    Weights,
+    symmetric_grid,
+    value_range,
+)
+from qcompile.targets.errors import CompileError
+from scipy.special import erf
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, x)
+
+
+UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "abs": np.abs, "exp": np.exp, "erf": erf, "log": np.log, "negative": np.negative, "sigmoid": sigmoid, "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x), "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "atan": np.arctan,
+    "asin": np.arcsin, "acos": np.arccos, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "atanh": np.arctanh,
+    "acosh": np.arccosh, "floor": np.floor, "ceil": np.ceil, "round": np.rint, "sign": np.sign, "square": np.square,
+    "nn.gelu": gelu, "nn.gelu_tanh": gelu_tanh, "nn.silu": lambda x: x * sigmoid(x), "nn.softplus": softplus,
+    "isnan": lambda x: np.isnan(x), "isinf": np.isinf, "logical_not": lambda x: x == 0,
+}
+
+
+def as_function(r: Reader, v: Value) -> Function:
+    """The value as a function of one tensor of few codes."""
+    if isinstance(v, Function):
+        return v
+    if isinstance(v, Integers):
+        if v.graph_input:
+            raise CompileError(f"{v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+        name = v.name
+        if r.builder.types[name].dtype == "int32":           # masks and flags: what matters lies within 8 bits
+            name = r.builder.emit("cast", [name], offset=0, dtype="int8")
+        q = Quantized(name, v.axes, v.shape, 1.0, 0, "int8", -128, 127)
+    else:
+        q = r.make.settle(v)
+    if q.hi - q.lo >= TABLE_CODES:
+        q = r.make.settle(q)
+    return Function(q, (np.arange(q.lo, q.hi + 1) - q.zero_point) * float(q.scale))
+
+
+def apply(r: Reader, f: Callable[[np.ndarray], np.ndarray], v: Value) -> Value:
+    """An elementwise function of any value."""
+    if isinstance(v, Real):
+        return Real(np.asarray(f(v.values.astype(np.float64))))
+    g = as_function(r, v)
+    with np.errstate(all="ignore"):
+        return Function(g.source, np.asarray(f(g.values), np.float64))
+
+
+def _unary(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Reader, Any, list[Any]], Value]:
+    return lambda r, call, args: apply(r, f, args[0])
+
+
+HANDLERS.update({f"relax.{name}": _unary(f) for name, f in UNARY.items()})
+
+
+def clamp(r: Reader, v: Value, low: float, high: float) -> Value:
+    """v limited to [low, high]; deferred values carry the limits to their grid."""
+    if isinstance(v, Real):
+        return Real(np.clip(v.values, low, high))
+    if isinstance(v, Weights):
+        v = v.normalised
+    if isinstance(v, Function | Integers) or (isinstance(v, Quantized) and v.dtype == "int8"):
+        return apply(r, lambda x: np.clip(x, low, high), v)
+    new = max(v.clamp[0], low), min(v.clamp[1], high)
+    return replace(v, clamp=(min(new), max(new)) if new[0] <= new[1] else (high, high))
+
+
+@handles("relax.nn.relu")
+def relu(r: Reader, call: Any, args: list[Any]) -> Value:
+    return clamp(r, args[0], 0.0, np.inf)
+
+
+@handles("relax.nn.relu6")
+def relu6(r: Reader, call: Any, args: list[Any]) -> Value:
+    return clamp(r, args[0], 0.0, 6.0)
+
+
+@handles("relax.clip")
+def clip(r: Reader, call: Any, args: list[Any]) -> Value:
+    return clamp(r, args[0], scalar(call.args[1]), scalar(call.args[2]))
+
+
+@handles("relax.nn.leakyrelu")
+def leaky_relu(r: Reader, call: Any, args: list[Any]) -> Value:
+    alpha = float(call.attrs.alpha)
+    return apply(r, lambda x: np.where(x < 0, alpha * x, x), args[0])
+
+
+@handles("relax.nn.prelu")
+def prelu(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, slope = args[0], args[1].values.astype(np.float64).ravel()
+    if slope.size == 1:
+        return apply(r, lambda x: np.where(x < 0, slope[0] * x, x), v)
+    rank = len(v.shape)
+    axis = int(call.attrs.axis) % rank
+    q = r.make.settle(v)
+    last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])     # `axis` lies last in memory
+    q = q if q.axes[axis] == rank - 1 else r.make.relayout(q, last)
+
+    def make(grid: Grid) -> str:
+        factors = np.concatenate([np.ones(len(slope)), slope]) * float(q.scale) / grid.scale
+        d = dyadic(factors, q.magnitude)
+        m = [r.builder.constant(part, "multiplier") for part in np.split(d.multiplier, 2)]
+        return r.builder.emit("prelu", [q.name, *m], x_zero_point=q.zero_point, shift=d.shift, pre=d.pre, **grid.attrs())
+
+    low, high = q.range()
+    ends = [0.0, high, low * slope.min(), low * slope.max()]
+    return Deferred(make, q.axes, q.shape, min(ends), max(ends))
+
+
+@handles("relax.astype")
+def astype(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, dtype = args[0], str(call.attrs.dtype)
+    if isinstance(v, Real):
+        return Real(v.values.astype(dtype), v.step)
+    if isinstance(v, Integers):
+        return v
+    if dtype == "bool":
+        return apply(r, lambda x: (x != 0).astype(np.float64), v)
+    if "int" in dtype and isinstance(v, Function):
+        return apply(r, np.trunc, v)
+    return v
+
+
+# ---- two operands ----------------------------------------------------------------------------------------------------
+def scaled(r: Reader, v: Value, factor: float) -> Value:
+    """v times a number, without computing anything."""
+    if isinstance(v, Real):
+        return Real(v.values * factor, None if v.step is None else np.abs(v.step * factor))
+    if isinstance(v, Weights):
+        return scaled(r, v.normalised, factor)
+    if isinstance(v, Integers | Function):
+        return apply(r, lambda x: x * factor, v)
+    if factor == 0:
+        return Real(np.zeros(v.shape))
+    limits = tuple(sorted(c * factor for c in v.clamp))
+    if isinstance(v, Accumulator):
+        return replace(v, scale=v.scale * factor, bias=np.asarray(v.bias) * factor, clamp=limits)
+    if isinstance(v, Quantized):
+        return replace(v, scale=v.scale * factor, clamp=limits)
+    if isinstance(v, Sum):
+        return replace(v, a=scaled(r, v.a, factor), b=scaled(r, v.b, factor), clamp=limits)
+    return replace(v, factor=v.factor * factor, clamp=limits)
+
+
+def channel_vector(c: np.ndarray, v: Any) -> np.ndarray | None:
+    """A constant as a vector along the value's last physical axis; None if it varies along another axis."""
+    if c.size == 1:
+        return c.reshape(1)
+    rank = len(v.shape)
+    if c.ndim > rank:
+        return None
+    c = c.reshape((1,) * (rank - c.ndim) + c.shape)
+    channel = int(np.argsort(v.axes)[-1])
+    if all(n == 1 for i, n in enumerate(c.shape) if i != channel) and c.shape[channel] == v.shape[channel]:
+        return c.ravel()
+    return None
+
+
+@handles("relax.add")
+def add(r: Reader, call: Any, args: list[Any]) -> Value:
+    return plus(r, args[0], args[1])
+
+
+@handles("relax.subtract")
+def subtract(r: Reader, call: Any, args: list[Any]) -> Value:
+    return plus(r, args[0], scaled(r, args[1], -1.0))
+
+
+def plus(r: Reader, a: Value, b: Value) -> Value:
+    if isinstance(a, Real) and isinstance(b, Real):
+        return Real(a.values + b.values)
+    if isinstance(a, Real):
+        a, b = b, a
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    if isinstance(a, Weights):
+        a = r.make.settle(a)
+    if isinstance(b, Weights):
+        b = r.make.settle(b)
+    if isinstance(b, Real):
+        if not np.any(b.values) and shape == a.shape:
+            return a
+        if isinstance(a, Accumulator) and a.clamp == NO_CLAMP:
+            vector = channel_vector(b.values, a)
+            if vector is not None and np.isfinite(vector).all() and shape == a.shape:
+                return replace(a, bias=np.asarray(a.bias) + (vector if vector.size > 1 else float(vector[0])))
+        if b.values.size == 1 and shape == a.shape and (isinstance(a, Function | Integers) or (
+                isinstance(a, Quantized) and a.per_tensor and a.clamp == NO_CLAMP and a.hi - a.lo < 4096)):
+            c = float(b.values.ravel()[0])
+            return apply(r, lambda x: x + c, a)
+    same = _same_source(r, a, b, shape)
+    if same:
+        f, g = same
+        return Function(f.source, f.values + g.values)
+    a, b = (as_function(r, t) if isinstance(t, Integers) else t for t in (a, b))
+    if isinstance(a, Sum):
+        a = r.make.settle(a)
+    if isinstance(b, Sum):
+        b = r.make.settle(b)
+    return Sum(a, b, shape)
+
+
+def _same_source(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> tuple[Function, Function] | None:
+    """a and b as functions of one and the same tensor, if they are."""
+    if isinstance(a, Function) or isinstance(b, Function):
+        names = [t.source if isinstance(t, Function) else t for t in (a, b)]
+        if all(isinstance(t, Quantized) and t.per_tensor and t.clamp == NO_CLAMP for t in names):
+            x, y = names
+            if (x.name, x.axes, x.shape, x.lo) == (y.name, y.axes, y.shape, y.lo) and x.shape == shape:
+                return as_function(r, a), as_function(r, b)
+    return None
+
+
+@handles("relax.multiply")
+def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
+    a, b = args
+    if isinstance(a, Real) and isinstance(b, Real):
+        return Real(a.values * b.values)
+    if isinstance(a, Real):
+        a, b = b, a
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    if isinstance(b, Real) and shape == a.shape:
+        if b.values.size == 1:
+            return scaled(r, a, float(b.values.ravel()[0]))
+        v = a if isinstance(a, Accumulator | Quantized) else r.make.settle(a)
+        vector = channel_vector(b.values, v)
+        if vector is not None and vector.size > 1 and np.all(vector != 0):
+            if v.clamp != NO_CLAMP:
+                v = r.make.settle(v)
+            if isinstance(v, Accumulator):
+                return replace(v, scale=v.scale * vector, bias=np.asarray(v.bias) * vector)
+            return replace(v, scale=v.scale * vector)
+        a = v
+    same = _same_source(r, a, b, shape)
+    if same:
+        return Function(same[0].source, same[0].values * same[1].values)
+    return elementwise_product(r, a, b, shape)
+
+
+def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> Deferred:
+    x, y = (r.make.settle(t) if not isinstance(t, Real) else r.make.quantize(t, symmetric_grid(*value_range(t))) for t in (a, b))
+    x, y = r.make.with_rank(x, len(shape)), r.make.with_rank(y, len(shape))
+    axes = max((x, y), key=lambda t: np.prod(t.shape)).axes
+    x, y = r.make.relayout(x, axes), r.make.relayout(y, axes)
+    bound = x.magnitude * y.magnitude
+
+    def make(grid: Grid) -> str:
+        d = dyadic(float(x.scale) * float(y.scale) / grid.scale, bound)
+        return r.builder.emit("mul", [x.name, y.name, r.builder.constant(d.multiplier, "multiplier")], x_zero_point=x.zero_point,
+                              r_zero_point=y.zero_point, shift=d.shift, pre=d.pre, **grid.attrs())
+
+    ends = [p * q for p in x.range() for q in y.range()]
+    return Deferred(make, axes, shape, min(ends), max(ends))
+
+
+@handles("relax.divide")
+def divide(r: Reader, call: Any, args: list[Any]) -> Value:
+    a, b = args
+    if isinstance(b, Real):
+        return multiply(r, call, [a, Real(1.0 / b.values.astype(np.float64))])
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    same = _same_source(r, a, b, shape) if not isinstance(a, Real) else None
+    if same:
+        with np.errstate(all="ignore"):
+            return Function(same[0].source, same[0].values / same[1].values)
+    inverse = apply(r, lambda x: 1.0 / x, b)
+    if not np.isfinite(inverse.values).all():
+        raise CompileError("a division by a tensor that may be zero has no integer form; divide by a constant")
+    return multiply(r, call, [a, inverse])
+
+
+@handles("relax.power")
+def power(r: Reader, call: Any, args: list[Any]) -> Value:
+    if not isinstance(args[1], Real) or args[1].values.size != 1:
+        raise CompileError("a power with a computed or non-scalar exponent has no integer form")
+    return apply(r, lambda x: x ** float(args[1].values.ravel()[0]), args[0])
+
+
+def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
+    def handler(r: Reader, call: Any, args: list[Any]) -> Value:
+        a, b = args if not isinstance(args[0], Real) else (args[1], args[0])
+        if isinstance(b, Real) and b.values.size == 1:
+            c = float(b.values.ravel()[0])
+            return clamp(r, a, c, np.inf) if low else clamp(r, a, -np.inf, c)
+        raise CompileError("Max and Min are supported with one constant scalar only")
+    return handler
+
+
+HANDLERS["relax.maximum"], HANDLERS["relax.minimum"] = _limit(True), _limit(False)
+
+COMPARE = {"equal": np.equal, "not_equal": np.not_equal, "less": np.less, "less_equal": np.less_equal, "greater": np.greater,
+           "greater_equal": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or, "logical_xor": np.logical_xor}
+
+
+def _compare(f: Callable[..., np.ndarray]) -> Callable[[Reader, Any, list[Any]], Value]:
+    def handler(r: Reader, call: Any, args: list[Any]) -> Value:
+        a, b = args
+        if isinstance(a, Real) and isinstance(b, Real):
+            return Real(f(a.values, b.values))
+        if isinstance(b, Real) and b.values.size == 1:
+            return apply(r, lambda x: f(x, b.values.ravel()[0]).astype(np.float64), a)
+        if isinstance(a, Real) and a.values.size == 1:
+            return apply(r, lambda x: f(a.values.ravel()[0], x).astype(np.float64), b)
+        if f is np.logical_and:
+            return elementwise_product(r, a, b, np.broadcast_shapes(a.shape, b.shape))
+        raise CompileError("comparisons of two computed tensors have no integer form; compare with a constant")
+    return handler
+
+
+HANDLERS.update({f"relax.{name}": _compare(f) for name, f in COMPARE.items()})

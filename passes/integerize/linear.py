@@ -1,0 +1,163 @@
+"""Convolutions and products: exact int32 accumulators, emitted once their bias is known."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
+from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weights, identity, symmetric_grid
+from qcompile.targets.errors import CompileError
+
+
+def weight_codes(values: np.ndarray, step: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Float weights [O, ...] -> (int8 codes in [-127, 127], scale [O]).
+
+    On the model's own grid where that is one step per output channel and fits; else per-channel symmetric.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    if step is not None:
+        steps = np.broadcast_to(step, values.shape).reshape(len(values), -1)
+        if (steps == steps[:, :1]).all():
+            codes = np.rint(flat / steps[:, :1])
+            if np.abs(codes).max(initial=0) <= 127:
+                return codes.astype(np.int8).reshape(values.shape), steps[:, 0].astype(np.float64)
+    if not np.isfinite(flat).all():
+        raise CompileError("its weights are not finite")
+    scale = np.abs(flat).max(1) / 127
+    scale[scale == 0] = 1.0
+    return np.rint(flat / scale[:, None]).astype(np.int8).reshape(values.shape), scale
+
+
+def _accumulator_bound(codes: np.ndarray, x: Quantized) -> float:
+    return float(np.abs(codes.reshape(len(codes), -1).astype(np.int64)).sum(1).max(initial=0)) * x.magnitude
+
+
+def _bias_constant(r: Reader, bias: np.ndarray | None, channels: int) -> str:
+    return r.builder.constant(np.zeros(channels, np.int32) if bias is None else
+                              np.ascontiguousarray(np.broadcast_to(bias, (channels,)), np.int32), "bias")
+
+
+@handles("relax.nn.conv2d", "relax.nn.conv1d")
+def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
+    x, w, a = r.operand(args[0], "input"), args[1], call.attrs
+    if not isinstance(w, Real):
+        raise CompileError("a convolution whose weights are computed is not supported")
+    one_d = len(x.shape) == 3
+    out = shape_of(call)
+    codes, scale = weight_codes(w.values, w.step)
+    if one_d:
+        x = r.make.relayout(x, (0, 2, 1))
+        n, c, length = x.shape
+        name = r.builder.emit("reshape", [x.name], shape=[n, 1, length, c])
+        codes = codes[:, :, None, :]
+        pads = [0, int(a.padding[0]), 0, int(a.padding[1])]
+        strides, dilations = [1, int(a.strides[0])], [1, int(a.dilation[0])]
+        axes: tuple[int, ...] = (0, 2, 1)
+    else:
+        x = r.make.relayout(x, (0, 3, 1, 2))
+        name, pads, strides, dilations, axes = x.name, integers(a.padding), integers(a.strides), integers(a.dilation), (0, 3, 1, 2)
+    weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
+
+    def emit(bias: np.ndarray | None) -> str:
+        y = r.builder.emit("conv2d", [name, weight, _bias_constant(r, bias, len(codes))], strides=strides, dilations=dilations,
+                           pads=pads, groups=int(a.groups), x_zero_point=x.zero_point)
+        return r.builder.emit("reshape", [y], shape=[out[0], out[2], out[1]]) if one_d else y
+
+    return Accumulator(emit, axes, out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=True)
+
+
+@handles("relax.nn.conv2d_transpose")
+def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
+    """A convolution of the input with zeros put between its pixels, with the flipped kernel."""
+    x, w, a = r.operand(args[0], "input"), args[1], call.attrs
+    if not isinstance(w, Real):
+        raise CompileError("a convolution whose weights are computed is not supported")
+    groups, (sh, sw), (dh, dw) = int(a.groups), integers(a.strides), integers(a.dilation)
+    t, left, b, right = integers(a.padding)
+    oh, ow = integers(a.output_padding)
+    c, og, kh, kw = w.shape
+    regroup = lambda v: v.reshape(groups, c // groups, og, kh, kw).swapaxes(1, 2).reshape(groups * og, c // groups, kh, kw)[:, :, ::-1, ::-1]
+    w = w.map(regroup)
+    codes, scale = weight_codes(w.values, w.step)
+    x = r.make.relayout(x, (0, 3, 1, 2))
+    n, _, h, wd = x.shape
+    name = x.name
+    for axis, (stride, size) in ((1, (sh, h)), (2, (sw, wd))):   # zero_point rows and columns between the pixels
+        if stride == 1:
+            continue
+        shape = list(r.builder.types[name].shape)
+        split = [*shape[: axis + 1], 1, *shape[axis + 1:]]
+        name = r.builder.emit("reshape", [name], shape=split)
+        after = [0] * 5
+        after[axis + 1] = stride - 1
+        name = r.builder.emit("pad", [name], before=[0] * 5, after=after, mode="constant", value=x.zero_point)
+        shape[axis] = size * stride
+        name = r.builder.emit("reshape", [name], shape=shape)
+        end = list(shape)
+        end[axis] = (size - 1) * stride + 1
+        name = r.builder.emit("slice", [name], begin=[0] * 4, end=end, step=[1] * 4)
+    pads = [dh * (kh - 1) - t, dw * (kw - 1) - left, dh * (kh - 1) - b + oh, dw * (kw - 1) - right + ow]
+    if min(pads) < 0:
+        raise CompileError("a transposed convolution with pads larger than its kernel is not supported")
+    weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
+
+    def emit(bias: np.ndarray | None) -> str:
+        return r.builder.emit("conv2d", [name, weight, _bias_constant(r, bias, len(codes))], strides=[1, 1], dilations=[dh, dw],
+                              pads=pads, groups=groups, x_zero_point=x.zero_point)
+
+    return Accumulator(emit, (0, 3, 1, 2), shape_of(call), scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=True)
+
+
+@handles("relax.matmul")
+def matmul(r: Reader, call: Any, args: list[Any]) -> Any:
+    a, b = args
+    if isinstance(a, Real) and isinstance(b, Real):
+        return Real(np.matmul(a.values, b.values))
+    if isinstance(b, Real) and (b.values.ndim <= 2 or int(np.prod(b.shape[:-2])) == 1) and not isinstance(a, Weights):
+        return _dense(r, call, a, b)
+    if isinstance(b, Real):
+        b = r.make.quantize(b, symmetric_grid(float(b.values.min()), float(b.values.max()), "int8"))
+    if isinstance(a, Real):
+        a = r.make.quantize(a, symmetric_grid(float(a.values.min()), float(a.values.max()), "int8"))
+    if len(a.shape) < 2 or len(b.shape) < 2:
+        raise CompileError("a product of two activations needs at least 2 axes on both sides; reshape them")
+    if isinstance(a, Weights):
+        from qcompile.passes.integerize.softmax import attention
+        return attention(r, a, b, shape_of(call))
+    return product(r, r.operand(a, "first operand"), r.operand(b, "second operand"), shape_of(call))
+
+
+def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
+    w = w.map(lambda v: v.reshape(v.shape[-2:]) if v.ndim > 2 else v)
+    vector = w.values.ndim == 1
+    w = w.map(lambda v: v.reshape(1, -1) if vector else v.T)
+    codes, scale = weight_codes(w.values, w.step)
+    x = r.make.plain(r.operand(x, "input"))
+    weight = r.builder.constant(codes, "weight")
+    out = shape_of(call)
+
+    def emit(bias: np.ndarray | None) -> str:
+        y = r.builder.emit("dense", [x.name, weight, _bias_constant(r, bias, len(codes))], x_zero_point=x.zero_point)
+        return r.builder.emit("reshape", [y], shape=list(out)) if vector else y
+
+    return Accumulator(emit, identity(len(out)), out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=not vector)
+
+
+def contraction_last(r: Reader, b: Quantized) -> tuple[Quantized, bool]:
+    """(b laid out plainly or with its last two axes swapped, whichever costs no copy; whether they are swapped)."""
+    rank = len(b.shape)
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    order = np.argsort(b.axes)
+    if b.axes == swapped or (b.axes != identity(rank) and list(order).index(rank - 2) > list(order).index(rank - 1)):
+        return r.make.relayout(b, swapped), True
+    return r.make.plain(b), False
+
+
+def product(r: Reader, a: Quantized, b: Quantized, out: tuple[int, ...]) -> Accumulator:
+    a = r.make.plain(a)
+    b, transposed = contraction_last(r, b)
+    name = lambda _: r.builder.emit("matmul", [a.name, b.name], transpose_b=transposed, a_zero_point=a.zero_point, b_zero_point=b.zero_point)
+    bound = float(a.magnitude) * b.magnitude * a.shape[-1]
+    return Accumulator(name, identity(len(out)), out, float(a.scale) * float(b.scale), bound, r.where, scores=(a, replace(b), transposed))
+

@@ -1,0 +1,301 @@
+"""Data movement: on integers, or on the function's source; transposes only change how a value is read."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from qcompile.passes.integerize.elementwise import as_function
+from qcompile.passes.integerize.reader import Reader, handles, integers, scalar, shape_of
+from qcompile.passes.integerize.values import (
+    Accumulator,
+    Function,
+    Integers,
+    Quantized,
+    Real,
+    Value,
+    Weights,
+    identity,
+    symmetric_grid,
+    value_range,
+)
+from qcompile.targets.errors import CompileError
+
+
+def move(r: Reader, v: Value, op: str, shape: tuple[int, ...], **attrs: Any) -> Value:
+    """Emits a movement op (on the logical layout) of an integer tensor; functions move with their source."""
+    if isinstance(v, Function):
+        return replace(v, source=move(r, v.source, op, shape, **attrs))
+    if isinstance(v, Integers):
+        if v.graph_input and v.name not in r.builder.types:
+            raise CompileError(f"input {v.name} is moved before it is quantized; put QuantizeLinear first")
+        name = r.make.physical(v.name, v.axes, identity(len(v.shape)))
+        return replace(v, name=r.builder.emit(op, [name], **attrs), axes=identity(len(shape)), shape=shape)
+    if not v.per_tensor:
+        v = r.make.settle(v)
+    q = r.make.plain(v)
+    return replace(q, name=r.builder.emit(op, [q.name], **attrs), axes=identity(len(shape)), shape=shape)
+
+
+@handles("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
+def reshape(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, shape = args[0], shape_of(call)
+    if isinstance(v, Real):
+        return v.map(lambda x: x.reshape(shape))
+    if v.shape == shape:
+        return v
+    if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
+        return _reshape_input(r, v, shape)
+    if isinstance(v, Accumulator) and v.shape[-1] == shape[-1] and v.axes == identity(len(v.shape)):
+        emit = v.emit
+        return replace(v, emit=lambda bias: r.builder.emit("reshape", [emit(bias)], shape=list(shape)), axes=identity(len(shape)),
+                       shape=shape, scores=None)
+    if isinstance(v, Accumulator | Weights) or not isinstance(v, Integers | Quantized | Function):
+        v = r.settled(v, r.call_var)
+    if isinstance(v, Function):
+        return replace(v, source=_reshape(r, v.source, shape))
+    return _reshape(r, v, shape)
+
+
+def _reshape_input(r: Reader, v: Integers, shape: tuple[int, ...]) -> Value:
+    """A float input that is reshaped before it is quantized: quantized first."""
+    grid = r.upcoming_grid(r.call_var)
+    if grid is None:
+        raise CompileError(f"input {v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+    return _reshape(r, r.quantize_input(v, grid), shape)
+
+
+def _reshape(r: Reader, q: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(q, Quantized) and not q.per_tensor:
+        q = r.make.settle(q)
+    name = r.make.physical(q.name, q.axes, identity(len(q.shape)))
+    return replace(q, name=r.builder.emit("reshape", [name], shape=list(shape)), axes=identity(len(shape)), shape=shape)
+
+
+@handles("relax.permute_dims")
+def permute(r: Reader, call: Any, args: list[Any]) -> Value:
+    v = args[0]
+    order = tuple(integers(call.attrs.axes)) if call.attrs.axes is not None else tuple(reversed(range(len(v.shape))))
+    order = tuple(i % len(order) for i in order)
+    if isinstance(v, Real):
+        return v.map(lambda x: x.transpose(order))
+    if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
+        grid = r.upcoming_grid(r.call_var)
+        if grid is None:
+            raise CompileError(f"input {v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+        v = r.quantize_input(v, grid)
+    if not isinstance(v, Integers | Quantized | Function | Accumulator):
+        v = r.settled(v, r.call_var)
+    if isinstance(v, Function):
+        return replace(v, source=_permute(v.source, order))
+    return _permute(v, order)
+
+
+def _permute(v: Any, order: tuple[int, ...]) -> Any:
+    new = replace(v, axes=tuple(v.axes[i] for i in order), shape=tuple(v.shape[i] for i in order))
+    return replace(new, scores=None) if isinstance(new, Accumulator) else new
+
+
+@handles("relax.broadcast_to")
+def broadcast(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, shape = args[0], shape_of(call)
+    if isinstance(v, Real):
+        return v.map(lambda x: np.broadcast_to(x, shape))
+    if v.shape == shape:
+        return v
+    v = r.settled(v, r.call_var)
+    if len(v.shape) < len(shape):
+        v = _reshape_value(r, v, (1,) * (len(shape) - len(v.shape)) + v.shape)
+    return move(r, v, "broadcast", shape, shape=list(shape))
+
+
+def _reshape_value(r: Reader, v: Any, shape: tuple[int, ...]) -> Any:
+    return replace(v, source=_reshape(r, v.source, shape)) if isinstance(v, Function) else _reshape(r, v, shape)
+
+
+@handles("relax.tile")
+def tile(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, repeats = args[0], integers(call.attrs.repeats)
+    if isinstance(v, Real):
+        return v.map(lambda x: np.tile(x, repeats))
+    v = r.settled(v, r.call_var)
+    repeats = [1] * (len(v.shape) - len(repeats)) + repeats
+    for axis, n in enumerate(repeats):
+        if n > 1:
+            v = concatenate(r, [v] * n, axis, shape_after(v.shape, axis, v.shape[axis] * n))
+    return v
+
+
+def shape_after(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1:])
+
+
+@handles("relax.strided_slice")
+def strided_slice(r: Reader, call: Any, args: list[Any]) -> Value:
+    numbers = lambda t: [int(scalar(i)) for i in (t.fields if hasattr(t, "fields") else t)]
+    axes, begin, end = (numbers(t) for t in call.args[1:4])
+    step = numbers(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
+    v = args[0]
+    rank = len(v.shape)
+    b, e, s = [0] * rank, list(v.shape), [1] * rank
+    for axis, lo, hi, st in zip(axes, begin, end, step):
+        axis %= rank
+        start, stop, st = slice(lo, hi, st).indices(v.shape[axis])
+        b[axis], e[axis], s[axis] = start, stop if stop >= 0 else -1 - v.shape[axis], st
+    if isinstance(v, Real):
+        return v.map(lambda x: x[tuple(slice(*t) for t in zip(b, e, s))])
+    return cut(r, r.settled(v, r.call_var), b, e, s, shape_of(call))
+
+
+def cut(r: Reader, v: Value, begin: list[int], end: list[int], step: list[int], shape: tuple[int, ...]) -> Value:
+    """A slice in whatever layout the value has."""
+    if isinstance(v, Function):
+        return replace(v, source=cut(r, v.source, begin, end, step, shape))
+    if isinstance(v, Quantized) and not v.per_tensor:
+        v = r.make.settle(v)
+    order = [int(i) for i in np.argsort(v.axes)]
+    name = r.builder.emit("slice", [v.name], begin=[begin[i] for i in order], end=[end[i] for i in order], step=[step[i] for i in order])
+    return replace(v, name=name, shape=shape)
+
+
+@handles("relax.split")
+def split(r: Reader, call: Any, args: list[Any]) -> list[Value]:
+    v, axis = args[0], int(call.attrs.axis) % len(args[0].shape)
+    sections = call.attrs.indices_or_sections
+    size = v.shape[axis]
+    points = integers(sections) if hasattr(sections, "__len__") else [size // int(sections) * i for i in range(1, int(sections))]
+    edges = [0, *points, size]
+    if isinstance(v, Real):
+        return [v.map(lambda x, a=a, b=b: np.take(x, np.arange(a, b), axis)) for a, b in zip(edges, edges[1:])]
+    v = r.settled(v, r.call_var)
+    parts = []
+    for a, b in zip(edges, edges[1:]):
+        begin, end = [0] * len(v.shape), list(v.shape)
+        begin[axis], end[axis] = a, b
+        parts.append(cut(r, v, begin, end, [1] * len(v.shape), shape_after(v.shape, axis, b - a)))
+    return parts
+
+
+@handles("relax.concat")
+def concat(r: Reader, call: Any, args: list[Any]) -> Value:
+    parts, shape = args[0], shape_of(call)
+    axis = int(call.attrs.axis or 0) % len(shape)
+    if all(isinstance(p, Real) for p in parts):
+        return Real(np.concatenate([p.values for p in parts], axis))
+    if all(isinstance(p, Integers) for p in parts):
+        names = [r.make.physical(p.name, p.axes, identity(len(shape))) for p in parts]
+        return Integers(r.builder.emit("concat", names, axis=axis), identity(len(shape)), shape)
+    return concatenate(r, parts, axis, shape, r.upcoming_grid(r.call_var))
+
+
+def concatenate(r: Reader, parts: list[Any], axis: int, shape: tuple[int, ...], grid: Any = None) -> Quantized:
+    """Values joined on one grid: the one asked for, that of the first if all share it, else 16 bits over all ranges."""
+    if grid is None:
+        quantized = [p for p in parts if isinstance(p, Quantized) and p.per_tensor]
+        same = len(quantized) == len(parts) and len({(float(p.scale), p.zero_point, p.dtype) for p in quantized}) == 1
+        if not same:
+            ranges = [value_range(p) for p in parts]
+            grid = symmetric_grid(min(lo for lo, _ in ranges), max(hi for _, hi in ranges))
+    made = [r.make.quantize(p, grid) if grid else r.make.settle(p) for p in parts]
+    axes = max(made, key=lambda q: np.prod(q.shape)).axes
+    made = [r.make.relayout(q, axes) for q in made]
+    name = r.builder.emit("concat", [q.name for q in made], axis=axes[axis])
+    return replace(made[0], name=name, axes=axes, shape=shape, lo=min(q.lo for q in made), hi=max(q.hi for q in made))
+
+
+@handles("relax.nn.pad")
+def pad(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, width, shape = args[0], integers(call.attrs.pad_width), shape_of(call)
+    before, after, mode = width[0::2], width[1::2], str(call.attrs.pad_mode)
+    if isinstance(v, Real):
+        return Real(np.pad(v.values, list(zip(before, after)), mode=mode,
+                           **({"constant_values": float(call.attrs.pad_value)} if mode == "constant" else {})))
+    q = r.settled(v, r.call_var)
+    if isinstance(q, Function):
+        q = r.make.settle(q)
+    if not isinstance(q, Quantized):
+        raise CompileError("padding of an integer tensor is not supported")
+    value = int(np.clip(np.rint(float(call.attrs.pad_value) / q.scale) + q.zero_point, *_dtype_range(q))) if mode == "constant" else 0
+    order = [int(i) for i in np.argsort(q.axes)]
+    name = r.builder.emit("pad", [q.name], before=[before[i] for i in order], after=[after[i] for i in order], mode=mode, value=value)
+    return replace(q, name=name, shape=shape, lo=min(q.lo, value), hi=max(q.hi, value))
+
+
+def _dtype_range(q: Quantized) -> tuple[int, int]:
+    info = np.iinfo(q.dtype)
+    return int(info.min), int(info.max)
+
+
+@handles("relax.take")
+def take(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, indices, shape = args[0], args[1], shape_of(call)
+    axis = int(call.attrs.axis or 0) % len(v.shape)
+    size = v.shape[axis]
+    if isinstance(indices, Real):
+        i = indices.values.astype(np.int64)
+        if i.size and (i.min() < -size or i.max() >= size):
+            raise CompileError(f"an index of a Gather lies outside its axis of size {size}")
+        i = np.where(i < 0, i + size, i)
+        if isinstance(v, Real):
+            return v.map(lambda x: np.take(x, i, axis))
+        v = r.settled(v, r.call_var)
+        flat = i.ravel()
+        if (np.diff(flat) == 1).all():                      # one index, or neighbours: a slice
+            begin, end = [0] * len(v.shape), list(v.shape)
+            begin[axis], end[axis] = int(flat[0]), int(flat[-1]) + 1
+            part = cut(r, v, begin, end, [1] * len(v.shape), shape_after(v.shape, axis, flat.size))
+            return part if part.shape == shape else _reshape_value(r, part, shape)
+        ids = r.builder.constant(i.astype(np.int32), "indices")
+    else:
+        if isinstance(indices, Function | Quantized):
+            raise CompileError("the indices of a Gather are computed from float values; that has no integer form")
+        ids = r.make.physical(indices.name, indices.axes, identity(len(indices.shape)))
+    if isinstance(v, Real):
+        v = _table(r, v)
+    return move_take(r, r.settled(v, r.call_var), ids, axis, shape)
+
+
+def _table(r: Reader, v: Real) -> Quantized:
+    """An embedding table: on the model's own grid if it has one for the whole table, else 16 bits."""
+    step = None if v.step is None else np.unique(v.step)
+    if step is not None and step.size == 1:
+        codes = np.rint(v.values / step[0])
+        dtype = "int8" if np.abs(codes).max(initial=0) <= 127 else "int16"
+        grid = symmetric_grid(-1, 1, dtype)
+        if np.abs(codes).max(initial=0) <= grid.hi:
+            return r.make.quantize(v, replace(grid, scale=float(step[0])))
+    return r.make.quantize(v, symmetric_grid(*value_range(v)))
+
+
+def move_take(r: Reader, v: Value, ids: str, axis: int, shape: tuple[int, ...]) -> Value:
+    if isinstance(v, Function):
+        return replace(v, source=move_take(r, v.source, ids, axis, shape))
+    if isinstance(v, Quantized) and not v.per_tensor:
+        v = r.make.settle(v)
+    name = r.make.physical(v.name, v.axes, identity(len(v.shape)))
+    return replace(v, name=r.builder.emit("take", [name, ids], axis=axis), axes=identity(len(shape)), shape=shape)
+
+
+@handles("relax.where")
+def where(r: Reader, call: Any, args: list[Any]) -> Value:
+    condition, a, b = args
+    shape = shape_of(call)
+    if all(isinstance(v, Real) for v in args):
+        return Real(np.where(condition.values, a.values, b.values))
+    if isinstance(a, Real) and isinstance(b, Real) and a.values.size == 1 and b.values.size == 1:
+        x, y = a.values.ravel()[0], b.values.ravel()[0]
+        f = as_function(r, condition)
+        return Function(f.source, np.where(f.values != 0, x, y).astype(np.float64))
+    from qcompile.passes.integerize.softmax import masked_scores
+    masked = masked_scores(r, condition, a, b, shape)
+    if masked is not None:
+        return masked
+    grid = r.upcoming_grid(r.call_var)
+    if grid is None:
+        (al, ah), (bl, bh) = value_range(a), value_range(b)
+        grid = symmetric_grid(min(al, bl), max(ah, bh))
+    from qcompile.passes.integerize.softmax import keep_tensor
+    keep = keep_tensor(r, condition)
+    made = [r.make.plain(r.make.quantize(v, grid)) for v in (a, b)]
+    name = r.builder.emit("where", [keep, *(q.name for q in made)])
+    return replace(made[0], name=name, axes=identity(len(shape)), shape=shape, lo=min(q.lo for q in made), hi=max(q.hi for q in made))

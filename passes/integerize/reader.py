@@ -1,0 +1,183 @@
+"""Walks the float Relax function in order and asks a handler per op what each tensor becomes."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from qcompile.kernels.arithmetic import RANGES
+from qcompile.kernels.dialect import Type
+from qcompile.passes.integerize.builder import Builder
+from qcompile.passes.integerize.values import Function, Grid, Integers, Maker, Quantized, Real, Value, identity
+from qcompile.targets.errors import CompileError
+from tvm import relax
+from tvm.ir.expr import GenericConst
+
+Handler = Callable[["Reader", Any, list[Any]], Any]
+HANDLERS: dict[str, Handler] = {}
+
+MOVEMENT = {"relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.strided_slice", "relax.split",
+            "relax.concat", "relax.broadcast_to", "relax.flatten", "relax.nn.max_pool2d", "relax.take", "relax.nn.pad", "relax.tile"}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a handler for Relax ops; it gets (reader, call, values of the arguments)."""
+
+    def register(f: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, f))
+        return f
+
+    return register
+
+
+def shape_of(expr: Any) -> tuple[int, ...]:
+    return tuple(int(i) for i in expr.ty.shape)
+
+
+def integers(seq: Any) -> list[int]:
+    return [int(i) for i in seq]
+
+
+def scalar(expr: Any) -> float:
+    """A constant scalar argument."""
+    if isinstance(expr, GenericConst):
+        return float(expr.value.numpy())
+    return float(expr.value if hasattr(expr, "value") else expr)
+
+
+class Reader:
+    """The state of one reading: values by variable, users of each variable, names for messages."""
+
+    def __init__(self, function: Any, names: dict[str, str]) -> None:
+        self.function = function
+        self.names = names                              # Relax variable -> ONNX tensor
+        self.builder = Builder()
+        self.make = Maker(self.builder)
+        self.values: dict[Any, Any] = {}
+        self.users: dict[Any, list[Any]] = {}
+        self.input_grids: dict[str, Quantized] = {}     # float inputs as their first QuantizeLinear made them
+        self.where = ""
+        for binding in self.bindings():
+            for arg in self._vars(binding.value):
+                self.users.setdefault(arg, []).append(binding)
+
+    def bindings(self) -> list[Any]:
+        return [b for block in self.function.body.blocks for b in block.bindings]
+
+    @staticmethod
+    def _vars(expr: Any) -> list[Any]:
+        if isinstance(expr, relax.Var):
+            return [expr]
+        if isinstance(expr, relax.TupleGetItem):
+            return Reader._vars(expr.tuple_value)
+        if isinstance(expr, relax.Tuple):
+            return [v for f in expr.fields for v in Reader._vars(f)]
+        if isinstance(expr, relax.Call):
+            return [v for a in expr.args for v in Reader._vars(a)]
+        return []
+
+    def read(self) -> None:
+        for param in self.function.params:
+            self.values[param] = self._graph_input(param)
+        for binding in self.bindings():
+            self.where = self.names.get(binding.var.name, binding.var.name)
+            try:
+                self.values[binding.var] = self._value(binding.value, binding.var)
+            except CompileError as e:
+                raise e if self.where in str(e) else CompileError(f"{self.where}: {e}") from e
+
+    def _graph_input(self, param: Any) -> Integers:
+        shape, dtype = shape_of(param), str(param.ty.dtype)
+        name = self.names.get(param.name, param.name)
+        stored = {"float32": "int8", "float16": "int8", "float64": "int8", "int64": "int32", "bool": "int8"}.get(dtype, dtype)
+        if stored not in ("int8", "uint8", "int16", "int32"):
+            raise CompileError(f"input {name} has type {dtype}; inputs are float, int8, uint8, int16, int32, int64 or bool")
+        if dtype.startswith("float"):
+            return Integers(name, identity(len(shape)), shape, graph_input=True)   # typed by its first QuantizeLinear
+        self.builder.input(name, Type(shape, stored))
+        if stored == "uint8":
+            name = self.builder.emit("cast", [name], offset=-128, dtype="int8")
+        return Integers(name, identity(len(shape)), shape)
+
+    def _value(self, expr: Any, var: Any = None) -> Any:
+        if isinstance(expr, relax.Var):
+            return self.values[expr]
+        if isinstance(expr, GenericConst):
+            return Real(expr.value.numpy())
+        if isinstance(expr, relax.Tuple):
+            return [self._value(f) for f in expr.fields]
+        if isinstance(expr, relax.TupleGetItem):
+            return self._value(expr.tuple_value)[expr.index]
+        if isinstance(expr, relax.Call):
+            self.call_var = var
+            name = expr.op.name if hasattr(expr.op, "name") else str(expr.op)
+            if name not in HANDLERS:
+                raise CompileError(f"{self.where}: {name.removeprefix('relax.')} has no integer form here; "
+                                   "quantize around it, replace it, or leave it out of the exported model")
+            return HANDLERS[name](self, expr, [self._value(a) for a in expr.args])
+        return expr                                          # shapes and attribute-like arguments
+
+    # ---- looking ahead -----------------------------------------------------------------------------------------------
+    def upcoming_grid(self, var: Any) -> Grid | None:
+        """The grid on which every reader quantizes `var`, through data movement; None where they do not agree."""
+        grids = set()
+        for binding in self.users.get(var, []):
+            call = binding.value
+            if isinstance(call, relax.TupleGetItem) or (isinstance(call, relax.Call) and getattr(call.op, "name", "") in MOVEMENT):
+                grids.add(self.upcoming_grid(binding.var))
+            elif isinstance(call, relax.Call) and call.op.name == "relax.quantize":
+                grids.add(grid_of(call))
+            else:
+                return None
+        return grids.pop() if len(grids) == 1 else None
+
+    def settled(self, v: Value, var: Any) -> Value:
+        """`v` ready to be moved about: constants, integers and quantized tensors as they are; what is deferred is made now,
+        on the grid that is asked for later if that is known."""
+        if isinstance(v, Real | Integers | Quantized):
+            return v
+        if isinstance(v, Function) and len(v.values) <= 256:
+            return v
+        grid = self.upcoming_grid(var) if var is not None else None
+        return self.make.quantize(v, grid) if grid else self.make.settle(v)
+
+    def argument_var(self, call: Any, index: int) -> Any:
+        """The variable behind an argument, for looking ahead from it."""
+        return call.args[index] if isinstance(call.args[index], relax.Var) else None
+
+    def single_use(self, var: Any) -> bool:
+        return len(self.users.get(var, [])) == 1
+
+    def quantize_input(self, v: Integers, grid: Grid) -> Quantized:
+        """A float graph input on the grid of its first QuantizeLinear; later ones rescale it."""
+        if v.name in self.input_grids:
+            return self.make.quantize(replace(self.input_grids[v.name], axes=v.axes), grid)
+        self.builder.input(v.name, Type(v.shape, grid.dtype))
+        self.builder.program.info.setdefault("inputs", {})[v.name] = [grid.scale, grid.zero_point]
+        q = Quantized(v.name, v.axes, v.shape, grid.scale, grid.zero_point, grid.dtype, grid.lo, grid.hi)
+        self.input_grids[v.name] = q
+        return q
+
+    def operand(self, v: Value, what: str) -> Quantized:
+        """An 8-bit per-tensor operand of a product, without a pending clamp."""
+        if isinstance(v, Integers):
+            raise CompileError(f"{self.where}: {what} {v.name} is float but has no QuantizeLinear; calibrate the model")
+        return self.make.settle(v, "int8")
+
+
+def grid_of(call: Any) -> Grid | None:
+    """The Grid of a relax.quantize call; None if its scale is per channel."""
+    scale, zero_point = (np.asarray(a.value.numpy()) if isinstance(a, GenericConst) else None for a in call.args[1:3])
+    if scale is None or zero_point is None:
+        raise CompileError("a QuantizeLinear has a computed scale (dynamic quantization); quantize the model statically")
+    if scale.size != 1 and not (scale == scale.ravel()[0]).all():
+        return None
+    s, z, dtype = float(scale.ravel()[0]), int(zero_point.ravel()[0]), str(call.attrs.out_dtype)
+    if not np.isfinite(s) or s <= 0:
+        raise CompileError(f"a QuantizeLinear has scale {s}; scales must be positive")
+    if dtype not in ("int8", "uint8", "int16", "uint16"):
+        raise CompileError(f"QuantizeLinear to {dtype} is not supported; use 8 or 16 bits")
+    lo, hi = RANGES[dtype]
+    offset = {"uint8": 128, "uint16": 32768}.get(dtype, 0)
+    return Grid(s, z - offset, dtype.removeprefix("u"), lo - offset, hi - offset)

@@ -1,0 +1,220 @@
+"""Softmax and attention: scores stay int32 accumulators, masks stay masks."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from qcompile.kernels.arithmetic import INT32_MAX, dyadic
+from qcompile.kernels.ops.softmax import EXP2, OCTAVE_BITS
+from qcompile.passes.integerize.elementwise import apply, as_function
+from qcompile.passes.integerize.reader import Reader, handles, shape_of
+from qcompile.passes.integerize.values import (
+    NO_CLAMP,
+    Accumulator,
+    Deferred,
+    Function,
+    Grid,
+    Real,
+    Sum,
+    Value,
+    Weights,
+    identity,
+)
+from qcompile.targets.errors import CompileError
+
+MASKED = -1e3            # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
+TABLE_OCTAVES = 9.0      # 255 * 2^-9 < 0.5: numerators beyond are zero
+STEPS = 255 / TABLE_OCTAVES
+NUMERATORS = np.append(np.rint(255 * 2.0 ** (-np.arange(255) / STEPS)), 0).astype(np.uint8)
+
+
+@dataclass
+class Masked(Sum):
+    """Scores with a mask: `a` are the scores, `keep` names an int8 tensor that is 0 where the weight is exactly 0."""
+
+    keep: str = ""
+
+
+def keep_tensor(r: Reader, condition: Value, wanted: bool = True) -> str:
+    """An int8 tensor, 1 where the condition is `wanted`, 0 elsewhere."""
+    if isinstance(condition, Real):
+        return r.builder.constant(((condition.values != 0) == wanted).astype(np.int8), "mask")
+    f = apply(r, lambda x: ((x != 0) == wanted).astype(np.float64), as_function(r, condition))
+    q = r.make.plain(r.make.quantize(f, Grid(1.0, 0, "int8", 0, 1)))
+    return q.name
+
+
+def masked_scores(r: Reader, condition: Value, a: Value, b: Value, shape: tuple[int, ...]) -> Masked | None:
+    """Where(condition, scores, -large) or Where(condition, -large, scores) as masked scores; None if it is neither."""
+    for scores, fill, wanted in ((a, b, True), (b, a, False)):
+        if isinstance(fill, Real) and fill.values.size == 1 and fill.values.ravel()[0] <= MASKED and not isinstance(scores, Real):
+            if scores.shape != shape:
+                return None
+            return Masked(scores, fill, shape, keep=keep_tensor(r, condition, wanted))
+    return None
+
+
+def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]]:
+    """(scores, masks, additive constants) of what goes into a softmax."""
+    if isinstance(v, Masked):
+        scores, masks, biases = split_masks(r, v.a)
+        return scores, [*masks, v.keep], biases
+    if isinstance(v, Sum) and v.clamp == NO_CLAMP:
+        for scores, term in ((v.a, v.b), (v.b, v.a)):
+            if isinstance(term, Real):
+                base, masks, biases = split_masks(r, scores)
+                keep = term.values > MASKED
+                if not keep.all():
+                    masks = [*masks, r.builder.constant(keep.astype(np.int8), "mask")]
+                rest = np.where(keep, term.values, 0.0)
+                return base, masks, [*biases, rest] if rest.any() else biases
+            if isinstance(term, Function) and (term.values <= MASKED).any():
+                base, masks, biases = split_masks(r, scores)
+                kept = term.values[term.values > MASKED]
+                relevant = kept[np.abs(kept) < -MASKED]
+                if np.ptp(relevant) > 1e-6 and len(np.unique(np.round(relevant, 6))) > 1 and not _flag_like(term):
+                    raise CompileError("a mask that is neither 0 nor a large negative number is added to attention scores")
+                keep = apply(r, lambda x: (x > MASKED).astype(np.float64), term)
+                q = r.make.plain(r.make.quantize(keep, Grid(1.0, 0, "int8", 0, 1)))
+                return base, [*masks, q.name], biases
+    return v, [], []
+
+
+def _flag_like(f: Function) -> bool:
+    """A mask made from an integer input: only the codes 0 and 1 occur, and one of them is 0 after the chain."""
+    zero, one = -f.source.lo, 1 - f.source.lo
+    return f.source.scale == 1.0 and any(f.values[i] == 0 for i in (zero, one) if 0 <= i < len(f.values))
+
+
+def merged_mask(r: Reader, masks: list[str]) -> list[str]:
+    """At most one int8 mask: all of them multiplied."""
+    while len(masks) > 1:
+        a, b, *rest = masks
+        rank = max(len(r.builder.types[m].shape) for m in (a, b))
+        a, b = (_ranked(r, m, rank) for m in (a, b))
+        if all(m in r.builder.program.constants for m in (a, b)):
+            c = r.builder.program.constants
+            masks = [r.builder.constant(c[a] * c[b], "mask"), *rest]
+            continue
+        masks = [r.builder.emit("where", [a, b, a]), *rest]      # a and b
+    return masks
+
+
+def _ranked(r: Reader, name: str, rank: int) -> str:
+    shape = r.builder.types[name].shape
+    return name if len(shape) == rank else r.builder.emit("reshape", [name], shape=[1] * (rank - len(shape)) + list(shape))
+
+
+@handles("relax.nn.softmax")
+def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
+    v, shape = args[0], shape_of(call)
+    rank = len(shape)
+    axis = int(call.attrs.axis) % rank
+    if isinstance(v, Real):
+        e = np.exp(v.values - v.values.max(axis, keepdims=True))
+        return Real(e / e.sum(axis, keepdims=True))
+    scores, masks, biases = split_masks(r, v)
+    if axis != rank - 1 and (masks or biases):
+        raise CompileError("a masked softmax must run along the last axis; transpose the scores")
+    deferred = _normalised(r, scores, masks, biases, axis, shape)
+    if isinstance(scores, Accumulator) and scores.scores and axis == rank - 1 and scores.clamp == NO_CLAMP and np.ndim(scores.scale) == 0 \
+            and scores.scale > 0 and np.all(np.asarray(scores.bias) == 0):
+        return Weights(scores, [masks, biases], shape, deferred)
+    return deferred
+
+
+def _normalised(r: Reader, scores: Value, masks: list[str], biases: list[np.ndarray], axis: int, shape: tuple[int, ...]) -> Deferred:
+    rank = len(shape)
+    last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])
+
+    def make(grid: Grid) -> str:
+        if isinstance(scores, Accumulator) and np.ndim(scores.scale) == 0 and scores.axes == last and scores.clamp == NO_CLAMP:
+            x, bound = r.make.accumulate(scores)
+            scale = float(scores.scale)
+        else:
+            q = r.make.relayout(r.make.settle(scores), last)
+            x, scale, bound = q.name, float(q.scale), q.hi - q.lo
+        for bias in biases:
+            offset = np.rint(np.broadcast_to(bias, shape) / scale)
+            bound += float(np.abs(offset).max())
+            if r.builder.types[x].dtype != "int32":
+                x = r.builder.emit("cast", [x], offset=0, dtype="int32")
+            x = r.builder.emit("bias_add", [x, r.builder.constant(offset.astype(np.int32), "bias")])
+        if bound > INT32_MAX // 2:
+            raise CompileError(f"{r.where}: the scores of a softmax may not fit 32 bits")
+        d = dyadic(scale * np.log2(np.e) * (1 << OCTAVE_BITS), int(2 * bound))
+        numerator, out_shift = row_division(2.0**-15 / grid.scale, EXP2[0])
+        names = [x, *merged_mask(r, list(masks))]
+        return r.builder.emit("softmax", names, multiplier=int(d.multiplier[0]), shift=d.shift, pre=d.pre, numerator=numerator,
+                              out_shift=out_shift, **grid.attrs())
+
+    return Deferred(make, last, shape, 0.0, 1.0)
+
+
+def row_division(factor: float, smallest_sum: int) -> tuple[int, int]:
+    """(numerator, shift) with floor(numerator / l) * 2^-(32 + shift) ~ factor / l for every row sum l >= smallest_sum."""
+    shift = 15
+    while factor * 2.0 ** (32 + shift) / smallest_sum >= INT32_MAX and shift > 1:
+        shift -= 1
+    numerator = int(np.rint(factor * 2.0 ** (32 + shift)))
+    if numerator // smallest_sum > INT32_MAX:
+        raise CompileError("the scale of a softmax's result is too small")
+    return numerator, shift
+
+
+@handles("relax.nn.log_softmax")
+def log_softmax(r: Reader, call: Any, args: list[Any]) -> Deferred:
+    v, shape = args[0], shape_of(call)
+    rank = len(shape)
+    axis = int(call.attrs.axis) % rank
+    last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])
+    q = r.make.relayout(r.make.settle(v), last)
+    spread = (q.hi - q.lo) * float(q.scale)
+
+    def make(grid: Grid) -> str:
+        d = dyadic(float(q.scale) * np.log2(np.e) * (1 << OCTAVE_BITS), q.hi - q.lo)
+        both = dyadic([float(q.scale) / grid.scale, np.log(2) / (1 << 16) / grid.scale], q.hi - q.lo)
+        x_m, log_m = (int(m) for m in both.multiplier)
+        log_pre = both.pre
+        return r.builder.emit("log_softmax", [q.name], multiplier=int(d.multiplier[0]), shift=d.shift, pre=d.pre, x_multiplier=x_m,
+                              x_pre=both.pre, log_multiplier=log_m, log_pre=log_pre, out_shift=both.shift, **grid.attrs())
+
+    return Deferred(make, last, shape, -spread - np.log(shape[axis]), 0.0)
+
+
+def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferred:
+    """softmax(scores) v with the normalisation after the product."""
+    query, key, transposed = w.scores.scores
+    masks, biases = w.masks
+    value = r.operand(v, "value")
+    scale = float(w.scores.scale)
+    bound = w.scores.bound
+
+    def make(grid: Grid) -> str:
+        rows = key.name
+        if not transposed:                                   # attention wants k as [..., L, D]
+            rank = len(key.shape)
+            rows = r.builder.emit("transpose", [key.name], axes=[*range(rank - 2), rank - 1, rank - 2])
+        extra, has_bias, top = merged_mask(r, list(masks)), bool(biases), bound
+        if biases:
+            offset = np.rint(sum(biases) / scale)
+            top += float(np.abs(offset).max())
+            extra = [*extra, r.builder.constant(offset.astype(np.int32), "bias")]
+        if top > INT32_MAX // 2:
+            raise CompileError(f"{r.where}: attention scores may not fit 32 bits")
+        length = key.shape[-1]
+        if 255.0 * value.magnitude * length > INT32_MAX:
+            raise CompileError(f"{r.where}: attention over {length} keys overflows 32 bits")
+        steps = scale * np.log2(np.e) * STEPS                # table steps per unit of score
+        shift = max(-15, int(np.floor(-3 - np.log2(steps))))   # 2^11 <= multiplier < 2^12: u and t both resolve 1/16 step
+        multiplier = min(int(np.rint(steps * 2.0 ** (shift + 15))), 32767)
+        numerator, out_shift = row_division(float(value.scale) / grid.scale, int(NUMERATORS[0]))
+        names = [query.name, rows, r.make.plain(value).name, r.builder.constant(NUMERATORS, "numerators"), *extra]
+        return r.builder.emit("attention", names, has_mask=bool(masks), has_bias=has_bias, q_zero_point=query.zero_point,
+                              k_zero_point=key.zero_point, v_zero_point=value.zero_point, score_shift=shift, score_multiplier=multiplier,
+                              numerator=numerator, shift=out_shift, **grid.attrs())
+
+    low, high = value.range()
+    return Deferred(make, identity(len(shape)), shape, min(low, 0.0), max(high, 0.0))
+
