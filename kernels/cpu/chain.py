@@ -223,7 +223,11 @@ class Emitter:
         for step in self.chain.steps:
             inputs = [values[i] if isinstance(i, str) else self._load(i, n, row, channel, flat) for i in step.inputs]
             environment = Environment(
-                self.chain.isa, n, step.dtype, step.flags, lambda name, s=step: self._scalar(s.scalars[name])
+                self.chain.isa,
+                n,
+                step.dtype,
+                step.flags,
+                {name: self._scalar(at) for name, at in step.scalars.items()},
             )
             values[step.node.name] = bind(STEPS[step.node.op].emit(environment, *inputs))
         return values[self.chain.steps[-1].node.name]

@@ -25,7 +25,10 @@ class Environment:
     lanes: int
     dtype: str  # of the result
     flags: tuple[str, ...]
-    scalar: Callable[[str], Expr]
+    scalars: dict[str, Expr]
+
+    def scalar(self, name: str) -> Expr:
+        return self.scalars[name]
 
     def vector(self, name: str) -> Expr:
         return splat(self.scalar(name), "int32", self.lanes)

@@ -56,7 +56,9 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
     source: Buffer | Workspace = Buffer(head.inputs[0])
     shape, calls = x.shape, []
     if any(a["pads"]):
-        source, pad = pad_image(source, x.shape, list(a["pads"]), a["x_zero_point"], x.dtype, chain.isa)
+        source, pad = pad_image(
+            Buffer(head.inputs[0]), x.shape, list(a["pads"]), a["x_zero_point"], x.dtype, chain.isa
+        )
         shape, calls = padded_shape(x.shape, a["pads"]), [pad]
     return [*calls, conv_call(ctx.target, chain, source, x.dtype, shape, out.shape, weight, folded, a)]
 

@@ -251,7 +251,7 @@ class _Body:
         panel = bind(block * (v.kernel[0] * row_bytes))
         if v.unrolled:
             # every input row serves the output rows that reach it
-            reach = {}
+            reach: dict[int, list[tuple[int, int]]] = {}
             for o in range(v.rows):
                 for r in range(v.kernel[0]):
                     reach.setdefault(o * v.strides[0] + r * v.dilations[0], []).append((o, r))

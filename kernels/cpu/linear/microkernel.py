@@ -119,6 +119,16 @@ def matrix_kernel(
 
 
 @dataclass
+class Place:
+    """Where a tile reads and writes: offsets of its pixels in x, of its weights, its first output row and channel."""
+
+    offsets: list[Expr]
+    weights: Expr
+    row: Expr
+    channel: Expr
+
+
+@dataclass
 class Body:
     """Emission of one kernel."""
 
@@ -168,26 +178,18 @@ class Body:
         with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
             start = bind(T.min((rest * block_tiles + t) * rows, self.size("rows") - rows))
             offsets = self._offsets(start, x_base)
-            if self.tiling.tile and self.tiling.tail:
+            here = Place(offsets, w_base, bind(first_row + start), channel)
+            tile, tail = self.tiling.tile, self.tiling.tail
+            if tile and tail:
                 with T.If(panel < panels - 1):
                     with T.Then():
-                        self._tile(self.tiling.tile, step, offsets, w_base, first_row + start, channel, emitter)
+                        self._tile(tile, step, here, emitter)
                     with T.Else():
-                        self._tile(
-                            self.tiling.tail,
-                            self.tiling.tail_valid,
-                            offsets,
-                            w_base,
-                            first_row + start,
-                            channel,
-                            emitter,
-                        )
-            elif self.tiling.tile:
-                self._tile(self.tiling.tile, step, offsets, w_base, first_row + start, channel, emitter)
-            else:
-                self._tile(
-                    self.tiling.tail, self.tiling.tail_valid, offsets, w_base, first_row + start, channel, emitter
-                )
+                        self._tile(tail, self.tiling.tail_valid, here, emitter)
+            elif tile:
+                self._tile(tile, step, here, emitter)
+            elif tail:
+                self._tile(tail, self.tiling.tail_valid, here, emitter)
 
     def _offsets(self, start: Expr, base: Expr) -> list[Expr]:
         """Where each pixel of the tile begins in x."""
@@ -208,13 +210,12 @@ class Body:
             columns.store(i, T.Select(wraps, T.int32(0), columns.load(i - 1) + 1))
         return [bind(offsets.load(i)) for i in range(rows)]
 
-    def _tile(
-        self, tile: Tile, valid: int, offsets: list[Expr], w_base: Expr, row: Expr, channel: Expr, emitter: Emitter
-    ) -> None:
+    def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
+        """Computes and stores one tile, of whose channels `valid` exist."""
         dot = self.tiling.dot
         acc = dot.start(tile)
-        self._runs(dot, tile, acc, offsets, w_base)
-        self._epilogue(dot.finish(tile, acc), tile, valid, bind(row), channel, emitter)
+        self._runs(dot, tile, acc, here.offsets, here.weights)
+        self._epilogue(dot.finish(tile, acc), tile, valid, here.row, here.channel, emitter)
 
     def _runs(self, dot: Dot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr) -> None:
         group_bytes = tile.columns * dot.group
