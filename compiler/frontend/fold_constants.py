@@ -16,9 +16,16 @@ from qcompile.frontend.graph import Graph, attribute, label
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.targets.errors import CompileError
 
-KEPT = {"DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
-        "Multinomial"}
-LIMIT = 1 << 26     # elements; a fold that would grow a constant beyond this stays a node
+KEPT = {
+    "DequantizeLinear",
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+}
+LIMIT = 1 << 26  # elements; a fold that would grow a constant beyond this stays a node
 
 
 def fold_constants(graph: Graph) -> None:
@@ -59,7 +66,7 @@ def _fold_shapes(graph: Graph) -> bool:
         if node.op_type == "Size":
             value = np.array(np.prod(shape, dtype=np.int64))
         else:
-            value = np.array(shape[attribute(node, "start", 0):attribute(node, "end", None)], np.int64)
+            value = np.array(shape[attribute(node, "start", 0) : attribute(node, "end", None)], np.int64)
         graph.constants[node.output[0]] = value
     ids = {id(n) for n in found}
     graph.nodes = [n for n in graph.nodes if id(n) not in ids]
@@ -79,20 +86,30 @@ def _constant_nodes(graph: Graph) -> list[onnx.NodeProto]:
 def _evaluate(graph: Graph, nodes: list[onnx.NodeProto]) -> dict[str, np.ndarray]:
     """Run constant nodes: all at once in ONNX Runtime, or one by one in the reference where it lacks a type."""
     inside = {id(n) for n in nodes}
-    outputs = [o for n in nodes for o in n.output if o and
-               (o in graph.output_names or any(id(c) not in inside for c in graph.consumers(o)))]
+    outputs = [
+        o
+        for n in nodes
+        for o in n.output
+        if o and (o in graph.output_names or any(id(c) not in inside for c in graph.consumers(o)))
+    ]
     reads = dict.fromkeys(i for n in nodes for i in n.input if i in graph.constants)
-    inits = [numpy_helper.from_array(np.ascontiguousarray(graph.constants[i]).reshape(graph.constants[i].shape), i) for i in reads]
+    inits = [
+        numpy_helper.from_array(np.ascontiguousarray(graph.constants[i]).reshape(graph.constants[i].shape), i)
+        for i in reads
+    ]
     values = [onnx.ValueInfoProto(name=o) for o in outputs]
-    model = helper.make_model(helper.make_graph(nodes, "fold", [], values, inits), ir_version=10,
-                              opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()])
+    model = helper.make_model(
+        helper.make_graph(nodes, "fold", [], values, inits),
+        ir_version=10,
+        opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
+    )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(outputs, session.run(None, {})))
-    except Exception:       # ONNX Runtime raises its own types per failure; the reference decides
+    except Exception:  # ONNX Runtime raises its own types per failure; the reference decides
         values_by_name = {i: graph.constants[i] for i in reads}
         for node in nodes:
             try:

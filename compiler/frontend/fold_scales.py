@@ -85,8 +85,13 @@ def _matmul_bias(graph: Graph, name: str) -> tuple[NodeProto | None, NodeProto |
         return None, None
     for i in (0, 1):
         layer = graph.producer(add.input[i], "MatMul")
-        if layer is not None and graph.only_consumer(add.input[i]) is add and layer.input[1] in graph.constants \
-                and add.input[1 - i] in graph.constants and graph.constants[add.input[1 - i]].ndim <= 1:
+        if (
+            layer is not None
+            and graph.only_consumer(add.input[i]) is add
+            and layer.input[1] in graph.constants
+            and add.input[1 - i] in graph.constants
+            and graph.constants[add.input[1 - i]].ndim <= 1
+        ):
             return add, layer
     return None, None
 
@@ -103,8 +108,11 @@ def _scale(graph: Graph, layer: NodeProto, bias_add: NodeProto | None, factor: n
         shaped = factor.reshape(1, -1, *(1,) * (weight.ndim - 2))
     else:
         shaped = factor.reshape(-1, 1) if attribute(layer, "transB", 0) else factor
-    bias_node, i = (bias_add, next(i for i in (0, 1) if bias_add.input[i] in graph.constants)) if bias_add is not None \
+    bias_node, i = (
+        (bias_add, next(i for i in (0, 1) if bias_add.input[i] in graph.constants))
+        if bias_add is not None
         else (layer, 2 if len(layer.input) > 2 and layer.input[2] else None)
+    )
     if i is not None and bias_node.input[i] not in graph.constants:
         return False
     layer.input[1] = graph.constant(f"{layer.input[1]}_folded", (weight * shaped).astype(weight.dtype))
@@ -119,7 +127,7 @@ def _shift(graph: Graph, layer: NodeProto, bias_add: NodeProto | None, shift: np
     if bias_add is not None:
         node, i = bias_add, next(i for i in (0, 1) if bias_add.input[i] in graph.constants)
     elif layer.op_type == "MatMul" or layer.input[1] not in graph.constants:
-        return False        # MatMul + Add(constant) is the form we keep
+        return False  # MatMul + Add(constant) is the form we keep
     else:
         node, i = layer, 2
     if len(node.input) > i and node.input[i]:
@@ -147,11 +155,17 @@ def fold_before_conv(graph: Graph) -> None:
             continue
         vector = per_channel(graph, graph.constants[node.input[k]], node.output[0], 1)
         padded = any(attribute(conv, "pads") or []) or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-        if vector is None or (node.op_type == "Add" and padded) or graph.shape(node.input[1 - k]) != graph.shape(node.output[0]):
+        if (
+            vector is None
+            or (node.op_type == "Add" and padded)
+            or graph.shape(node.input[1 - k]) != graph.shape(node.output[0])
+        ):
             continue
         weight = graph.constants[conv.input[1]]
         groups = attribute(conv, "group", 1)
-        inputs = vector.reshape(groups, 1, weight.shape[1]).repeat(weight.shape[0] // groups, 1).reshape(weight.shape[:2])
+        inputs = (
+            vector.reshape(groups, 1, weight.shape[1]).repeat(weight.shape[0] // groups, 1).reshape(weight.shape[:2])
+        )
         inputs = inputs.reshape(*inputs.shape, *(1,) * (weight.ndim - 2))
         if node.op_type == "Mul":
             conv.input[1] = graph.constant(f"{conv.input[1]}_folded", (weight * inputs).astype(np.float32))

@@ -20,16 +20,24 @@ from qcompile.frontend.graph import Graph, attribute
 
 _erf = np.vectorize(math.erf)
 UNARY = {
-    "Erf": lambda n, x: _erf(x), "Tanh": lambda n, x: np.tanh(x), "Sigmoid": lambda n, x: 1 / (1 + np.exp(-x)),
-    "Softplus": lambda n, x: np.log1p(np.exp(x)), "Relu": lambda n, x: np.maximum(x, 0), "Neg": lambda n, x: -x,
+    "Erf": lambda n, x: _erf(x),
+    "Tanh": lambda n, x: np.tanh(x),
+    "Sigmoid": lambda n, x: 1 / (1 + np.exp(-x)),
+    "Softplus": lambda n, x: np.log1p(np.exp(x)),
+    "Relu": lambda n, x: np.maximum(x, 0),
+    "Neg": lambda n, x: -x,
     "HardSigmoid": lambda n, x: np.clip(attribute(n, "alpha", 0.2) * x + attribute(n, "beta", 0.5), 0, 1),
 }
 BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}
 POINTS = np.linspace(-6.0, 6.0, 121) + 0.0137
-NAMED = {   # op type, attributes, meaning on POINTS, how closely exporters' constants agree with it
+NAMED = {  # op type, attributes, meaning on POINTS, how closely exporters' constants agree with it
     "gelu": ("Gelu", {"approximate": "none"}, POINTS * 0.5 * (1 + _erf(POINTS / math.sqrt(2))), 2e-6),
-    "gelu_tanh": ("Gelu", {"approximate": "tanh"},
-                  0.5 * POINTS * (1 + np.tanh(math.sqrt(2 / math.pi) * (POINTS + 0.044715 * POINTS**3))), 2e-5),
+    "gelu_tanh": (
+        "Gelu",
+        {"approximate": "tanh"},
+        0.5 * POINTS * (1 + np.tanh(math.sqrt(2 / math.pi) * (POINTS + 0.044715 * POINTS**3))),
+        2e-5,
+    ),
     "hard_swish": ("HardSwish", {}, POINTS * np.clip(POINTS / 6 + 0.5, 0, 1), 2e-6),
     "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, np.clip(POINTS / 6 + 0.5, 0, 1), 2e-6),
     "mish": ("Mish", {}, POINTS * np.tanh(np.log1p(np.exp(POINTS))), 2e-6),
@@ -46,8 +54,10 @@ def fuse_activations(graph: Graph) -> None:
             continue
         for source in _candidates(graph, node):
             value = _value(graph, node.output[0], source, DEPTH)
-            name = next((k for k, (_, _, want, tol) in NAMED.items()
-                         if value is not None and np.abs(value - want).max() < tol), None)
+            name = next(
+                (k for k, (_, _, want, tol) in NAMED.items() if value is not None and np.abs(value - want).max() < tol),
+                None,
+            )
             if name and graph.shape(source) == graph.shape(node.output[0]):
                 op_type, attrs, _, _ = NAMED[name]
                 graph.replace(node, op_type, [source], **attrs)

@@ -1,7 +1,7 @@
 """Recognises normalisations that exporters write as several nodes.
 
-Accepts, over the last axes, with operands in any order, Pow(d, 2) or Mul(d, d), Div by Sqrt, or Mul by Reciprocal(Sqrt),
-or Mul by Pow(-0.5), and Casts between floats anywhere:
+Accepts, over the last axes, with operands in any order, Pow(d, 2) or Mul(d, d), Div by Sqrt, Mul by Reciprocal(Sqrt)
+or by Pow(-0.5), and Casts between floats anywhere:
 - d = x - ReduceMean(x); d / sqrt(ReduceMean(d^2) + eps) [* gamma [+ beta]] -> LayerNormalization
 - the same over the spatial axes of an NCHW tensor -> InstanceNormalization
 - x / sqrt(ReduceMean(x^2) + eps) [* gamma] -> RMSNormalization, which raises the model's opset to 23
@@ -55,7 +55,11 @@ def _normalised(graph: Graph, node: NodeProto):
 def _axes(graph: Graph, mean: NodeProto) -> list[int] | None:
     axes = graph.constants.get(mean.input[1]) if len(mean.input) > 1 else None
     rank = graph.rank(mean.input[0])
-    return None if axes is None or rank is None or not attribute(mean, "keepdims", 1) else sorted(int(a) % rank for a in axes)
+    return (
+        None
+        if axes is None or rank is None or not attribute(mean, "keepdims", 1)
+        else sorted(int(a) % rank for a in axes)
+    )
 
 
 def _mean_of_square(graph: Graph, name: str) -> tuple[str, float, list[int]] | None:
@@ -68,8 +72,9 @@ def _mean_of_square(graph: Graph, name: str) -> tuple[str, float, list[int]] | N
         square = graph.producer(_skip_casts(graph, mean.input[0]), "Pow", "Mul") if mean is not None else None
         if eps is None or square is None or (axes := _axes(graph, mean)) is None:
             continue
-        if (square.op_type == "Mul" and square.input[0] == square.input[1]) \
-                or (square.op_type == "Pow" and graph.scalar(square.input[1]) == 2.0):
+        if (square.op_type == "Mul" and square.input[0] == square.input[1]) or (
+            square.op_type == "Pow" and graph.scalar(square.input[1]) == 2.0
+        ):
             return _skip_casts(graph, square.input[0]), eps, axes
     return None
 
@@ -85,7 +90,7 @@ def _replace(graph: Graph, node: NodeProto, d: str, variance: str) -> bool:
     if shape is None:
         return False
     last = axes == list(range(axes[0], len(shape)))
-    if source and last and axes[0] == 2 and len(shape) > 2 and not _affine_over(graph, node, shape[2:]):
+    if source and last and axes[0] == 2 and len(shape) > 3 and not _affine_over(graph, node, shape[2:]):
         ones = graph.constant(f"{node.output[0]}_one", np.ones(shape[1], np.float32))
         zeros = graph.constant(f"{node.output[0]}_zero", np.zeros(shape[1], np.float32))
         graph.replace(node, "InstanceNormalization", [x, ones, zeros], epsilon=eps)
@@ -94,7 +99,7 @@ def _replace(graph: Graph, node: NodeProto, d: str, variance: str) -> bool:
         return True
     if not last:
         return False
-    extent = shape[axes[0]:]
+    extent = shape[axes[0] :]
     gamma, target = _constant_after(graph, node, "Mul", extent)
     beta, final = _constant_after(graph, target, "Add", extent) if source else (None, target)
     name = final.output[0]
@@ -104,8 +109,9 @@ def _replace(graph: Graph, node: NodeProto, d: str, variance: str) -> bool:
         inputs.append(graph.constant(f"{name}_beta", full(beta, 0.0)))
     else:
         graph.opsets[""] = max(graph.opsets[""], RMS_OPSET)
-    graph.replace(final, "LayerNormalization" if source else "RMSNormalization", inputs,
-                  axis=axes[0] - len(shape), epsilon=eps)
+    graph.replace(
+        final, "LayerNormalization" if source else "RMSNormalization", inputs, axis=axes[0] - len(shape), epsilon=eps
+    )
     graph.update()
     return True
 
@@ -121,12 +127,15 @@ def _centred(graph: Graph, d: str, axes: list[int]) -> str | None:
 def _same_difference(graph: Graph, a: str, b: str) -> bool:
     """Exporters compute x - mean twice; equal where both subtract the same tensors."""
     first, second = graph.producer(a, "Sub"), graph.producer(b, "Sub")
-    return first is not None and second is not None and \
-        [_skip_casts(graph, i) for i in first.input] == [_skip_casts(graph, i) for i in second.input]
+    return (
+        first is not None
+        and second is not None
+        and [_skip_casts(graph, i) for i in first.input] == [_skip_casts(graph, i) for i in second.input]
+    )
 
 
 def _constant_after(graph: Graph, node: NodeProto, op_type: str, extent: tuple[int, ...]):
-    """(constant, node) where the only reader of `node` is `op_type` with a constant over `extent`; else (None, node)."""
+    """(constant, node) where `node` is only read by `op_type` with a constant over `extent`, else (None, node)."""
     name = node.output[0]
     user = graph.only_consumer(name)
     while user is not None and user.op_type == "Cast" and graph.is_float(user.output[0]):
@@ -134,9 +143,9 @@ def _constant_after(graph: Graph, node: NodeProto, op_type: str, extent: tuple[i
     if user is None or user.op_type != op_type:
         return None, node
     value = next((graph.constants[i] for i in user.input if i in graph.constants), None)
-    if value is None or (value.ndim > len(extent) and any(s != 1 for s in value.shape[:value.ndim - len(extent)])):
+    if value is None or (value.ndim > len(extent) and any(s != 1 for s in value.shape[: value.ndim - len(extent)])):
         return None, node
-    value = value.reshape(value.shape[-len(extent):]) if value.ndim > len(extent) else value
+    value = value.reshape(value.shape[-len(extent) :]) if value.ndim > len(extent) else value
     if any(s not in (1, e) for s, e in zip(value.shape[::-1], extent[::-1])):
         return None, node
     return value, user
@@ -153,8 +162,11 @@ def _fold_instance_affine(graph: Graph, norm: NodeProto) -> None:
         user = graph.only_consumer(norm.output[0], op_type)
         k = next((i for i in (0, 1) if user.input[i] in graph.constants), None) if user is not None else None
         channels = graph.shape(norm.input[0])[1]
-        if k is None or graph.constants[user.input[k]].size != channels or \
-                graph.constants[user.input[k]].shape[-(graph.rank(norm.input[0]) - 1):][:1] != (channels,):
+        if (
+            k is None
+            or graph.constants[user.input[k]].size != channels
+            or graph.constants[user.input[k]].shape[-(graph.rank(norm.input[0]) - 1) :][:1] != (channels,)
+        ):
             return
         inputs = list(norm.input)
         inputs[slot] = graph.constant(f"{user.output[0]}_affine", graph.constants[user.input[k]].reshape(-1))

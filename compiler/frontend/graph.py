@@ -122,8 +122,10 @@ class Graph:
         self.constants[name] = np.asarray(value)
         return name
 
-    def add(self, op_type: str, inputs: Sequence[str], base: str | Sequence[str], domain: str = "", **attrs: Any) -> str:
-        """Append a node; a string `base` names one fresh output, a list gives the exact output names. Returns the first."""
+    def add(
+        self, op_type: str, inputs: Sequence[str], base: str | Sequence[str], domain: str = "", **attrs: Any
+    ) -> str:
+        """Append a node; a string `base` names one fresh output, a list the exact names. Returns the first."""
         outputs = [self.fresh(base)] if isinstance(base, str) else list(base)
         attrs = {k: v for k, v in attrs.items() if v is not None}
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], domain=domain, **attrs))
@@ -153,7 +155,7 @@ class Graph:
                 if name == source:
                     maker.output[i] = out
         else:
-            return      # an output that repeats an input or another output stays as an Identity
+            return  # an output that repeats an input or another output stays as an Identity
         self.nodes = [n for n in self.nodes if n is not node]
         self.update()
 
@@ -196,13 +198,24 @@ class Graph:
 
     def to_model(self) -> onnx.ModelProto:
         """The graph as a ModelProto: nodes, initializers, inputs, outputs and the known shapes as value_info."""
-        known = [helper.make_tensor_value_info(o, self.dtypes[o], self.shapes[o])
-                 for n in self.nodes for o in n.output
-                 if o in self.shapes and o in self.dtypes and o not in self.output_names]
-        outputs = [helper.make_tensor_value_info(o.name, self.dtypes[o.name], self.shapes[o.name])
-                   if o.name in self.shapes and o.name in self.dtypes else o for o in self.outputs]
-        inits = [numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), k) for k, v in self.constants.items()]
-        graph = helper.make_graph(self.nodes, self.model.graph.name or "model", self.inputs, outputs, inits, value_info=known)
+        known = [
+            helper.make_tensor_value_info(o, self.dtypes[o], self.shapes[o])
+            for n in self.nodes
+            for o in n.output
+            if o in self.shapes and o in self.dtypes and o not in self.output_names
+        ]
+        outputs = [
+            helper.make_tensor_value_info(o.name, self.dtypes[o.name], self.shapes[o.name])
+            if o.name in self.shapes and o.name in self.dtypes
+            else o
+            for o in self.outputs
+        ]
+        inits = [
+            numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), k) for k, v in self.constants.items()
+        ]
+        graph = helper.make_graph(
+            self.nodes, self.model.graph.name or "model", self.inputs, outputs, inits, value_info=known
+        )
         opsets = [helper.make_opsetid(d, v) for d, v in self.opsets.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="qcompile")
         model.metadata_props.extend(self.model.metadata_props)

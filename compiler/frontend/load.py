@@ -12,8 +12,20 @@ from onnx import external_data_helper, numpy_helper
 from qcompile.frontend.graph import label
 from qcompile.targets.errors import CompileError
 
-CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap", "Optional", "OptionalGetElement", "SequenceConstruct",
-                "SequenceAt", "SequenceInsert", "SplitToSequence", "ConcatFromSequence", "SequenceEmpty"}
+CONTROL_FLOW = {
+    "If",
+    "Loop",
+    "Scan",
+    "SequenceMap",
+    "Optional",
+    "OptionalGetElement",
+    "SequenceConstruct",
+    "SequenceAt",
+    "SequenceInsert",
+    "SplitToSequence",
+    "ConcatFromSequence",
+    "SequenceEmpty",
+}
 QUANTIZE_OPS = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
 
 
@@ -26,7 +38,9 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
     """
     model = source if isinstance(source, onnx.ModelProto) else _read(Path(source))
     if not model.graph.node or not model.graph.output:
-        raise CompileError("the model has an empty graph: it is no ONNX model, or the file is truncated; export it again")
+        raise CompileError(
+            "the model has an empty graph: it is no ONNX model, or the file is truncated; export it again"
+        )
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _check_nodes(model)
@@ -56,10 +70,14 @@ def _read_external(tensor: onnx.TensorProto, root: Path) -> None:
     info = {e.key: e.value for e in tensor.external_data}
     file = (root / info.get("location", "")).resolve()
     if not file.is_relative_to(root):
-        raise CompileError(f"weight '{tensor.name}': its external data lies outside the model's folder "
-                           f"({info.get('location')}); move the file beside the model")
+        raise CompileError(
+            f"weight '{tensor.name}': its external data lies outside the model's folder "
+            f"({info.get('location')}); move the file beside the model"
+        )
     if not file.is_file():
-        raise CompileError(f"weight '{tensor.name}': external data file {info.get('location')!r} is missing beside the model")
+        raise CompileError(
+            f"weight '{tensor.name}': external data file {info.get('location')!r} is missing beside the model"
+        )
     try:
         offset, length = int(info.get("offset", 0)), info.get("length")
         size = file.stat().st_size
@@ -86,8 +104,10 @@ def _tensors(model: onnx.ModelProto):
 def _check_nodes(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type in CONTROL_FLOW:
-            raise CompileError(f"node {label(node)}: control flow and sequences cannot be compiled to a static integer "
-                               "program; export the model with fixed shapes and constant conditions")
+            raise CompileError(
+                f"node {label(node)}: control flow and sequences cannot be compiled to a static integer "
+                "program; export the model with fixed shapes and constant conditions"
+            )
 
 
 def _check_constants(model: onnx.ModelProto) -> None:
@@ -101,8 +121,10 @@ def _check_constants(model: onnx.ModelProto) -> None:
         if node.op_type in QUANTIZE_OPS and len(node.input) > 1 and node.input[1] in values:
             scale = values[node.input[1]].astype(np.float64)
             if not (np.isfinite(scale).all() and (scale > 0).all()):
-                raise CompileError(f"node {label(node)}: scale '{node.input[1]}' must be positive and finite, "
-                                   f"it has {scale.min():g}; quantize the model again")
+                raise CompileError(
+                    f"node {label(node)}: scale '{node.input[1]}' must be positive and finite, "
+                    f"it has {scale.min():g}; quantize the model again"
+                )
 
 
 def _finite(tensor: onnx.TensorProto, name: str) -> np.ndarray:
@@ -110,7 +132,9 @@ def _finite(tensor: onnx.TensorProto, name: str) -> np.ndarray:
     try:
         value = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as e:
-        raise CompileError(f"weight '{name}': its data does not fit its shape {list(tensor.dims)}; the file is damaged") from e
+        raise CompileError(
+            f"weight '{name}': its data does not fit its shape {list(tensor.dims)}; the file is damaged"
+        ) from e
     if value.dtype in (np.float16, np.float32, np.float64):
         # -inf alone is how exporters write an attention mask; NaN and +inf are never meant
         if np.isnan(value).any() or np.isposinf(value).any():

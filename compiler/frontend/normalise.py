@@ -28,26 +28,27 @@ from qcompile.frontend.simplify import (
 )
 
 PASSES = [
-    fold_constants,             # what depends on constants and shapes only becomes an initializer
-    remove_no_ops,              # Identity, Dropout, Casts and Reshapes without effect
-    explicit_reshapes,          # Reshape targets without 0 and -1
-    merge_transposes,           # Transpose of Transpose, Reshape of Reshape
-    move_into_weights,          # Transpose of a dequantized weight
-    plain_gemm,                 # Gemm without alpha, beta, transA
-    unflatten_gemm,             # Reshape, Gemm, Reshape: MatMul and Add
-    fuse_norms,                 # LayerNormalization, InstanceNormalization, RMSNormalization
-    fuse_activations,           # Gelu, HardSwish, HardSigmoid, Mish
-    batch_norm_to_affine,       # BatchNormalization: Mul and Add
-    fold_into_linear,           # Mul, Add after a layer: its weights and bias
-    fold_before_conv,           # Mul, Add before a convolution: its weights and bias
-    hoist_matmul_factors,       # scalar factors of attention operands: behind the MatMul
-    merge_scalar_factors,       # factors of factors
+    fold_constants,  # what depends on constants and shapes only becomes an initializer
+    remove_no_ops,  # Identity, Dropout, Casts and Reshapes without effect
+    explicit_reshapes,  # Reshape targets without 0 and -1
+    merge_transposes,  # Transpose of Transpose, Reshape of Reshape
+    move_into_weights,  # Transpose of a dequantized weight
+    plain_gemm,  # Gemm without alpha, beta, transA
+    unflatten_gemm,  # Reshape, Gemm, Reshape: MatMul and Add
+    fuse_norms,  # LayerNormalization, InstanceNormalization, RMSNormalization
+    fuse_activations,  # Gelu, HardSwish, HardSigmoid, Mish
+    batch_norm_to_affine,  # BatchNormalization: Mul and Add
+    fold_into_linear,  # Mul, Add after a layer: its weights and bias
+    fold_before_conv,  # Mul, Add before a convolution: its weights and bias
+    hoist_matmul_factors,  # scalar factors of attention operands: behind the MatMul
+    merge_scalar_factors,  # factors of factors
 ]
 ROUNDS = 12
 
 
-def normalise(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None,
-              notes: list[str] | None = None) -> onnx.ModelProto:
+def normalise(
+    model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None, notes: list[str] | None = None
+) -> onnx.ModelProto:
     """The model in normal form; computes what `model` computes, up to float rounding.
 
     `shapes` fixes dynamic axes: {input name: full shape}. `notes` receives remarks for the user. The result has opset
@@ -74,5 +75,9 @@ def normalise(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | No
 
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs."""
-    return any(n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear") or
-               n.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear") for n in model.graph.node)
+    return any(
+        n.op_type == "QuantizeLinear"
+        or n.op_type.startswith("QLinear")
+        or n.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+        for n in model.graph.node
+    )

@@ -51,6 +51,7 @@ def _ints(graph: Graph, node: NodeProto, name: str, values) -> str:
 
 def attribute_to_input(name: str, index: int) -> Callable[[Graph, NodeProto], None]:
     """An int list attribute became input `index` (axes, split, ...)."""
+
     def rewrite(graph: Graph, node: NodeProto) -> None:
         value = attribute(node, name)
         if value is not None:
@@ -58,6 +59,7 @@ def attribute_to_input(name: str, index: int) -> Callable[[Graph, NodeProto], No
                 node.input.append("")
             node.input.append(_ints(graph, node, name, value))
             set_attribute(node, name, None)
+
     return rewrite
 
 
@@ -65,34 +67,44 @@ def _slice(graph: Graph, node: NodeProto) -> None:
     starts, ends = attribute(node, "starts"), attribute(node, "ends")
     axes = attribute(node, "axes") or list(range(len(starts)))
     x = node.input[0]
-    graph.replace(node, "Slice", [x, *(_ints(graph, node, n, v) for n, v in
-                                       (("starts", starts), ("ends", ends), ("axes", axes)))])
+    graph.replace(
+        node, "Slice", [x, *(_ints(graph, node, n, v) for n, v in (("starts", starts), ("ends", ends), ("axes", axes)))]
+    )
 
 
 def _clip(graph: Graph, node: NodeProto) -> None:
     low, high = attribute(node, "min", -3.4028235e38), attribute(node, "max", 3.4028235e38)
     dtype = np.float16 if graph.dtypes.get(node.input[0]) == onnx.TensorProto.FLOAT16 else np.float32
-    bounds = [graph.constant(f"{node.output[0]}_{n}", np.array(np.clip(v, np.finfo(dtype).min, np.finfo(dtype).max), dtype))
-              for n, v in (("min", low), ("max", high))]
+    bounds = [
+        graph.constant(f"{node.output[0]}_{n}", np.array(np.clip(v, np.finfo(dtype).min, np.finfo(dtype).max), dtype))
+        for n, v in (("min", low), ("max", high))
+    ]
     graph.replace(node, "Clip", [node.input[0], *bounds])
 
 
 def _pad(graph: Graph, node: NodeProto) -> None:
     pads, value = attribute(node, "pads"), attribute(node, "value", 0.0)
-    graph.replace(node, "Pad", [node.input[0], _ints(graph, node, "pads", pads),
-                                graph.constant(f"{node.output[0]}_value", np.array(value, np.float32))],
-                  mode=attribute(node, "mode", "constant"))
+    graph.replace(
+        node,
+        "Pad",
+        [
+            node.input[0],
+            _ints(graph, node, "pads", pads),
+            graph.constant(f"{node.output[0]}_value", np.array(value, np.float32)),
+        ],
+        mode=attribute(node, "mode", "constant"),
+    )
 
 
 def _softmax(graph: Graph, node: NodeProto) -> None:
-    """Before opset 13 softmax ran over all axes from `axis` on; equal where that is the last axis or all others are 1."""
+    """Before opset 13 softmax ran over all axes from `axis` on; equal where the axes after it have size 1."""
     axis, shape = attribute(node, "axis", 1), graph.shape(node.input[0])
     if axis == -1:
         return
     if shape is None:
         raise CompileError(f"node {label(node)}: its input has no known rank; export the model with opset 13 or later")
     axis %= len(shape)
-    if all(s == 1 for s in shape[axis + 1:]):
+    if all(s == 1 for s in shape[axis + 1 :]):
         set_attribute(node, "axis", axis)
         return
     if not all(shape[axis:]):
@@ -106,19 +118,31 @@ def _softmax(graph: Graph, node: NodeProto) -> None:
 def _upsample(graph: Graph, node: NodeProto) -> None:
     scales = attribute(node, "scales")
     name = graph.constant(f"{node.output[0]}_scales", np.array(scales, np.float32)) if scales else node.input[1]
-    graph.replace(node, "Resize", [node.input[0], "", name], mode=attribute(node, "mode", "nearest"),
-                  coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    graph.replace(
+        node,
+        "Resize",
+        [node.input[0], "", name],
+        mode=attribute(node, "mode", "nearest"),
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
 
 
 def _resize(graph: Graph, node: NodeProto) -> None:
-    graph.replace(node, "Resize", [node.input[0], "", node.input[1]], mode=attribute(node, "mode", "nearest"),
-                  coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    graph.replace(
+        node,
+        "Resize",
+        [node.input[0], "", node.input[1]],
+        mode=attribute(node, "mode", "nearest"),
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
 
 
 def _batch_norm(graph: Graph, node: NodeProto) -> None:
     for name in ("spatial", "is_test", "consumed_inputs"):
         set_attribute(node, name, None)
-    del node.output[1:]     # old training outputs; nobody reads them at inference
+    del node.output[1:]  # old training outputs; nobody reads them at inference
 
 
 def _dropout(graph: Graph, node: NodeProto) -> None:
@@ -131,12 +155,21 @@ def _split(graph: Graph, node: NodeProto) -> None:
 
 
 REWRITES: dict[str, list[tuple[int, Callable[[Graph, NodeProto], None]]]] = {
-    "Slice": [(10, _slice)], "Clip": [(11, _clip)], "Pad": [(11, _pad)], "Upsample": [(10, _upsample)],
-    "Resize": [(11, _resize)], "Softmax": [(13, _softmax)], "LogSoftmax": [(13, _softmax)],
-    "BatchNormalization": [(14, _batch_norm)], "Dropout": [(12, _dropout)],
-    "Squeeze": [(13, attribute_to_input("axes", 1))], "Unsqueeze": [(13, attribute_to_input("axes", 1))],
+    "Slice": [(10, _slice)],
+    "Clip": [(11, _clip)],
+    "Pad": [(11, _pad)],
+    "Upsample": [(10, _upsample)],
+    "Resize": [(11, _resize)],
+    "Softmax": [(13, _softmax)],
+    "LogSoftmax": [(13, _softmax)],
+    "BatchNormalization": [(14, _batch_norm)],
+    "Dropout": [(12, _dropout)],
+    "Squeeze": [(13, attribute_to_input("axes", 1))],
+    "Unsqueeze": [(13, attribute_to_input("axes", 1))],
     "ReduceSum": [(13, attribute_to_input("axes", 1))],
     "Split": [(13, attribute_to_input("split", 1)), (18, _split)],
-    **{f"Reduce{kind}": [(18, attribute_to_input("axes", 1))]
-       for kind in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")},
+    **{
+        f"Reduce{kind}": [(18, attribute_to_input("axes", 1))]
+        for kind in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+    },
 }

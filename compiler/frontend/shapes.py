@@ -10,7 +10,7 @@ from onnx import helper
 from qcompile.frontend.graph import Graph, label
 from qcompile.targets.errors import CompileError
 
-SMALL = 4096    # constants up to this many elements take part in shape inference by value
+SMALL = 4096  # constants up to this many elements take part in shape inference by value
 
 
 def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None, notes: list[str]) -> None:
@@ -37,15 +37,18 @@ def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None,
             shape = tuple(int(s) for s in shape)
             clash = ranked and (len(shape) != len(declared) or any(d not in (None, s) for d, s in zip(declared, shape)))
             if clash or any(s < 1 for s in shape):
-                raise CompileError(f"--shapes {value.name}:{'x'.join(map(str, shape))} contradicts the model, which "
-                                   f"declares {['?' if d is None else d for d in declared]}")
+                raise CompileError(
+                    f"--shapes {value.name}:{'x'.join(map(str, shape))} contradicts the model, which "
+                    f"declares {['?' if d is None else d for d in declared]}"
+                )
         else:
             unknown = [i for i, d in enumerate(declared) if d is None]
             if not ranked or any(i != 0 for i in unknown):
                 axis = next((i for i in unknown if i != 0), 0)
                 example = "x".join(str(d or (1 if i == 0 else 224)) for i, d in enumerate(declared)) or "1x3x224x224"
-                raise CompileError(f"input '{value.name}': axis {axis} has no fixed size; "
-                                   f"give it with --shapes {value.name}:{example}")
+                raise CompileError(
+                    f"input '{value.name}': axis {axis} has no fixed size; give it with --shapes {value.name}:{example}"
+                )
             shape = tuple(d or 1 for d in declared)
             if unknown:
                 notes.append(f"input '{value.name}': the dynamic batch axis was fixed to 1")
@@ -60,16 +63,22 @@ def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None,
 
 def infer_shapes(graph: Graph) -> None:
     """Infer shapes and types of all tensors (ONNX shape inference with data propagation); large weights stay out."""
-    declared = [helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-                for k, v in graph.constants.items() if v.size > SMALL]
+    declared = [
+        helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for k, v in graph.constants.items()
+        if v.size > SMALL
+    ]
     small = [onnx.numpy_helper.from_array(v, k) for k, v in graph.constants.items() if v.size <= SMALL]
     inputs = [*graph.inputs, *declared]
     bare = [helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, None) for o in graph.outputs]
-    skeleton = helper.make_model(helper.make_graph(graph.nodes, "shapes", inputs, bare, small),
-                                 opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()], ir_version=10)
+    skeleton = helper.make_model(
+        helper.make_graph(graph.nodes, "shapes", inputs, bare, small),
+        opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
+        ir_version=10,
+    )
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
-    except Exception as e:      # the C++ inference raises several types
+    except Exception as e:  # the C++ inference raises several types
         raise CompileError(f"shape inference fails: {str(e).strip().splitlines()[0]}") from e
     graph.shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.inputs}
     graph.note_types([*inferred.graph.value_info, *inferred.graph.output])
@@ -80,8 +89,10 @@ def check_static(graph: Graph) -> None:
     for node in graph.nodes:
         for o in node.output:
             if o and (o not in graph.shapes or o not in graph.dtypes):
-                raise CompileError(f"node {label(node)}: the shape of its result '{o}' depends on data or is unknown; "
-                                   "export the model with fixed shapes, or give them with --shapes")
+                raise CompileError(
+                    f"node {label(node)}: the shape of its result '{o}' depends on data or is unknown; "
+                    "export the model with fixed shapes, or give them with --shapes"
+                )
             if o and 0 in graph.shapes[o] and o in graph.output_names:
                 raise CompileError(f"node {label(node)}: its result '{o}' is empty, shape {graph.shapes[o]}")
 

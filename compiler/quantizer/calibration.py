@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper
-
 from qcompile.frontend.graph import Graph
 from qcompile.targets.errors import CompileError
 
@@ -38,8 +37,9 @@ class Calibration:
         return [self.samples[i] for i in np.linspace(0, len(self.samples) - 1, count).round().astype(int)]
 
 
-def load_calibration(source: str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]] | None,
-                     model: onnx.ModelProto) -> Calibration:
+def load_calibration(
+    source: str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]] | None, model: onnx.ModelProto
+) -> Calibration:
     """Samples for `model` (normalised: static shapes).
 
     An npz path holds one array per input, first axis = samples; a sample is a slice of one row where the model's
@@ -47,8 +47,13 @@ def load_calibration(source: str | os.PathLike[str] | Iterable[Mapping[str, np.n
     synthetic inputs and says so in `notes`. Raises CompileError for missing inputs, wrong shapes or types, no
     samples, NaN or infinity.
     """
-    wanted = {v.name: (tuple(d.dim_value for d in v.type.tensor_type.shape.dim),
-                       np.dtype(helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))) for v in model.graph.input}
+    wanted = {
+        v.name: (
+            tuple(d.dim_value for d in v.type.tensor_type.shape.dim),
+            np.dtype(helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)),
+        )
+        for v in model.graph.input
+    }
     if source is None:
         return _synthetic(model, wanted)
     if isinstance(source, Calibration):
@@ -69,8 +74,10 @@ def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
-    except Exception as e:      # zip, header and pickle errors each have their own type
-        raise CompileError(f"calibration {path}: not a readable npz file ({type(e).__name__}); write it with numpy.savez") from e
+    except Exception as e:  # zip, header and pickle errors each have their own type
+        raise CompileError(
+            f"calibration {path}: not a readable npz file ({type(e).__name__}); write it with numpy.savez"
+        ) from e
     columns = {}
     for name, (shape, _) in wanted.items():
         if name not in arrays:
@@ -81,8 +88,10 @@ def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
         elif shape[:1] == (1,) and array.shape[1:] == shape[1:]:
             columns[name] = array[:, None]
         else:
-            raise CompileError(f"calibration {path}: array '{name}' has shape {array.shape}, expected (samples, "
-                               f"{', '.join(map(str, shape[1:] if shape[:1] == (1,) else shape))})")
+            raise CompileError(
+                f"calibration {path}: array '{name}' has shape {array.shape}, expected (samples, "
+                f"{', '.join(map(str, shape[1:] if shape[:1] == (1,) else shape))})"
+            )
     counts = {len(c) for c in columns.values()}
     if len(counts) > 1:
         raise CompileError(f"calibration {path}: the arrays have different numbers of samples: {sorted(counts)}")
@@ -96,7 +105,9 @@ def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index:
     result = {}
     for name, (shape, dtype) in wanted.items():
         if name not in feed:
-            raise CompileError(f"calibration sample {index}: input '{name}' is missing; it has {', '.join(feed) or 'none'}")
+            raise CompileError(
+                f"calibration sample {index}: input '{name}' is missing; it has {', '.join(feed) or 'none'}"
+            )
         value = np.asarray(feed[name])
         if value.shape != shape:
             raise CompileError(f"calibration sample {index}: input '{name}' has shape {value.shape}, expected {shape}")
@@ -123,8 +134,13 @@ def _synthetic(model: onnx.ModelProto, wanted: Mapping[str, tuple]) -> Calibrati
             else:
                 feed[name] = np.ones(shape, dtype) if dtype.kind != "b" else np.ones(shape, bool)
         samples.append(feed)
-    return Calibration(samples, ["no calibration data: ranges come from synthetic inputs and accuracy will suffer; "
-                                 "give real samples with --calib"])
+    return Calibration(
+        samples,
+        [
+            "no calibration data: ranges come from synthetic inputs and accuracy will suffer; "
+            "give real samples with --calib"
+        ],
+    )
 
 
 def _id_bound(graph: Graph, name: str) -> int | None:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper
-
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.calibration import Feed
 from qcompile.targets.errors import CompileError
@@ -28,11 +27,15 @@ def observe(graph: Graph, tensors: Iterable[str], samples: list[Feed], observer:
     inner = [t for t in wanted if t not in inputs]
     session = _session(graph, inner)
     for sample in _progress(samples, title):
-        values: Mapping[str, np.ndarray] = {**sample, **dict(zip(inner, session.run(inner, sample)))} if inner else sample
+        values: Mapping[str, np.ndarray] = (
+            {**sample, **dict(zip(inner, session.run(inner, sample)))} if inner else sample
+        )
         for name in wanted:
             value = values[name]
             if not np.isfinite(value).all():
-                raise CompileError(f"calibration: tensor '{name}' becomes NaN or infinite; check the samples and the model")
+                raise CompileError(
+                    f"calibration: tensor '{name}' becomes NaN or infinite; check the samples and the model"
+                )
             observer(name, value)
 
 
@@ -46,7 +49,7 @@ def _session(graph: Graph, outputs: list[str]) -> ort.InferenceSession:
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(serialise(model), options, providers=["CPUExecutionProvider"])
-    except Exception as e:      # ONNX Runtime's exception types are not public
+    except Exception as e:  # ONNX Runtime's exception types are not public
         raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
 
 
@@ -64,4 +67,5 @@ def _progress(samples: list[Feed], title: str) -> Iterable[Feed]:
         return samples
     from rich.console import Console
     from rich.progress import track
+
     return track(samples, description=title, console=Console(stderr=True), transient=True)

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 from onnx import NodeProto
-
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.placement import LINEAR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.weights import QuantizedWeight, bias_shift, channel_axis, input_importance, quantize_weight
 
-BIAS_LIMIT = 2.0**30    # a bias must leave room for the products in 32 bits
+BIAS_LIMIT = 2.0**30  # a bias must leave room for the products in 32 bits
 ORDER = ("table", "i16", "i8")
-FLOAT_CONSTANTS = {"Mul", "Div", "Pow", "PRelu", "Clip"}      # their constants become multipliers, not operands
+FLOAT_CONSTANTS = {"Mul", "Div", "Pow", "PRelu", "Clip"}  # their constants become multipliers, not operands
 
 
 class Emitter:
@@ -25,9 +24,15 @@ class Emitter:
     (mean, mean square) per input channel.
     """
 
-    def __init__(self, graph: Graph, placer: Placer, placement: Placement,
-                 quantizations: Mapping[tuple[str, str], Quantization],
-                 moments: Mapping[str, tuple[np.ndarray, np.ndarray]], options: QuantizeOptions):
+    def __init__(
+        self,
+        graph: Graph,
+        placer: Placer,
+        placement: Placement,
+        quantizations: Mapping[tuple[str, str], Quantization],
+        moments: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        options: QuantizeOptions,
+    ):
         self.graph, self.placer, self.placement = graph, placer, placement
         self.quantizations, self.moments, self.options = quantizations, moments, options
         self.parameters: dict[tuple, tuple[str, str]] = {}
@@ -68,16 +73,20 @@ class Emitter:
     def _parameters(self, q: Quantization) -> tuple[str, str]:
         key = (q.scale, q.zero_point, q.bits)
         if key not in self.parameters:
-            self.parameters[key] = (self.graph.constant("scale", np.array(q.scale, np.float32)),
-                                    self.graph.constant("zero_point", np.array(q.zero_point, q.dtype)))
+            self.parameters[key] = (
+                self.graph.constant("scale", np.array(q.scale, np.float32)),
+                self.graph.constant("zero_point", np.array(q.zero_point, q.dtype)),
+            )
         return self.parameters[key]
 
     def _pair(self, source: str, base: str, q: Quantization, clip: bool = True) -> str:
         """Q and DQ of `source`; returns the dequantized tensor."""
         graph = self.graph
         if q.clipped and clip:
-            bounds = [graph.constant(f"{base}_{n}", np.array(c * np.float32(q.scale), np.float32))
-                      for n, c in (("low", q.qmin), ("high", q.qmax))]
+            bounds = [
+                graph.constant(f"{base}_{n}", np.array(c * np.float32(q.scale), np.float32))
+                for n, c in (("low", q.qmin), ("high", q.qmax))
+            ]
             source = graph.add("Clip", [source, *bounds], f"{base}_clipped")
         codes = graph.add("QuantizeLinear", [source, *self._parameters(q)], f"{base}_q")
         return graph.add("DequantizeLinear", [codes, *self._parameters(q)], f"{base}_dq")
@@ -146,8 +155,11 @@ class Emitter:
         if len(node.input) > 2:
             return self.graph.constants.get(node.input[2])
         add = self.graph.only_consumer(node.output[0], "Add")
-        return next((self.graph.constants[i] for i in add.input if i in self.graph.constants), None) \
-            if add is not None and is_bias_add(self.graph, add) else None
+        return (
+            next((self.graph.constants[i] for i in add.input if i in self.graph.constants), None)
+            if add is not None and is_bias_add(self.graph, add)
+            else None
+        )
 
     def _own_bias(self, node: NodeProto, s_x: float, w: QuantizedWeight, shift: np.ndarray | None) -> None:
         bias = self.graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -171,13 +183,16 @@ class Emitter:
         # with the product's rank ONNX Runtime keeps MatMul + Add; as a vector it would rewrite them to Reshape and Gemm
         # and then fail to load the model (1.31: QDQ propagation against S8-to-U8)
         rank = self.graph.rank(node.output[0]) or 1
-        node.input[k] = self._bias_constant(node.input[k], value if shift is None else value + shift, s_x, w,
-                                            1 if rank < 3 else rank)
+        node.input[k] = self._bias_constant(
+            node.input[k], value if shift is None else value + shift, s_x, w, 1 if rank < 3 else rank
+        )
 
     def _bias_constant(self, name: str, value: np.ndarray, s_x: float, w: QuantizedWeight, rank: int = 1) -> str:
         scale = np.broadcast_to((np.float32(s_x) * w.scale).astype(np.float32), value.shape)
         codes = np.clip(np.rint(value / scale), -(2**31), 2**31 - 1).astype(np.int32)
-        return self._constant_pair(name, codes.reshape((1,) * (rank - 1) + (-1,)), np.ascontiguousarray(scale), rank - 1)
+        return self._constant_pair(
+            name, codes.reshape((1,) * (rank - 1) + (-1,)), np.ascontiguousarray(scale), rank - 1
+        )
 
     def _constants(self, node: NodeProto) -> None:
         """Constant operands of sums and of data movement: 16-bit in wide streams, else 8-bit."""
@@ -185,15 +200,20 @@ class Emitter:
         for i, name in enumerate(node.input):
             kind = self.placement.reads.get((id(node), i))
             value = graph.constants.get(name)
-            if kind is None or value is None or value.size == 1 or node.op_type in LINEAR | FLOAT_CONSTANTS \
-                    or (not movers and node.op_type not in ("Add", "Sub", "Sum", "Min", "Max")):
+            if (
+                kind is None
+                or value is None
+                or value.size == 1
+                or node.op_type in LINEAR | FLOAT_CONSTANTS
+                or (not movers and node.op_type not in ("Add", "Sub", "Sum", "Min", "Max"))
+            ):
                 continue
             if movers:
                 q = self._quantization(name, kind)
             else:
                 h = Histogram()
                 h.add(value)
-                q = choose_16bit(h)     # beside an 8-bit operand too: the sum is rounded once, the constant costs nothing
+                q = choose_16bit(h)  # beside an 8-bit operand too: the sum is rounded once, the constant costs nothing
             codes = q.quantize(value)
             key = (name, q)
             if key not in self.weights:

@@ -1,12 +1,13 @@
 """Channel equalisation (SmoothQuant, Xiao et al. 2022; across layers, Nagel et al. 2019).
 
 A tensor x that only feeds linear layers may be divided per channel by s while the layers' weights are multiplied by s:
-the float result is the same, but one scale for all channels of x wastes fewer codes. Where 1/s goes:
+the float result is the same, but one scale for all
+channels of x wastes fewer codes. Where 1/s goes:
 - LayerNormalization, RMSNormalization: into gamma and beta; a copy of the node where x has other readers too;
 - Conv, MatMul or Gemm, with or without bias, and a Relu: into weights and bias;
 - GELU and other activations: a Mul by a constant vector behind them.
-s_j = max|x_j|^a / max|w_j|^b, with (a, b) by the least error that a noise model predicts: uniform rounding errors of x and
-of the weights, independent, carried through the layer.
+s_j = max|x_j|^a / max|w_j|^b, with (a, b) by the least error that a noise model predicts: uniform, independent
+rounding errors of x and of the weights, carried through the layer.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto
-
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.placement import LINEAR, STREAM_NORMS, Placer, is_bias_add
 
-SAMPLES = 48            # calibration samples for the channel statistics
+SAMPLES = 48  # calibration samples for the channel statistics
 EXPONENTS = [(a, b) for a in (0.25, 0.4, 0.5, 0.6, 0.75, 1.0) for b in (0.0, 0.25, 0.5, 0.75) if a + b <= 1.25]
-GAIN = 0.8              # a predicted error above this share of the old one is not worth the change
+GAIN = 0.8  # a predicted error above this share of the old one is not worth the change
 ACTIVATIONS = {"Gelu", "Mish", "Sigmoid", "Tanh", "HardSwish"}
 HOMOGENEOUS = {"Relu", "LeakyRelu"}
 
@@ -66,8 +66,14 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
     found = []
     for node in graph.nodes:
         name = node.output[0]
-        layers = [n for n in graph.consumers(name) if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[0] == name
-                  and n.input[1] in graph.constants and list(n.input).count(name) == 1]
+        layers = [
+            n
+            for n in graph.consumers(name)
+            if n.op_type in ("Conv", "MatMul", "Gemm")
+            and n.input[0] == name
+            and n.input[1] in graph.constants
+            and list(n.input).count(name) == 1
+        ]
         if not layers or len({n.op_type == "Conv" for n in layers}) > 1 or name in placer.exact:
             continue
         if any(n.op_type == "MatMul" and graph.rank(n.input[1]) != 2 for n in layers):
@@ -77,8 +83,11 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
         if node.op_type in STREAM_NORMS:
             if axis == -1 and len(node.output) == 1 and attribute(node, "axis", -1) in (-1, graph.rank(name) - 1):
                 found.append(Site(name, axis, layers))
-        elif alone and (node.op_type in ACTIVATIONS and axis == -1 or id(node) in placer.gated and axis == -1
-                        or _linear_behind(graph, name) is not None):
+        elif alone and (
+            (node.op_type in ACTIVATIONS and axis == -1)
+            or (id(node) in placer.gated and axis == -1)
+            or _linear_behind(graph, name) is not None
+        ):
             found.append(Site(name, axis, layers))
     return found
 
@@ -91,7 +100,11 @@ def _linear_behind(graph: Graph, name: str) -> tuple[NodeProto, NodeProto | None
     if node is None:
         return None
     add = node if is_bias_add(graph, node) else None
-    layer = next((m for i in node.input if (m := graph.producer(i, "MatMul")) is not None), None) if add is not None else node
+    layer = (
+        next((m for i in node.input if (m := graph.producer(i, "MatMul")) is not None), None)
+        if add is not None
+        else node
+    )
     if layer.op_type not in LINEAR - {"ConvTranspose"} or layer.input[1] not in graph.constants:
         return None
     if len(layer.input) > 2 and layer.input[2] and layer.input[2] not in graph.constants:
@@ -158,12 +171,23 @@ def _divide(graph: Graph, site: Site, s: np.ndarray) -> bool:
     """Let the layers of `site` read its tensor divided by s."""
     node, name = graph.producer(site.tensor), site.tensor
     if node.op_type in STREAM_NORMS:
-        inputs = [node.input[0], *(graph.constant(f"{i}_equalised", (graph.constants[i] / s).astype(np.float32))
-                                   for i in node.input[1:] if i in graph.constants)]
+        inputs = [
+            node.input[0],
+            *(
+                graph.constant(f"{i}_equalised", (graph.constants[i] / s).astype(np.float32))
+                for i in node.input[1:]
+                if i in graph.constants
+            ),
+        ]
         if len(inputs) != len(node.input):
             return False
-        target = graph.add(node.op_type, inputs, f"{name}_equalised", axis=attribute(node, "axis", -1),
-                           epsilon=attribute(node, "epsilon", 1e-5))
+        target = graph.add(
+            node.op_type,
+            inputs,
+            f"{name}_equalised",
+            axis=attribute(node, "axis", -1),
+            epsilon=attribute(node, "epsilon", 1e-5),
+        )
     elif (behind := _linear_behind(graph, name)) is not None:
         _divide_outputs(graph, *behind, s)
         return True

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BINS = 4096             # bins on each side of zero
-SAMPLE = 1 << 15        # elements of one tensor that one sample contributes to the histogram
+BINS = 4096  # bins on each side of zero
+SAMPLE = 1 << 15  # elements of one tensor that one sample contributes to the histogram
 PERCENTILES = (99.999, 99.99, 99.9)
 SHRINKS = np.linspace(1.0, 0.3, 36)
-HEADROOM = 1.25         # 16-bit ranges: room for inputs larger than those seen
-TABLE_CODES = 4096      # codes of an activation's table
-SYMMETRIC_COST = 1.1    # a range may grow by so much to have zero point 0
+HEADROOM = 1.25  # 16-bit ranges: room for inputs larger than those seen
+TABLE_CODES = 4096  # codes of an activation's table
+SYMMETRIC_COST = 1.1  # a range may grow by so much to have zero point 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
-
 from qcompile.frontend.graph import Graph, attribute
 
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -27,19 +26,44 @@ REDUCING = {"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"}
 CLAMPS = {"Relu", "Clip"}
 SMOOTH = {"Gelu", "Mish", "Sigmoid", "Tanh", "Erf", "HardSwish"}
 GATES = {"Sigmoid", "HardSigmoid", "Tanh", "Erf"}
-MOVERS = {      # op type: indices of the data inputs; None means all
-    **dict.fromkeys(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "Expand",
-                     "Tile", "DepthToSpace", "SpaceToDepth", "MaxPool", "GlobalMaxPool", "Identity", "Pad", "GatherND",
-                     "GatherElements", "ReduceMax", "ReduceMin", "Trilu", "ReverseSequence"), (0,)),
-    "Concat": None, "Where": (1, 2),
+MOVERS = {  # op type: indices of the data inputs; None means all
+    **dict.fromkeys(
+        (
+            "Reshape",
+            "Transpose",
+            "Squeeze",
+            "Unsqueeze",
+            "Flatten",
+            "Slice",
+            "Split",
+            "Gather",
+            "Expand",
+            "Tile",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "MaxPool",
+            "GlobalMaxPool",
+            "Identity",
+            "Pad",
+            "GatherND",
+            "GatherElements",
+            "ReduceMax",
+            "ReduceMin",
+            "Trilu",
+            "ReverseSequence",
+        ),
+        (0,),
+    ),
+    "Concat": None,
+    "Where": (1, 2),
 }
-WIDE_TABLE_FLOOR = {"Gelu": -6.0, "Mul": -12.0, "Mish": -12.0}     # below, the activation is zero to 16 bits
+WIDE_TABLE_FLOOR = {"Gelu": -6.0, "Mul": -12.0, "Mish": -12.0}  # below, the activation is zero to 16 bits
 
 
 @dataclass
 class Placement:
-    """Where pairs go: `kinds` {tensor: kinds placed on it}, `reads` {(id of node, input index): kind}, `group` joins the
-    (tensor, kind) that must share one quantization, `carrier` {(moved tensor, kind): the pair whose codes it carries}."""
+    """Where pairs go: `kinds` {tensor: kinds placed on it}, `reads` {(id of node, input index): kind}, `parent` joins
+    the (tensor, kind) that must share one quantization, `carrier` {(moved tensor, kind): the pair it repeats}."""
 
     kinds: dict[str, list[str]] = field(default_factory=dict)
     reads: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -77,9 +101,13 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
     for i in (0, 1):
         layer = graph.producer(node.input[i], "MatMul")
         vector = graph.constants.get(node.input[1 - i])
-        if layer is not None and vector is not None and layer.input[1] in graph.constants \
-                and graph.only_consumer(node.input[i]) is node \
-                and vector.size == vector.shape[-1:][0] == graph.shape(node.output[0])[-1]:
+        if (
+            layer is not None
+            and vector is not None
+            and layer.input[1] in graph.constants
+            and graph.only_consumer(node.input[i]) is node
+            and vector.size == vector.shape[-1:][0] == graph.shape(node.output[0])[-1]
+        ):
             return True
     return False
 
@@ -129,7 +157,11 @@ class Placer:
 
     def _score_operand(self, node: NodeProto) -> str:
         """The input of a score node that leads to the MatMul of two activations."""
-        data = [i for i in node.input if i and i not in self.graph.constants and i not in self.exact and self.graph.is_float(i)]
+        data = [
+            i
+            for i in node.input
+            if i and i not in self.graph.constants and i not in self.exact and self.graph.is_float(i)
+        ]
         for name in data:
             if self._leads_to_scores(name):
                 return name
@@ -139,8 +171,11 @@ class Placer:
         while (node := self.graph.producer(name)) is not None and node.op_type != "MatMul":
             if node.op_type not in ("Mul", "Div", "Add", "Sub", "Where", "Reshape", "Min", "Max", "Clip"):
                 return False
-            data = [i for i in node.input if i and i not in self.graph.constants and i not in self.exact
-                    and self.graph.is_float(i)]
+            data = [
+                i
+                for i in node.input
+                if i and i not in self.graph.constants and i not in self.exact and self.graph.is_float(i)
+            ]
             if len(data) > 1:
                 return any(self._leads_to_scores(i) for i in data)
             if not data:
@@ -154,14 +189,20 @@ class Placer:
             return None
         for i in (0, 1):
             gate = self.graph.producer(node.input[i], *GATES)
-            if gate is not None and gate.input[0] == node.input[1 - i] and self.graph.only_consumer(node.input[i]) is node:
+            if (
+                gate is not None
+                and gate.input[0] == node.input[1 - i]
+                and self.graph.only_consumer(node.input[i]) is node
+            ):
                 return i
         return None
 
     def _wide_nodes(self) -> set[int]:
         """Elementwise and reducing nodes connected to a normalisation through each other and data movement."""
         graph, wide = self.graph, set()
-        plain = {id(n) for n in graph.nodes if n.op_type in ELEMENTWISE | REDUCING} - self.scores - self.biases - self.gated
+        plain = (
+            {id(n) for n in graph.nodes if n.op_type in ELEMENTWISE | REDUCING} - self.scores - self.biases - self.gated
+        )
 
         def transparent(node: NodeProto) -> bool:
             return bool(mover_inputs(node)) or id(node) in self.biases or node.op_type in CLAMPS
@@ -194,7 +235,9 @@ class Placer:
                 maker = self.graph.producer(name)
                 if maker is None or not (maker.op_type in LINEAR or id(maker) in self.biases):
                     continue
-                if self.graph.only_consumer(name) is node and self.graph.shape(name) == self.graph.shape(node.output[0]):
+                if self.graph.only_consumer(name) is node and self.graph.shape(name) == self.graph.shape(
+                    node.output[0]
+                ):
                     best = max(best or (-1, 0), (rank[id(maker)], i))
             if best:
                 raw.add((id(node), best[1]))
@@ -235,20 +278,26 @@ class Placer:
         if node.op_type != "Mul" or not any(i in self.graph.constants for i in node.input):
             return False
         maker = next((m for i in node.input if (m := self.graph.producer(i)) is not None), None)
-        return maker is not None and (maker.op_type in SMOOTH or id(maker) in self.gated) \
+        return (
+            maker is not None
+            and (maker.op_type in SMOOTH or id(maker) in self.gated)
             and self.graph.only_consumer(maker.output[0]) is node
+        )
 
     def _fused_clamp(self, node: NodeProto) -> bool:
         """Whether a Relu or Clip directly follows arithmetic that it alone reads."""
         maker = self.graph.producer(node.input[0])
-        return maker is not None and maker.op_type in LINEAR | ELEMENTWISE | NORMS | REDUCING \
+        return (
+            maker is not None
+            and maker.op_type in LINEAR | ELEMENTWISE | NORMS | REDUCING
             and self.graph.only_consumer(node.input[0]) is node
+        )
 
     def output_kind(self, name: str) -> str:
         """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream."""
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
             name = node.input[mover_inputs(node)[0]]
-        wide = node is not None and (node.op_type in STREAM_NORMS and self.wide_streams or id(node) in self.wide)
+        wide = node is not None and ((node.op_type in STREAM_NORMS and self.wide_streams) or id(node) in self.wide)
         return "i16" if wide else "i8"
 
     def place(self) -> Placement:
@@ -288,8 +337,11 @@ class Placer:
     def _carry(self, result: Placement, want: dict[str, set[str]]) -> None:
         for node in self.graph.nodes:
             movers = mover_inputs(node) if id(node) not in self.scores else []
-            keys = [result.of(node.input[i], result.reads[id(node), i]) for i in movers
-                    if (id(node), i) in result.reads and self.graph.scalar(node.input[i]) is None]
+            keys = [
+                result.of(node.input[i], result.reads[id(node), i])
+                for i in movers
+                if (id(node), i) in result.reads and self.graph.scalar(node.input[i]) is None
+            ]
             if not keys:
                 continue
             for key in keys[1:]:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.frontend.fold_scales import per_channel
 from qcompile.frontend.graph import Graph, attribute
 
@@ -22,7 +21,11 @@ def prepare(graph: Graph) -> None:
 def float_weights(graph: Graph) -> None:
     """DequantizeLinear of integer constants becomes a float constant."""
     for node in graph.nodes:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in graph.constants or attribute(node, "block_size", 0):
+        if (
+            node.op_type != "DequantizeLinear"
+            or node.input[0] not in graph.constants
+            or attribute(node, "block_size", 0)
+        ):
             continue
         codes, scale = graph.constants[node.input[0]], graph.constants.get(node.input[1])
         if scale is None:
@@ -70,13 +73,13 @@ def split_projections(graph: Graph) -> None:
         start = 0
         for part in split.output:
             size = graph.shape(part)[-1]
-            inputs = [layer.input[0], graph.constant(f"{part}_weight", weight[:, start:start + size])]
+            inputs = [layer.input[0], graph.constant(f"{part}_weight", weight[:, start : start + size])]
             if bias is None:
                 graph.add("MatMul", inputs, [part])
             else:
                 product = graph.add("MatMul", inputs, f"{part}_matmul")
                 graph.shapes[product], graph.dtypes[product] = graph.shapes[part], graph.dtypes[part]
-                vector = graph.constant(f"{part}_bias", bias[start:start + size].astype(np.float32))
+                vector = graph.constant(f"{part}_bias", bias[start : start + size].astype(np.float32))
                 graph.add("Add", [product, vector], [part])
             start += size
         graph.nodes = [n for n in graph.nodes if n is not split]

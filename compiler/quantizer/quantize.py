@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-
 from qcompile.frontend.graph import Graph
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.quantizer.calibration import Calibration, load_calibration
@@ -23,8 +22,12 @@ from qcompile.targets.errors import CompileError
 SOFTMAX_CODES = Quantization(1.0 / 255, -128)
 
 
-def quantize(model: onnx.ModelProto, calibration: Calibration | Iterable | str | None = None,
-             options: QuantizeOptions | None = None, notes: list[str] | None = None) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto,
+    calibration: Calibration | Iterable | str | None = None,
+    options: QuantizeOptions | None = None,
+    notes: list[str] | None = None,
+) -> onnx.ModelProto:
     """The QDQ form of a normalised float `model`.
 
     `calibration` is what `load_calibration` accepts; `notes` receives remarks for the user. Weights are int8 per output
@@ -57,8 +60,11 @@ def _statistics(graph: Graph, placement: Placement, samples: list):
     histograms: dict[str, Histogram] = defaultdict(Histogram)
     for name in {t for t, _ in [*placement.carrier.values(), *_keys(placement)] if t in graph.constants}:
         histograms[name].add(graph.constants[name])
-    axes = {n.input[0]: 1 if n.op_type in ("Conv", "ConvTranspose") else -1 for n in graph.nodes
-            if n.op_type in LINEAR and n.input[1] in graph.constants and n.input[0] not in graph.constants}
+    axes = {
+        n.input[0]: 1 if n.op_type in ("Conv", "ConvTranspose") else -1
+        for n in graph.nodes
+        if n.op_type in LINEAR and n.input[1] in graph.constants and n.input[0] not in graph.constants
+    }
     sums: dict[str, list] = {}
     wanted = [*placement.kinds, *axes]
 
@@ -106,4 +112,6 @@ def _quantizations(graph: Graph, placement: Placement, histograms: dict[str, His
 
 def _table_floor(graph: Graph, tensor: str) -> float:
     """Where the activations that read `tensor` are flat from below."""
-    return min((WIDE_TABLE_FLOOR[n.op_type] for n in graph.consumers(tensor) if n.op_type in WIDE_TABLE_FLOOR), default=-12.0)
+    return min(
+        (WIDE_TABLE_FLOOR[n.op_type] for n in graph.consumers(tensor) if n.op_type in WIDE_TABLE_FLOOR), default=-12.0
+    )

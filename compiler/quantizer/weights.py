@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto
-
 from qcompile.frontend.graph import Graph, attribute
 
 QMAX = 127
 CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78)
-CLIP_GAIN = 0.9         # a narrower range must bring the error below this share
+CLIP_GAIN = 0.9  # a narrower range must bring the error below this share
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,13 @@ def channel_axis(node: NodeProto, index: int, weight: np.ndarray) -> int | None:
     return None
 
 
-def quantize_weight(weight: np.ndarray, axis: int | None, importance: np.ndarray | None = None, clip: bool = True,
-                    least: np.ndarray | None = None) -> QuantizedWeight:
+def quantize_weight(
+    weight: np.ndarray,
+    axis: int | None,
+    importance: np.ndarray | None = None,
+    clip: bool = True,
+    least: np.ndarray | None = None,
+) -> QuantizedWeight:
     """8-bit codes in [-127, 127] of `weight` (float, any shape).
 
     `importance` (broadcastable to the weight) weighs squared errors in the search for a narrower range; `least` is a
@@ -93,7 +97,7 @@ def bias_shift(node: NodeProto, error: np.ndarray, mean: np.ndarray | None) -> n
         return None
     if node.op_type == "Conv":
         groups = attribute(node, "group", 1)
-        if mean.size != error.shape[1] * groups or any(attribute(node, "pads") or []) and _border_dominates(error):
+        if mean.size != error.shape[1] * groups or (any(attribute(node, "pads") or []) and _border_dominates(error)):
             return None
         per_group = mean.reshape(groups, error.shape[1]).repeat(error.shape[0] // groups, 0)
         return (error.reshape(*error.shape[:2], -1).sum(2) * per_group).sum(1)
