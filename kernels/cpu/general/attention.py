@@ -46,10 +46,34 @@ from qcompile.kernels.program import Node
 PARALLEL_MACS = 1 << 18
 LARGEST_DISTANCE = 32767
 # lanes -> the instruction that gives floor((a * b + 2^14) / 2^15) of int16 vectors
-ROUNDED_PRODUCTS = {32: "llvm.x86.avx512.pmul.hr.sw.512", 16: "llvm.x86.avx2.pmul.hr.sw", 8: "llvm.aarch64.neon.sqrdmulh.v8i16"}
+ROUNDED_PRODUCTS = {
+    32: "llvm.x86.avx512.pmul.hr.sw.512",
+    16: "llvm.x86.avx2.pmul.hr.sw",
+    8: "llvm.aarch64.neon.sqrdmulh.v8i16",
+}
 
-SIZES = ("heads", "tasks", "m", "length", "d", "e", "k_panels", "v_panels", "stride", "q_zero_point", "v_zero_point",
-         "score_shift", "score_limit", "score_multiplier", "shift", "zero_point", "qmin", "qmax", "mask_row", "bias_row")
+SIZES = (
+    "heads",
+    "tasks",
+    "m",
+    "length",
+    "d",
+    "e",
+    "k_panels",
+    "v_panels",
+    "stride",
+    "q_zero_point",
+    "v_zero_point",
+    "score_shift",
+    "score_limit",
+    "score_multiplier",
+    "shift",
+    "zero_point",
+    "qmin",
+    "qmax",
+    "mask_row",
+    "bias_row",
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +84,11 @@ class Plan:
     scores: Tiling
     values: Tiling
     width: int
-    tail: int               # columns of the last panel of v that exist, 0 for all
-    dtypes: tuple[str, str, str, str]      # q, k, v, y
+    tail: int  # columns of the last panel of v that exist, 0 for all
+    dtypes: tuple[str, str, str, str]  # q, k, v, y
     masked: bool
     biased: bool
-    left: bool              # distances are shifted left
+    left: bool  # distances are shifted left
     parallel: bool
 
     @property
@@ -115,24 +139,63 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         rows[kind] = length if shape[-2] > 1 else 0
         offsets.append(_head_offsets(shape[:-2], lead, shape[-2] * length))
     shift = a["score_shift"]
-    plan = Plan(isa, scores, values, 64 if isa.table_width == 64 and length > 32 else 16, 0, (native, k.dtype, v.dtype, ctx.out.dtype),
-                "mask" in extras, "bias" in extras, shift < 0, heads > 1 and heads * m * length * (d + e) >= PARALLEL_MACS)
+    # 64 int32 of a bias would reach further past its end than reads may
+    width = 64 if isa.table_width == 64 and length > 32 and "bias" not in extras else 16
+    plan = Plan(
+        isa,
+        scores,
+        values,
+        width,
+        0,
+        (native, k.dtype, v.dtype, ctx.out.dtype),
+        "mask" in extras,
+        "bias" in extras,
+        shift < 0,
+        heads > 1 and heads * m * length * (d + e) >= PARALLEL_MACS,
+    )
     k_columns, v_columns = plan.columns
     plan = Plan(**{**plan.__dict__, "tail": e % v_columns})
     tasks = min(TASKS, heads) if plan.parallel else 1
     scratch = _scratch(plan, length, d, e, tasks)
-    numbers = {"heads": heads, "tasks": tasks, "m": m, "length": length, "d": d, "e": e, "k_panels": -(-length // k_columns),
-               "v_panels": -(-e // v_columns), "stride": _stride(plan, length), "q_zero_point": q_zero_point,
-               "v_zero_point": a["v_zero_point"] - (128 if v.dtype == "uint8" else 0), "score_shift": abs(shift) if abs(shift) < 31 else 31,
-               "score_limit": (LARGEST_DISTANCE >> -shift) + 1 if shift < 0 else 0, "mask_row": rows.get("mask", 0),
-               "bias_row": rows.get("bias", 0), **{n: int(a[n]) for n in ("score_multiplier", "shift", "zero_point", "qmin", "qmax")}}
-    parameters = [*pointers(q=native, k=k.dtype, v=v.dtype, y=ctx.out.dtype, table="uint8", numerator="int64", starts="int32"),
-                  *pointers(**{n: d for n, (d, _) in scratch.items()}), *pointers(**{n: "int8" if n == "mask" else "int32" for n in extras}),
-                  *scalars(*SIZES)]
-    work = kernel(plan.name, parameters, lambda *arguments: Body(plan, dict(zip((p[0] for p in parameters), arguments))).emit())
-    operands = (q_source, operand(ctx, names[1]), operand(ctx, names[2]), Buffer(ctx.node.name), operand(ctx, names[3]),
-                Constant(np.array([a["numerator"]], np.int64)), Constant(np.stack(offsets, 1).astype(np.int32)),
-                *(w for _, w in scratch.values()), *sources.values(), *(numbers[n] for n in SIZES))
+    numbers = {
+        "heads": heads,
+        "tasks": tasks,
+        "m": m,
+        "length": length,
+        "d": d,
+        "e": e,
+        "k_panels": -(-length // k_columns),
+        "v_panels": -(-e // v_columns),
+        "stride": _stride(plan, length),
+        "q_zero_point": q_zero_point,
+        "v_zero_point": a["v_zero_point"] - (128 if v.dtype == "uint8" else 0),
+        "score_shift": abs(shift) if abs(shift) < 31 else 31,
+        "score_limit": (LARGEST_DISTANCE >> -shift) + 1 if shift < 0 else 0,
+        "mask_row": rows.get("mask", 0),
+        "bias_row": rows.get("bias", 0),
+        **{n: int(a[n]) for n in ("score_multiplier", "shift", "zero_point", "qmin", "qmax")},
+    }
+    parameters = [
+        *pointers(q=native, k=k.dtype, v=v.dtype, y=ctx.out.dtype, table="uint8", numerator="int64", starts="int32"),
+        *pointers(**{n: d for n, (d, _) in scratch.items()}),
+        *pointers(**{n: "int8" if n == "mask" else "int32" for n in extras}),
+        *scalars(*SIZES),
+    ]
+    work = kernel(
+        plan.name, parameters, lambda *arguments: Body(plan, dict(zip((p[0] for p in parameters), arguments))).emit()
+    )
+    operands = (
+        q_source,
+        operand(ctx, names[1]),
+        operand(ctx, names[2]),
+        Buffer(ctx.node.name),
+        operand(ctx, names[3]),
+        Constant(np.array([a["numerator"]], np.int64)),
+        Constant(np.stack(offsets, 1).astype(np.int32)),
+        *(w for _, w in scratch.values()),
+        *sources.values(),
+        *(numbers[n] for n in SIZES),
+    )
     return [*calls, KernelCall(work, operands)]
 
 
@@ -165,10 +228,17 @@ def _scratch(plan: Plan, length: int, d: int, e: int, tasks: int) -> dict[str, t
     elements = {
         "packed_k": ("int8", _packed_bytes(plan.scores, length, k_columns, d)),
         "packed_v": ("int8", _packed_bytes(plan.values, e, v_columns, length)),
-        "k_terms": ("int32", up(length, k_columns)), "v_terms": ("int32", up(e, v_columns)),
-        "scores": ("int32", plan.rows * stride), "numerators": ("int8" if plan.signed else "uint8", plan.rows * stride),
-        "row_terms": ("int32", plan.rows), "ratios": ("int32", plan.rows)}
-    return {n: (t, Workspace(n, tasks * up(count, 16) * np.dtype(t).itemsize + SLACK_BYTES)) for n, (t, count) in elements.items()}
+        "k_terms": ("int32", up(length, k_columns)),
+        "v_terms": ("int32", up(e, v_columns)),
+        "scores": ("int32", plan.rows * stride),
+        "numerators": ("int8" if plan.signed else "uint8", plan.rows * stride),
+        "row_terms": ("int32", plan.rows),
+        "ratios": ("int32", plan.rows),
+    }
+    return {
+        n: (t, Workspace(n, tasks * up(count, 16) * np.dtype(t).itemsize + SLACK_BYTES))
+        for n, (t, count) in elements.items()
+    }
 
 
 def _packed_bytes(tiling: Tiling, n: int, columns: int, run: int) -> int:
@@ -195,16 +265,43 @@ class Body:
         starts = [bind(v["starts"].load(head * columns + i)) for i in range(columns)]
         up16 = lambda n: T.truncdiv(n + 15, T.int32(16)) * 16
         self.stride = v["stride"]
-        self.k_groups, self.v_groups = (bind(ceil_div(n, t.dot.group)) for n, t in ((v["d"], plan.scores), (v["length"], plan.values)))
-        self.k_panel, self.v_panel = (bind(g * (t.dot.group * n)) for g, t, n in (
-            (self.k_groups, plan.scores, k_columns), (self.v_groups, plan.values, v_columns)))
+        self.k_groups, self.v_groups = (
+            bind(ceil_div(n, t.dot.group)) for n, t in ((v["d"], plan.scores), (v["length"], plan.values))
+        )
+        self.k_panel, self.v_panel = (
+            bind(g * (t.dot.group * n))
+            for g, t, n in ((self.k_groups, plan.scores, k_columns), (self.v_groups, plan.values, v_columns))
+        )
         self.at = {
-            "packed_k": bind(task * up16(v["k_panels"] * self.k_panel)), "packed_v": bind(task * up16(v["v_panels"] * self.v_panel)),
-            "k_terms": bind(task * up16(v["k_panels"] * k_columns)), "v_terms": bind(task * up16(v["v_panels"] * v_columns)),
-            "rows": bind(task * (plan.rows * v["stride"])), "row_terms": bind(task * (-(-plan.rows // 16) * 16))}
-        self._pack(_pack_rows, plan.scores, "k", starts[1], v["length"], v["d"], self.k_groups, self.k_panel, 0 - v["q_zero_point"])
-        self._pack(_pack_columns, plan.values, "v", starts[2], v["e"], v["length"], self.v_groups, self.v_panel,
-                   T.int32(128 if plan.signed else 0))
+            "packed_k": bind(task * up16(v["k_panels"] * self.k_panel)),
+            "packed_v": bind(task * up16(v["v_panels"] * self.v_panel)),
+            "k_terms": bind(task * up16(v["k_panels"] * k_columns)),
+            "v_terms": bind(task * up16(v["v_panels"] * v_columns)),
+            "rows": bind(task * (plan.rows * v["stride"])),
+            "row_terms": bind(task * (-(-plan.rows // 16) * 16)),
+        }
+        self._pack(
+            _pack_rows,
+            plan.scores,
+            "k",
+            starts[1],
+            v["length"],
+            v["d"],
+            self.k_groups,
+            self.k_panel,
+            0 - v["q_zero_point"],
+        )
+        self._pack(
+            _pack_columns,
+            plan.values,
+            "v",
+            starts[2],
+            v["e"],
+            v["length"],
+            self.v_groups,
+            self.v_panel,
+            T.int32(128 if plan.signed else 0),
+        )
         with T.serial(0, ceil_div(v["m"], plan.rows)) as t:
             first = bind(T.min(t * plan.rows, v["m"] - plan.rows))
             self._scores(starts[0], first)
@@ -213,17 +310,42 @@ class Body:
                 self._numerators(i, {n: bind(s + (first + i) * v[f"{n}_row"]) for n, s in extra.items()})
             self._values(bind(head * v["m"] + first))
 
-    def _pack(self, pack: Callable[..., None], tiling: Tiling, name: str, start: Expr, n: Expr, run: Expr, groups: Expr, panel_bytes: Expr,
-              factor: Expr) -> None:
+    def _pack(
+        self,
+        pack: Callable[..., None],
+        tiling: Tiling,
+        name: str,
+        start: Expr,
+        n: Expr,
+        run: Expr,
+        groups: Expr,
+        panel_bytes: Expr,
+        factor: Expr,
+    ) -> None:
         """All panels of one operand; its column terms are `factor` times the sums of the packed bytes."""
         v, columns = self.v, (tiling.tile or tiling.tail).columns  # type: ignore[union-attr]
         with T.serial(0, v[f"{name}_panels"]) as panel:
             terms = bind(self.at[f"{name}_terms"] + panel * columns)
-            pack(tiling.dot, columns, tiling.dot.order(columns), v[name], v[f"packed_{name}"], v[f"{name}_terms"], n, run, groups, start,
-                 bind(self.at[f"packed_{name}"] + panel * panel_bytes), terms, panel)
+            pack(
+                tiling.dot,
+                columns,
+                tiling.dot.order(columns),
+                v[name],
+                v[f"packed_{name}"],
+                v[f"{name}_terms"],
+                n,
+                run,
+                groups,
+                start,
+                bind(self.at[f"packed_{name}"] + panel * panel_bytes),
+                terms,
+                panel,
+            )
             v[f"{name}_terms"].store(terms, v[f"{name}_terms"].load(terms, columns) * splat(factor, "int32", columns))
 
-    def _product(self, tiling: Tiling, x: Pointer, rows: Sequence[Expr], w: Pointer, w_at: Expr, groups: Expr) -> list[list[Expr]]:
+    def _product(
+        self, tiling: Tiling, x: Pointer, rows: Sequence[Expr], w: Pointer, w_at: Expr, groups: Expr
+    ) -> list[list[Expr]]:
         """A tile of sums: rows of x (by offset) times one packed panel."""
         dot, tile = tiling.dot, tiling.tile or tiling.tail
         acc, many, size = dot.start(tile), dot.groups_a_step(tile), tile.columns * dot.group  # type: ignore[arg-type,union-attr]
@@ -232,7 +354,15 @@ class Body:
             dot.step(tile, acc, x, [r + s * (many * dot.group) for r in rows], w, w_at + s * (many * size), many)
         if many > 1:
             with T.serial(0, groups - whole * many) as s:
-                dot.step(tile, acc, x, [r + (whole * many + s) * dot.group for r in rows], w, w_at + (whole * many + s) * size, 1)
+                dot.step(
+                    tile,
+                    acc,
+                    x,
+                    [r + (whole * many + s) * dot.group for r in rows],
+                    w,
+                    w_at + (whole * many + s) * size,
+                    1,
+                )
         return dot.finish(tile, acc)
 
     def _scores(self, q_start: Expr, first: Expr) -> None:
@@ -240,7 +370,9 @@ class Body:
         v, tiling, columns = self.v, self.plan.scores, self.plan.columns[0]
         rows = [bind(q_start + (first + i) * v["d"]) for i in range(self.plan.rows)]
         with T.serial(0, v["k_panels"]) as panel:
-            sums = self._product(tiling, v["q"], rows, v["packed_k"], bind(self.at["packed_k"] + panel * self.k_panel), self.k_groups)
+            sums = self._product(
+                tiling, v["q"], rows, v["packed_k"], bind(self.at["packed_k"] + panel * self.k_panel), self.k_groups
+            )
             lanes = columns // len(sums[0])
             for j in range(len(sums[0])):
                 at = bind(panel * columns + j * lanes)
@@ -315,15 +447,23 @@ class Body:
             start = bind(T.min(t * count, T.int32(plan.rows - count)))
             rows = [bind(self.at["rows"] + (start + i) * self.stride) for i in range(count)]
             with T.serial(0, v["v_panels"]) as panel:
-                sums = self._product(plan.values, v["numerators"], rows, v["packed_v"], bind(self.at["packed_v"] + panel * self.v_panel),
-                                     self.v_groups)
+                sums = self._product(
+                    plan.values,
+                    v["numerators"],
+                    rows,
+                    v["packed_v"],
+                    bind(self.at["packed_v"] + panel * self.v_panel),
+                    self.v_groups,
+                )
                 lanes = columns // len(sums[0])
-                cell = local(columns * count, "int32")     # the sums once, for whole and partial panels
+                cell = local(columns * count, "int32")  # the sums once, for whole and partial panels
                 for i, vectors in enumerate(sums):
                     for j, vector in enumerate(vectors):
                         term = v["v_terms"].load(self.at["v_terms"] + panel * columns + j * lanes, lanes)
                         cell.store(i * columns + j * lanes, vector + term if plan.signed else vector)
-                store = lambda valid: self._store(cell, count, bind(row + start), bind(panel * columns), self.at["row_terms"] + start, valid)
+                store = lambda valid: self._store(
+                    cell, count, bind(row + start), bind(panel * columns), self.at["row_terms"] + start, valid
+                )
                 if plan.tail:
                     with T.If(panel < v["v_panels"] - 1):
                         with T.Then():
@@ -343,12 +483,15 @@ class Body:
                 while (columns - done) % lanes or lanes & (lanes - 1):
                     lanes -= 1
                 o = bind(cell.load(i * columns + done, lanes) + splat(term, "int32", lanes))
-                y = self.isa.saturate(self.isa.rescale(o, splat(ratio, "int32", lanes), v["shift"]), v["zero_point"], v["qmin"], v["qmax"],
-                                      self.plan.dtypes[3])
+                y = self.isa.saturate(
+                    self.isa.rescale(o, splat(ratio, "int32", lanes), v["shift"]),
+                    v["zero_point"],
+                    v["qmin"],
+                    v["qmax"],
+                    self.plan.dtypes[3],
+                )
                 store_lanes(v["y"], bind((row + i) * v["e"] + column + done), y, min(lanes, valid - done))
                 done += lanes
 
 
 LOWERINGS = {"attention": lower_attention}
-
-
