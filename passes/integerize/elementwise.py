@@ -273,6 +273,8 @@ def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
 
 
 def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> Deferred:
+    flags = [isinstance(t, Integers) for t in (a, b)]
+    a, b = (as_function(r, t).source if isinstance(t, Integers) else t for t in (a, b))
     x, y = (r.make.settle(t) if not isinstance(t, Real) else r.make.quantize(t, symmetric_grid(*value_range(t))) for t in (a, b))
     x, y = r.make.with_rank(x, len(shape)), r.make.with_rank(y, len(shape))
     axes = max((x, y), key=lambda t: np.prod(t.shape)).axes
@@ -284,7 +286,9 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
         return r.builder.emit("mul", [x.name, y.name, r.builder.constant(d.multiplier, "multiplier")], x_zero_point=x.zero_point,
                               r_zero_point=y.zero_point, shift=d.shift, pre=d.pre, **grid.attrs())
 
-    ends = [p * q for p in x.range() for q in y.range()]
+    # an integer input without calibration is a mask of 0 and 1 as far as the grid is concerned (larger products saturate)
+    ranges = [(0.0, 1.0) if flag else t.range() for flag, t in zip(flags, (x, y))]
+    ends = [p * q for p in ranges[0] for q in ranges[1]]
     return Deferred(make, axes, shape, min(ends), max(ends))
 
 
@@ -298,10 +302,14 @@ def divide(r: Reader, call: Any, args: list[Any]) -> Value:
     if same:
         with np.errstate(all="ignore"):
             return Function(same[0].source, same[0].values / same[1].values)
-    inverse = apply(r, lambda x: 1.0 / x, b)
-    if not np.isfinite(inverse.values).all():
-        raise CompileError("a division by a tensor that may be zero has no integer form; divide by a constant")
-    return multiply(r, call, [a, inverse])
+    f = as_function(r, b)
+    steps = np.abs(np.diff(f.values))
+    steps = steps[np.isfinite(steps) & (steps > 0)]
+    if not steps.size:
+        raise CompileError("a division by a tensor that takes one value only; divide by a constant")
+    smallest = np.median(steps)                       # a divisor below its own resolution counts as that
+    safe = np.where(np.abs(f.values) < smallest, np.where(f.values < 0, -smallest, smallest), f.values)
+    return multiply(r, call, [a, Function(f.source, 1.0 / safe)])
 
 
 @handles("relax.power")

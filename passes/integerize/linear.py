@@ -1,6 +1,7 @@
 """Convolutions and products: exact int32 accumulators, emitted once their bias is known."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,23 @@ def _accumulator_bound(codes: np.ndarray, x: Quantized) -> float:
     return float(np.abs(codes.reshape(len(codes), -1).astype(np.int64)).sum(1).max(initial=0)) * x.magnitude
 
 
+def coarser(codes: np.ndarray, scale: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [O, ...] on steps 2^k[o] times larger."""
+    factor = 2.0**k
+    return np.rint(codes / factor.reshape(-1, *[1] * (codes.ndim - 1))).astype(np.int8), scale * factor
+
+
+def accumulator(r: Reader, x: Quantized, codes: np.ndarray, scale: np.ndarray, call_op: Callable[[np.ndarray, str], str], axes: tuple[int, ...],
+                out: tuple[int, ...], takes_bias: bool = True) -> Accumulator:
+    """The sums of a layer with constant weights; call_op(weight codes, bias) emits it."""
+
+    def emit(bias: np.ndarray | None) -> str:
+        return call_op(codes, _bias_constant(r, bias, len(codes)))
+
+    return Accumulator(emit, axes, out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=takes_bias,
+                       coarsen=lambda k: accumulator(r, x, *coarser(codes, scale, k), call_op, axes, out, takes_bias))
+
+
 def _bias_constant(r: Reader, bias: np.ndarray | None, channels: int) -> str:
     return r.builder.constant(np.zeros(channels, np.int32) if bias is None else
                               np.ascontiguousarray(np.broadcast_to(bias, (channels,)), np.int32), "bias")
@@ -57,14 +75,14 @@ def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
     else:
         x = r.make.relayout(x, (0, 3, 1, 2))
         name, pads, strides, dilations, axes = x.name, integers(a.padding), integers(a.strides), integers(a.dilation), (0, 3, 1, 2)
-    weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
 
-    def emit(bias: np.ndarray | None) -> str:
-        y = r.builder.emit("conv2d", [name, weight, _bias_constant(r, bias, len(codes))], strides=strides, dilations=dilations,
+    def call_op(codes: np.ndarray, bias: str) -> str:
+        weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
+        y = r.builder.emit("conv2d", [name, weight, bias], strides=strides, dilations=dilations,
                            pads=pads, groups=int(a.groups), x_zero_point=x.zero_point)
         return r.builder.emit("reshape", [y], shape=[out[0], out[2], out[1]]) if one_d else y
 
-    return Accumulator(emit, axes, out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=True)
+    return accumulator(r, x, codes, scale, call_op, axes, out)
 
 
 @handles("relax.nn.conv2d_transpose")
@@ -100,13 +118,13 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
     pads = [dh * (kh - 1) - t, dw * (kw - 1) - left, dh * (kh - 1) - b + oh, dw * (kw - 1) - right + ow]
     if min(pads) < 0:
         raise CompileError("a transposed convolution with pads larger than its kernel is not supported")
-    weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
 
-    def emit(bias: np.ndarray | None) -> str:
-        return r.builder.emit("conv2d", [name, weight, _bias_constant(r, bias, len(codes))], strides=[1, 1], dilations=[dh, dw],
+    def call_op(codes: np.ndarray, bias: str) -> str:
+        weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
+        return r.builder.emit("conv2d", [name, weight, bias], strides=[1, 1], dilations=[dh, dw],
                               pads=pads, groups=groups, x_zero_point=x.zero_point)
 
-    return Accumulator(emit, (0, 3, 1, 2), shape_of(call), scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=True)
+    return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), shape_of(call))
 
 
 @handles("relax.matmul")
@@ -134,14 +152,13 @@ def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
     w = w.map(lambda v: v.reshape(1, -1) if vector else v.T)
     codes, scale = weight_codes(w.values, w.step)
     x = r.make.plain(r.operand(x, "input"))
-    weight = r.builder.constant(codes, "weight")
     out = shape_of(call)
 
-    def emit(bias: np.ndarray | None) -> str:
-        y = r.builder.emit("dense", [x.name, weight, _bias_constant(r, bias, len(codes))], x_zero_point=x.zero_point)
+    def call_op(codes: np.ndarray, bias: str) -> str:
+        y = r.builder.emit("dense", [x.name, r.builder.constant(codes, "weight"), bias], x_zero_point=x.zero_point)
         return r.builder.emit("reshape", [y], shape=list(out)) if vector else y
 
-    return Accumulator(emit, identity(len(out)), out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=not vector)
+    return accumulator(r, x, codes, scale, call_op, identity(len(out)), out, takes_bias=not vector)
 
 
 def contraction_last(r: Reader, b: Quantized) -> tuple[Quantized, bool]:

@@ -69,8 +69,8 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if dtype not in ("int8", "int16"):
         raise CompileError(f"DequantizeLinear of {dtype} is not supported; use 8 or 16 bits")
     info, z = np.iinfo(dtype), int(zero.ravel()[0])
+    if v.root:
+        r.builder.program.info.setdefault("inputs", {})[v.root] = [s, z]
     if str(call.args[0].ty.dtype) == "uint8":
         z -= 128
-    elif v.name in r.builder.program.inputs:
-        r.builder.program.info.setdefault("inputs", {})[v.name] = [s, z]
     return Quantized(v.name, v.axes, v.shape, s, z, dtype, int(info.min), int(info.max))

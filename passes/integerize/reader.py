@@ -97,8 +97,8 @@ class Reader:
             return Integers(name, identity(len(shape)), shape, graph_input=True)   # typed by its first QuantizeLinear
         self.builder.input(name, Type(shape, stored))
         if stored == "uint8":
-            name = self.builder.emit("cast", [name], offset=-128, dtype="int8")
-        return Integers(name, identity(len(shape)), shape)
+            return Integers(self.builder.emit("cast", [name], offset=-128, dtype="int8"), identity(len(shape)), shape, root=name)
+        return Integers(name, identity(len(shape)), shape, root=name)
 
     def _value(self, expr: Any, var: Any = None) -> Any:
         if isinstance(expr, relax.Var):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import dyadic
 from qcompile.kernels.ops.linear import conv_output_size
-from qcompile.passes.integerize.movement import cut, shape_after
+from qcompile.passes.integerize.movement import shape_after
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
-from qcompile.passes.integerize.values import Accumulator, Deferred, Function, Grid, Integers, Quantized, Real, Value, identity
+from qcompile.passes.integerize.values import Accumulator, Deferred, Function, Grid, Integers, Quantized, Real, Value
 from qcompile.targets.errors import CompileError
 
 
@@ -132,20 +132,16 @@ def mean(r: Reader, call: Any, args: list[Any]) -> Value:
         return Real((v.values.mean if is_mean else v.values.sum)(axis=tuple(axes), keepdims=keep))
     if isinstance(v, Integers):
         from qcompile.passes.integerize.elementwise import as_function
-        v = as_function(r, v)
+        v = as_function(r, v).source
     q = r.make.settle(r.settled(v, None))
     name, kept = _block(r, q, axes)
     count = int(np.prod([q.shape[a] for a in axes]))
-    if not kept:
-        name_shape: tuple[int, ...] = ()
-    else:
-        name_shape = kept
 
     def emit(_: Any) -> str:
         y = r.builder.emit("reduce_sum", [name], x_zero_point=q.zero_point)
-        return _unblocked(r, y, name_shape, q, out, keep)[0]
+        return _unblocked(r, y, kept, q, out, keep)[0]
 
-    layout = _unblocked_axes(name_shape, rank, keep)
+    layout = _unblocked_axes(kept, rank, keep)
     return Accumulator(emit, layout, out, float(q.scale) / (count if is_mean else 1), float(q.magnitude) * count, r.where)
 
 
@@ -237,5 +233,3 @@ def resize(r: Reader, call: Any, args: list[Any]) -> Value:
 
     return Deferred(make, x.axes, out, *x.range())
 
-
-__all__ = ["cut", "identity", "max_pool", "mean"]

@@ -17,6 +17,7 @@ from qcompile.targets.errors import CompileError
 
 NO_CLAMP = (-np.inf, np.inf)
 TABLE_CODES = 1 << 16        # a function of more codes than this is not made a table
+BIAS_BITS = 26               # larger bias codes make their channel's weights coarser
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Integers:
     name: str
     axes: tuple[int, ...]
     shape: tuple[int, ...]
-    graph_input: bool = False
+    graph_input: bool = False          # a float input, not yet quantized
+    root: str = ""                     # the graph input whose integers these are, moved about
 
 
 @dataclass
@@ -139,7 +141,8 @@ class Accumulator:
     bias: float | np.ndarray = 0.0
     takes_bias: bool = False
     clamp: tuple[float, float] = NO_CLAMP
-    scores: tuple | None = None        # (query, key): a product that softmax may fuse
+    scores: tuple | None = None        # (query, key, transposed): a product that softmax may fuse
+    coarsen: Callable[[np.ndarray], Accumulator] | None = None   # the same sum with channel c's scale times 2^k[c]
 
     def range(self) -> tuple[float, float]:
         top = float(np.max(np.abs(self.scale) * self.bound + np.abs(self.bias)))
@@ -249,6 +252,8 @@ class Maker:
         """The value on `grid`: emits what is needed."""
         if isinstance(v, Integers):
             raise CompileError(f"{v.name}: an integer tensor is quantized as if it were float")
+        if isinstance(v, Accumulator):
+            v = self.balanced(self._saturated_bias(v, grid), dyadic(np.asarray(v.scale) / grid.scale).pre)
         limited = grid if isinstance(v, Real | Function | Weights) else grid.clamp(v.clamp)
         axes = v.axes if not isinstance(v, Real) else identity(v.values.ndim)
         if isinstance(v, Real):
@@ -274,12 +279,32 @@ class Maker:
         if isinstance(v, Quantized) and v.per_tensor and v.clamp == NO_CLAMP and (dtype == "int16" or v.dtype == "int8"):
             return v
         low, high = value_range(v)
+        if isinstance(v, Accumulator) and np.ndim(v.scale) == 0 and dtype == "int16" and max(-low, high) <= 32767 * abs(v.scale):
+            return self.quantize(v, Grid(abs(float(v.scale)), 0, "int16", -32767, 32767))     # every sum has its own code
         if isinstance(v, Quantized) and v.per_tensor and (dtype == "int16" or v.dtype == "int8"):
             return self.quantize(v, Grid(float(v.scale), v.zero_point, v.dtype, v.lo, v.hi))
         return self.quantize(v, symmetric_grid(low, high, dtype))
 
+    @staticmethod
+    def _saturated_bias(v: Accumulator, grid: Grid) -> Accumulator:
+        """Biases no larger than what saturates the grid whatever the sum is: the result is the same, 32 bits suffice."""
+        if np.ndim(v.bias) == 0 or np.ndim(v.scale) == 0:
+            return v
+        ends = [(q - grid.zero_point) * grid.scale for q in (grid.lo - 1, grid.hi + 1)]
+        reach = np.abs(v.scale) * v.bound
+        return replace(v, bias=np.clip(v.bias, ends[0] - reach, ends[1] + reach))
+
+    @staticmethod
+    def balanced(v: Accumulator, pre: int = 0) -> Accumulator:
+        """Channels whose weights are tiny beside their bias get coarser weights, so that the bias leaves headroom in 32 bits."""
+        if v.coarsen is None or np.ndim(v.scale) == 0:
+            return v
+        codes = np.abs(np.asarray(v.bias, np.float64) / v.scale) + np.zeros(np.shape(v.scale))
+        excess = np.maximum(0, np.ceil(np.log2(np.maximum(codes, 1))) - (BIAS_BITS - pre))
+        return replace(v.coarsen(excess), bias=v.bias, clamp=v.clamp) if excess.any() else v
+
     def accumulate(self, v: Accumulator) -> tuple[str, float]:
-        """(int32 tensor with the bias in it, proved bound)."""
+        """(int32 tensor with the bias in it, proved bound); `v` balanced."""
         top = v.bound
         if np.all(np.asarray(v.bias) == 0):
             return self._checked(v.emit(None), top, v)
@@ -328,6 +353,7 @@ class Maker:
         if not isinstance(a, Accumulator) and isinstance(b, Accumulator):
             a, b = b, a
         if isinstance(a, Accumulator) and a.shape == v.shape and a.clamp == NO_CLAMP:
+            a = self.balanced(a)
             if isinstance(b, Real):
                 return self._add_constant(a, b, grid)
             b = self.settle(b) if not isinstance(b, Accumulator) else self.quantize(b, self._fine(b, grid))
