@@ -1,4 +1,5 @@
 """Kernels of every op that is not a matrix product or a convolution, one family a file."""
+
 from __future__ import annotations
 
 from qcompile.kernels.cpu.general import attention, elementwise, movement, norm, pool, reduce, softmax

@@ -1,114 +1,36 @@
 """Attention on 8-bit tensors: scores, 8-bit numerators and their product with the values, a few query rows at a time.
 
-For each head, k and v are packed once for the dot-product tiles. A block of query rows then keeps its int32 scores and its
-8-bit numerators in scratch memory that stays in the first cache. What is constant along a row of scores cancels in the
-distance to the maximum, so k's zero point never matters; q's is one term per column, v's one per row. Sums may wrap on their
-way, since what they add up to fits int32.
+For each head, k and v are packed once for the dot-product tiles. A block of query rows then keeps its int32 scores and
+its 8-bit numerators in scratch memory that stays in the first cache. What is constant along a row of scores cancels in
+the distance to the maximum, so k's zero point never matters; q's is one term per column, v's one per row. Sums may
+wrap on their way, since what they add up to fits int32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, by_parts, cast, lanes_of, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain
+from qcompile.kernels.cpu.general.attention_kernel import LARGEST_DISTANCE, SIZES, Body, Plan
 from qcompile.kernels.cpu.general.common import (
     TASKS,
     Source,
-    across,
-    add,
-    ceil_div,
-    exact_vectors,
-    flip,
     kernel,
-    loop,
     operand,
-    pin,
     pointers,
-    rest,
     scalars,
-    select,
 )
 from qcompile.kernels.cpu.general.elementwise import chain_call
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
-from qcompile.kernels.cpu.linear.matmul import _pack_columns, _pack_rows
 from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node
 
 PARALLEL_MACS = 1 << 18
-LARGEST_DISTANCE = 32767
-# lanes -> the instruction that gives floor((a * b + 2^14) / 2^15) of int16 vectors
-ROUNDED_PRODUCTS = {
-    32: "llvm.x86.avx512.pmul.hr.sw.512",
-    16: "llvm.x86.avx2.pmul.hr.sw",
-    8: "llvm.aarch64.neon.sqrdmulh.v8i16",
-}
-
-SIZES = (
-    "heads",
-    "tasks",
-    "m",
-    "length",
-    "d",
-    "e",
-    "k_panels",
-    "v_panels",
-    "stride",
-    "q_zero_point",
-    "v_zero_point",
-    "score_shift",
-    "score_limit",
-    "score_multiplier",
-    "shift",
-    "zero_point",
-    "qmin",
-    "qmax",
-    "mask_row",
-    "bias_row",
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the code depends on: tilings of both products, vector width of a row pass, dtypes, and which parts exist."""
-
-    isa: Isa
-    scores: Tiling
-    values: Tiling
-    width: int
-    tail: int  # columns of the last panel of v that exist, 0 for all
-    dtypes: tuple[str, str, str, str]  # q, k, v, y
-    masked: bool
-    biased: bool
-    left: bool  # distances are shifted left
-    parallel: bool
-
-    @property
-    def rows(self) -> int:
-        return self.scores.rows
-
-    @property
-    def columns(self) -> tuple[int, int]:
-        return tuple((t.tile or t.tail).columns for t in (self.scores, self.values))  # type: ignore[union-attr,return-value]
-
-    @property
-    def signed(self) -> bool:
-        """The numerators are stored as int8, 128 less."""
-        return self.dtypes[0] == "int8"
-
-    @property
-    def name(self) -> str:
-        flags = "".join(c for c, on in zip("mblp", (self.masked, self.biased, self.left, self.parallel)) if on)
-        tiles = "_".join(f"{t.dot.name}_{t.rows}x{n}" for t, n in zip((self.scores, self.values), self.columns))
-        return "_".join(["attention", self.isa.name, tiles, f"{self.width}w{self.tail}", *self.dtypes, flags])
 
 
 def lower_attention(ctx: NodeContext) -> list[KernelCall]:
@@ -224,7 +146,10 @@ def _stride(plan: Plan, length: int) -> int:
 def _scratch(plan: Plan, length: int, d: int, e: int, tasks: int) -> dict[str, tuple[str, Workspace]]:
     """name -> (dtype, memory for all tasks)."""
     (k_columns, v_columns), stride = plan.columns, _stride(plan, length)
-    up = lambda n, by: -(-n // by) * by
+
+    def up(n, by):
+        return -(-n // by) * by
+
     elements = {
         "packed_k": ("int8", _packed_bytes(plan.scores, length, k_columns, d)),
         "packed_v": ("int8", _packed_bytes(plan.values, e, v_columns, length)),
@@ -244,254 +169,6 @@ def _scratch(plan: Plan, length: int, d: int, e: int, tasks: int) -> dict[str, t
 def _packed_bytes(tiling: Tiling, n: int, columns: int, run: int) -> int:
     group = tiling.dot.group
     return -(-n // columns) * columns * -(-run // group) * group
-
-
-class Body:
-    """Emission of one kernel; `v` holds its parameters by name."""
-
-    def __init__(self, plan: Plan, v: dict[str, Any]) -> None:
-        self.plan, self.v, self.isa, self.width = plan, v, plan.isa, plan.width
-
-    def emit(self) -> None:
-        v, block = self.v, None
-        block = bind(ceil_div(v["heads"], v["tasks"]))
-        with loop(v["tasks"], self.plan.parallel) as task, T.serial(0, T.min(block, v["heads"] - task * block)) as h:
-            self._head(bind(task * block + h), task)
-
-    def _head(self, head: Expr, task: Expr) -> None:
-        v, plan = self.v, self.plan
-        k_columns, v_columns = plan.columns
-        columns = 3 + plan.masked + plan.biased
-        starts = [bind(v["starts"].load(head * columns + i)) for i in range(columns)]
-        up16 = lambda n: T.truncdiv(n + 15, T.int32(16)) * 16
-        self.stride = v["stride"]
-        self.k_groups, self.v_groups = (
-            bind(ceil_div(n, t.dot.group)) for n, t in ((v["d"], plan.scores), (v["length"], plan.values))
-        )
-        self.k_panel, self.v_panel = (
-            bind(g * (t.dot.group * n))
-            for g, t, n in ((self.k_groups, plan.scores, k_columns), (self.v_groups, plan.values, v_columns))
-        )
-        self.at = {
-            "packed_k": bind(task * up16(v["k_panels"] * self.k_panel)),
-            "packed_v": bind(task * up16(v["v_panels"] * self.v_panel)),
-            "k_terms": bind(task * up16(v["k_panels"] * k_columns)),
-            "v_terms": bind(task * up16(v["v_panels"] * v_columns)),
-            "rows": bind(task * (plan.rows * v["stride"])),
-            "row_terms": bind(task * (-(-plan.rows // 16) * 16)),
-        }
-        self._pack(
-            _pack_rows,
-            plan.scores,
-            "k",
-            starts[1],
-            v["length"],
-            v["d"],
-            self.k_groups,
-            self.k_panel,
-            0 - v["q_zero_point"],
-        )
-        self._pack(
-            _pack_columns,
-            plan.values,
-            "v",
-            starts[2],
-            v["e"],
-            v["length"],
-            self.v_groups,
-            self.v_panel,
-            T.int32(128 if plan.signed else 0),
-        )
-        with T.serial(0, ceil_div(v["m"], plan.rows)) as t:
-            first = bind(T.min(t * plan.rows, v["m"] - plan.rows))
-            self._scores(starts[0], first)
-            with T.serial(0, plan.rows) as i:
-                extra = dict(zip([n for n, on in (("mask", plan.masked), ("bias", plan.biased)) if on], starts[3:]))
-                self._numerators(i, {n: bind(s + (first + i) * v[f"{n}_row"]) for n, s in extra.items()})
-            self._values(bind(head * v["m"] + first))
-
-    def _pack(
-        self,
-        pack: Callable[..., None],
-        tiling: Tiling,
-        name: str,
-        start: Expr,
-        n: Expr,
-        run: Expr,
-        groups: Expr,
-        panel_bytes: Expr,
-        factor: Expr,
-    ) -> None:
-        """All panels of one operand; its column terms are `factor` times the sums of the packed bytes."""
-        v, columns = self.v, (tiling.tile or tiling.tail).columns  # type: ignore[union-attr]
-        with T.serial(0, v[f"{name}_panels"]) as panel:
-            terms = bind(self.at[f"{name}_terms"] + panel * columns)
-            pack(
-                tiling.dot,
-                columns,
-                tiling.dot.order(columns),
-                v[name],
-                v[f"packed_{name}"],
-                v[f"{name}_terms"],
-                n,
-                run,
-                groups,
-                start,
-                bind(self.at[f"packed_{name}"] + panel * panel_bytes),
-                terms,
-                panel,
-            )
-            v[f"{name}_terms"].store(terms, v[f"{name}_terms"].load(terms, columns) * splat(factor, "int32", columns))
-
-    def _product(
-        self, tiling: Tiling, x: Pointer, rows: Sequence[Expr], w: Pointer, w_at: Expr, groups: Expr
-    ) -> list[list[Expr]]:
-        """A tile of sums: rows of x (by offset) times one packed panel."""
-        dot, tile = tiling.dot, tiling.tile or tiling.tail
-        acc, many, size = dot.start(tile), dot.groups_a_step(tile), tile.columns * dot.group  # type: ignore[arg-type,union-attr]
-        whole = bind(T.truncdiv(groups, T.int32(many)))
-        with T.serial(0, whole) as s:
-            dot.step(tile, acc, x, [r + s * (many * dot.group) for r in rows], w, w_at + s * (many * size), many)
-        if many > 1:
-            with T.serial(0, groups - whole * many) as s:
-                dot.step(
-                    tile,
-                    acc,
-                    x,
-                    [r + (whole * many + s) * dot.group for r in rows],
-                    w,
-                    w_at + (whole * many + s) * size,
-                    1,
-                )
-        return dot.finish(tile, acc)
-
-    def _scores(self, q_start: Expr, first: Expr) -> None:
-        """q k^T of a block of rows, with the term of q's zero point."""
-        v, tiling, columns = self.v, self.plan.scores, self.plan.columns[0]
-        rows = [bind(q_start + (first + i) * v["d"]) for i in range(self.plan.rows)]
-        with T.serial(0, v["k_panels"]) as panel:
-            sums = self._product(
-                tiling, v["q"], rows, v["packed_k"], bind(self.at["packed_k"] + panel * self.k_panel), self.k_groups
-            )
-            lanes = columns // len(sums[0])
-            for j in range(len(sums[0])):
-                at = bind(panel * columns + j * lanes)
-                term = bind(v["k_terms"].load(self.at["k_terms"] + at, lanes))
-                for i, vectors in enumerate(sums):
-                    v["scores"].store(self.at["rows"] + i * self.stride + at, vectors[j] + term)
-
-    def _numerators(self, i: Expr, extra: dict[str, Expr]) -> None:
-        """A row of scores to numerators, their sum's term and the row's multiplier."""
-        v, n, start = self.v, self.width, bind(self.at["rows"] + i * self.stride)
-        lowest = RANGES["int32"][0]
-        keep = lambda at: v["mask"].load(extra["mask"] + at, n) != splat(0, "int8", n)
-
-        def only(at: Expr, exists: Expr | None, value: Expr, other: int, dtype: str = "int32") -> Expr:
-            value = value if exists is None else select(exists, value, splat(other, dtype, n))
-            return select(keep(at), value, splat(other, dtype, n)) if self.plan.masked else value
-
-        def each(visit: Callable[[Expr, Expr | None], None]) -> None:
-            with exact_vectors(v["length"], n) as at:
-                visit(at, None)
-            at, exists = rest(v["length"], n)
-            with T.If(at < v["length"]), T.Then():
-                visit(at, exists)
-
-        top, total = local(n, "int32"), local(n, "int32")
-        top.store(0, splat(lowest, "int32", n))
-        total.store(0, splat(0, "int32", n))
-
-        def find_top(at: Expr, exists: Expr | None) -> None:
-            s = v["scores"].load(start + at, n)
-            if self.plan.biased:
-                s = pin(s + v["bias"].load(extra["bias"] + at, n))
-                v["scores"].store(start + at, s)
-            top.store(0, T.max(top.load(0, n), only(at, exists, s, lowest)))
-
-        each(find_top)
-        highest = bind(splat(pin(across(top.load(0, n), T.max)), "int32", n))
-
-        def weigh(at: Expr, exists: Expr | None) -> None:
-            distance = highest - v["scores"].load(start + at, n)
-            weight = pin(only(at, exists, self.isa.lookup(v["table"], pin(self._exponent(distance))), 0, "uint8"))
-            total.store(0, total.load(0, n) + cast(weight, "int32"))
-            v["numerators"].store(start + at, flip(weight, "int8") if self.plan.signed else weight)
-
-        each(weigh)
-        row_sum = pin(across(total.load(0, n), add))
-        ratio = T.truncdiv(v["numerator"].load(0), T.cast(T.max(row_sum, T.int32(1)), "int64"))
-        v["ratios"].store(self.at["row_terms"] + i, T.cast(T.min(ratio, T.int64(INT32_MAX)), "int32"))
-        v["row_terms"].store(self.at["row_terms"] + i, (0 - v["v_zero_point"]) * row_sum)
-
-    def _exponent(self, distance: Expr) -> Expr:
-        """t of the op's definition as uint8, from distances that fit 32 bits without sign."""
-        n, v = self.width, self.v
-        const = lambda value, dtype: splat(value, dtype, n)
-        d = cast(distance, "uint32")
-        shift = const(v["score_shift"], "uint32")
-        if self.plan.left:
-            d = T.shift_left(T.min(d, const(v["score_limit"], "uint32")), shift)
-        else:
-            d = T.shift_right(d, shift)
-        u = cast(pin(T.min(d, const(LARGEST_DISTANCE, "uint32"))), "int16")
-        factor = bind(const(v["score_multiplier"], "int16"))
-        width = min(n, 8 if self.isa.name.startswith("neon") else 2 * self.isa.lanes)
-        rounded = lambda x, f: T.call_llvm_pure_intrin(f"int16x{lanes_of(x)}", ROUNDED_PRODUCTS[lanes_of(x)], x, f)
-        return cast(T.min(by_parts(width, rounded, u, factor), const(255, "int16")), "uint8")
-
-    def _values(self, row: Expr) -> None:
-        """Numerators times v of a block of rows, divided and stored; `row` is the block's first row of the result."""
-        plan, v, columns = self.plan, self.v, self.plan.columns[1]
-        count = plan.values.rows
-        with T.serial(0, ceil_div(T.int32(plan.rows), count)) as t:
-            start = bind(T.min(t * count, T.int32(plan.rows - count)))
-            rows = [bind(self.at["rows"] + (start + i) * self.stride) for i in range(count)]
-            with T.serial(0, v["v_panels"]) as panel:
-                sums = self._product(
-                    plan.values,
-                    v["numerators"],
-                    rows,
-                    v["packed_v"],
-                    bind(self.at["packed_v"] + panel * self.v_panel),
-                    self.v_groups,
-                )
-                lanes = columns // len(sums[0])
-                cell = local(columns * count, "int32")  # the sums once, for whole and partial panels
-                for i, vectors in enumerate(sums):
-                    for j, vector in enumerate(vectors):
-                        term = v["v_terms"].load(self.at["v_terms"] + panel * columns + j * lanes, lanes)
-                        cell.store(i * columns + j * lanes, vector + term if plan.signed else vector)
-                store = lambda valid: self._store(
-                    cell, count, bind(row + start), bind(panel * columns), self.at["row_terms"] + start, valid
-                )
-                if plan.tail:
-                    with T.If(panel < v["v_panels"] - 1):
-                        with T.Then():
-                            store(columns)
-                        with T.Else():
-                            store(plan.tail)
-                else:
-                    store(columns)
-
-    def _store(self, cell: Pointer, count: int, row: Expr, column: Expr, at: Expr, valid: int) -> None:
-        v, columns = self.v, self.plan.columns[1]
-        for i in range(count):
-            ratio, term = bind(v["ratios"].load(at + i)), bind(v["row_terms"].load(at + i))
-            done = 0
-            while done < valid:
-                lanes = min(16, columns - done)
-                while (columns - done) % lanes or lanes & (lanes - 1):
-                    lanes -= 1
-                o = bind(cell.load(i * columns + done, lanes) + splat(term, "int32", lanes))
-                y = self.isa.saturate(
-                    self.isa.rescale(o, splat(ratio, "int32", lanes), v["shift"]),
-                    v["zero_point"],
-                    v["qmin"],
-                    v["qmax"],
-                    self.plan.dtypes[3],
-                )
-                store_lanes(v["y"], bind((row + i) * v["e"] + column + done), y, min(lanes, valid - done))
-                done += lanes
 
 
 LOWERINGS = {"attention": lower_attention}

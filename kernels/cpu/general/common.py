@@ -1,4 +1,5 @@
 """What the families share: loops over vectors, sums across lanes, threads, operands."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -6,11 +7,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, extract, function, lanes_of, local, splat
+from qcompile.kernels.cpu.builder import (
+    Expr,
+    Pointer,
+    T,
+    bind,
+    cast,
+    dtype_of,
+    extract,
+    function,
+    lanes_of,
+    local,
+    splat,
+)
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, NodeContext, Workspace
 
-PARALLEL_WORK = 1 << 16      # elements from which a loop is worth handing to threads
-TASKS = 16                   # blocks of rows where each needs its own scratch memory
+PARALLEL_WORK = 1 << 16  # elements from which a loop is worth handing to threads
+TASKS = 16  # blocks of rows where each needs its own scratch memory
 
 Source = Buffer | Constant | Workspace
 
@@ -44,7 +57,7 @@ def ceil_div(a: Expr, b: Expr | int) -> Expr:
 
 @contextmanager
 def vectors(count: Expr, width: int) -> Iterator[Expr]:
-    """A loop over the starts of vectors that cover `count` >= width elements; the last starts early rather than being short."""
+    """A loop over the starts of vectors that cover `count` >= width elements; the last starts early, not short."""
     with T.serial(0, ceil_div(count, width)) as t:
         yield bind(T.min(t * width, count - width))
 

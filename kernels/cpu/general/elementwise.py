@@ -1,4 +1,5 @@
 """Standalone elementwise ops: the chains that other kernels run as epilogues, run on tensors in memory."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -27,20 +28,22 @@ from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
 
-BLOCK = 1 << 14            # elements of a flat tensor that one thread takes at a time
-ROW_ELEMENTS = 1024        # short rows are joined until they are about this long
+BLOCK = 1 << 14  # elements of a flat tensor that one thread takes at a time
+ROW_ELEMENTS = 1024  # short rows are joined until they are about this long
 
 
 def lower_elementwise(ctx: NodeContext) -> list[KernelCall]:
-    """One kernel for a node, or for a fused body whose first op is elementwise; operands that lie under the result in no
-    simple way are broadcast to memory first."""
+    """One kernel for a node, or for a fused body whose first op is elementwise.
+
+    Operands that lie under the result in no simple way are broadcast to memory first.
+    """
     body = _swapped(ctx)
     source, shape = body[0].inputs[0], ctx.out.shape
     types, calls = dict(ctx.types), []
     expanded: dict[str, Source] = {}
     inner = {step.name for step in body}
     for step in body:
-        for name in step.inputs[:_tensors(step)]:
+        for name in step.inputs[: _tensors(step)]:
             if name in inner or name in expanded:
                 continue
             fits = types[name].size == ctx.out.size if name == source else operand_kind(shape, types[name].shape)
@@ -79,17 +82,41 @@ def _tensor_bias(step: Node, ctx: NodeContext) -> Node:
     if step.op != "bias_add" or operand_kind(ctx.out.shape, ctx.types[step.inputs[1]].shape) in ("scalar", "channel"):
         return step
     low, high = RANGES["int32"]
-    return replace(step, op="add", attrs={"x_zero_point": 0, "x_multiplier": 1, "r_zero_point": 0, "r_multiplier": 1, "shift": 0,
-                                          "zero_point": 0, "qmin": low, "qmax": high, "dtype": "int32"})
+    return replace(
+        step,
+        op="add",
+        attrs={
+            "x_zero_point": 0,
+            "x_multiplier": 1,
+            "r_zero_point": 0,
+            "r_multiplier": 1,
+            "shift": 0,
+            "zero_point": 0,
+            "qmin": low,
+            "qmax": high,
+            "dtype": "int32",
+        },
+    )
 
 
-def _chain(body: tuple[Node, ...], source: str, types: dict[str, Type], constants: dict[str, np.ndarray], isa: Any) -> Chain:
-    """The chain of the body; where rows are short and nothing but constants runs along them, several are joined to one."""
+def _chain(
+    body: tuple[Node, ...], source: str, types: dict[str, Type], constants: dict[str, np.ndarray], isa: Any
+) -> Chain:
+    """The chain of the body; short rows along which nothing but constants runs are joined to longer ones."""
     chain = Chain(body, source, types, constants, isa)
     channels, rows = chain.channels, int(np.prod(chain.shape[:-1], dtype=np.int64))
     joined = max((k for k in range(1, ROW_ELEMENTS // max(channels, 1) + 1) if rows % k == 0), default=1)
-    along = {n for step in body for n in step.inputs if n in types and operand_kind(chain.shape, types[n].shape) == "channel"}
-    if _is_flat(chain) or ":row" in chain.key or "row:" in chain.key or "image:" in chain.key or joined == 1 or not along <= set(constants):
+    along = {
+        n for step in body for n in step.inputs if n in types and operand_kind(chain.shape, types[n].shape) == "channel"
+    }
+    if (
+        _is_flat(chain)
+        or ":row" in chain.key
+        or "row:" in chain.key
+        or "image:" in chain.key
+        or joined == 1
+        or not along <= set(constants)
+    ):
         return chain
     shape = (rows // joined, joined * channels)
     types = {n: Type(shape, t.dtype) if t.shape == chain.shape else t for n, t in types.items()}
@@ -112,8 +139,17 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
     width = chain.width
     parallel = out.size >= PARALLEL_WORK and (flat or rows > 1)
     fixed = static(channels, width)
-    name = "_".join(["chain", chain.isa.name, "flat" if flat else "rows", *(["p"] if parallel else []),
-                     *([f"c{fixed}"] if fixed else []), *([f"i{channels}"] if "image:" in chain.key else []), chain.key])
+    name = "_".join(
+        [
+            "chain",
+            chain.isa.name,
+            "flat" if flat else "rows",
+            *(["p"] if parallel else []),
+            *([f"c{fixed}"] if fixed else []),
+            *([f"i{channels}"] if "image:" in chain.key else []),
+            chain.key,
+        ]
+    )
 
     def flat_body(x: Pointer, y: Pointer, rows: Expr, channels: Expr, *rest: Any) -> None:
         emitter = chain.start(rest)
@@ -137,7 +173,9 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
                 y.store(flat, emitter.emit(x.load(flat, width), row, at, flat))
 
     parameters = [*pointers(x=chain.source_dtype, y=chain.dtype), *scalars("rows", "channels"), *chain.parameters]
-    return KernelCall(kernel(symbol(name), parameters, flat_body if flat else rows_body), (x, y, rows, channels, *chain.operands))
+    return KernelCall(
+        kernel(symbol(name), parameters, flat_body if flat else rows_body), (x, y, rows, channels, *chain.operands)
+    )
 
 
 def lower_where(ctx: NodeContext) -> list[KernelCall]:
@@ -154,7 +192,17 @@ def lower_where(ctx: NodeContext) -> list[KernelCall]:
     width, parallel = 16, out.size >= PARALLEL_WORK
     fixed = static(out.size, width)
     condition_dtype = ctx.types[ctx.node.inputs[0]].dtype
-    name = "_".join(["where", isa.name, condition_dtype, out.dtype, "".join(kinds), *(["p"] if parallel else []), *([str(fixed)] if fixed else [])])
+    name = "_".join(
+        [
+            "where",
+            isa.name,
+            condition_dtype,
+            out.dtype,
+            "".join(kinds),
+            *(["p"] if parallel else []),
+            *([str(fixed)] if fixed else []),
+        ]
+    )
 
     def body(condition: Pointer, x: Pointer, r: Pointer, y: Pointer, count: Expr) -> None:
         def vector(pointer: Pointer, kind: str, at: Expr) -> Expr:

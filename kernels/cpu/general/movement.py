@@ -3,6 +3,7 @@
 A movement is a list of loops (count, source stride, destination stride), in elements. Loops that are one in memory are
 merged, and what then runs innermost chooses the kernel.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -17,12 +18,12 @@ from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
 
 PARALLEL_BYTES = 1 << 18
-Loop = tuple[int, int, int]          # count, source stride, destination stride
+Loop = tuple[int, int, int]  # count, source stride, destination stride
 
 
 def strides(shape: Sequence[int]) -> list[int]:
     """Row-major, in elements."""
-    return [int(np.prod(shape[i + 1:], dtype=np.int64)) for i in range(len(shape))]
+    return [int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape))]
 
 
 def merge(loops: Sequence[Loop]) -> list[Loop]:
@@ -38,7 +39,9 @@ def merge(loops: Sequence[Loop]) -> list[Loop]:
     return merged
 
 
-def move(isa: Isa, itemsize: int, loops: Sequence[Loop], x: Source, y: Source, x_at: int = 0, y_at: int = 0) -> list[KernelCall]:
+def move(
+    isa: Isa, itemsize: int, loops: Sequence[Loop], x: Source, y: Source, x_at: int = 0, y_at: int = 0
+) -> list[KernelCall]:
     """y[y_at + sum i*sy] = x[x_at + sum i*sx] for all i below the counts; elements of `itemsize` bytes."""
     if any(n == 0 for n, _, _ in loops):
         return []
@@ -48,7 +51,21 @@ def move(isa: Isa, itemsize: int, loops: Sequence[Loop], x: Source, y: Source, x
     source = next((d for d in outer if d[1] == 1), None)
     if inner[1] == 1:
         bytes_ = [(n, sx * itemsize, sy * itemsize) for n, sx, sy in outer]
-        return [_call("copy", _copy, isa, 1, bytes_, [inner[0] * itemsize], inner[0] * itemsize, x, y, x_at * itemsize, y_at * itemsize)]
+        return [
+            _call(
+                "copy",
+                _copy,
+                isa,
+                1,
+                bytes_,
+                [inner[0] * itemsize],
+                inner[0] * itemsize,
+                x,
+                y,
+                x_at * itemsize,
+                y_at * itemsize,
+            )
+        ]
     if inner[1] == 0:
         return [_call("fill", _fill, isa, itemsize, outer, [inner[0]], inner[0], x, y, x_at, y_at)]
     if source:
@@ -66,11 +83,24 @@ def _nest(stack: ExitStack, sizes: Sequence[Expr], x_at: Expr, y_at: Expr, paral
 
 
 def _name(kind: str, isa: Isa, itemsize: int, rank: int, parallel: bool, *fixed: int) -> str:
-    return "_".join([kind, isa.name, f"{8 * itemsize}", f"{rank}d", *(["p"] if parallel else []), *(str(f) for f in fixed)])
+    return "_".join(
+        [kind, isa.name, f"{8 * itemsize}", f"{rank}d", *(["p"] if parallel else []), *(str(f) for f in fixed)]
+    )
 
 
-def _call(kind: str, emit: Callable[..., None], isa: Isa, itemsize: int, outer: Sequence[Loop], extra: list[int], run: int,
-          x: Source, y: Source, x_at: int, y_at: int) -> KernelCall:
+def _call(
+    kind: str,
+    emit: Callable[..., None],
+    isa: Isa,
+    itemsize: int,
+    outer: Sequence[Loop],
+    extra: list[int],
+    run: int,
+    x: Source,
+    y: Source,
+    x_at: int,
+    y_at: int,
+) -> KernelCall:
     """A kernel of nested loops around `emit`, which gets the offsets inside them and the numbers in `extra`."""
     width = isa.lanes * 4 // itemsize
     parallel = bool(outer) and run * itemsize * int(np.prod([d[0] for d in outer], dtype=np.int64)) >= PARALLEL_BYTES
@@ -79,11 +109,14 @@ def _call(kind: str, emit: Callable[..., None], isa: Isa, itemsize: int, outer: 
 
     def body(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, *rest: Expr) -> None:
         with ExitStack() as stack:
-            at = _nest(stack, rest[:len(sizes)], x_at, y_at, parallel)
-            emit(x, y, *at, width, fixed, *rest[len(sizes):])
+            at = _nest(stack, rest[: len(sizes)], x_at, y_at, parallel)
+            emit(x, y, *at, width, fixed, *rest[len(sizes) :])
 
     dtype = f"uint{8 * itemsize}"
-    parameters = [*pointers(x=dtype, y=dtype), *scalars("x_at", "y_at", *(f"s{i}" for i in range(len(sizes) + len(extra))))]
+    parameters = [
+        *pointers(x=dtype, y=dtype),
+        *scalars("x_at", "y_at", *(f"s{i}" for i in range(len(sizes) + len(extra)))),
+    ]
     name = _name(kind, isa, itemsize, len(outer), parallel, *([fixed] if fixed else []))
     return KernelCall(kernel(name, parameters, body), (x, y, x_at, y_at, *sizes, *extra))
 
@@ -122,36 +155,56 @@ def transpose_registers(rows: Sequence[Any]) -> list[Any]:
     return rows
 
 
-def _transpose(isa: Isa, itemsize: int, outer: Sequence[Loop], inner: Loop, source: Loop, x: Source, y: Source,
-               x_at: int, y_at: int) -> KernelCall:
+def _transpose(
+    isa: Isa,
+    itemsize: int,
+    outer: Sequence[Loop],
+    inner: Loop,
+    source: Loop,
+    x: Source,
+    y: Source,
+    x_at: int,
+    y_at: int,
+) -> KernelCall:
     """Blocks of 16-byte vectors transposed in registers. inner runs along the destination, source along the source."""
     lanes = 16 // itemsize
     few_columns, few_rows = static(source[0], lanes), static(inner[0], lanes)
     outer = [*outer]
-    parallel = bool(outer) and itemsize * inner[0] * source[0] * int(np.prod([d[0] for d in outer], dtype=np.int64)) >= PARALLEL_BYTES
+    parallel = (
+        bool(outer)
+        and itemsize * inner[0] * source[0] * int(np.prod([d[0] for d in outer], dtype=np.int64)) >= PARALLEL_BYTES
+    )
     sizes = [v for d in outer for v in d]
 
     def body(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, *rest: Expr) -> None:
-        rows, row_step, columns, column_step = rest[len(sizes):]
+        rows, row_step, columns, column_step = rest[len(sizes) :]
 
         def block(row: Expr, column: Expr) -> None:
-            loads = [bind(x.load(x_at + (row + i) * row_step + column, lanes)) if i < (few_rows or lanes)
-                     else splat(0, x.dtype, lanes) for i in range(lanes)]
+            loads = [
+                bind(x.load(x_at + (row + i) * row_step + column, lanes))
+                if i < (few_rows or lanes)
+                else splat(0, x.dtype, lanes)
+                for i in range(lanes)
+            ]
             out = transpose_registers(loads)
             for j in range(few_columns or lanes):
                 store_lanes(y, bind(y_at + (column + j) * column_step + row), out[j], few_rows or lanes)
 
         with ExitStack() as stack:
-            x_at, y_at = _nest(stack, rest[:len(sizes)], x_at, y_at, parallel)
+            x_at, y_at = _nest(stack, rest[: len(sizes)], x_at, y_at, parallel)
             row = T.int32(0) if few_rows else stack.enter_context(vectors(rows, lanes))
             column = T.int32(0) if few_columns else stack.enter_context(vectors(columns, lanes))
             block(row, column)
 
     dtype = f"uint{8 * itemsize}"
-    parameters = [*pointers(x=dtype, y=dtype), *scalars(
-        "x_at", "y_at", *(f"s{i}" for i in range(len(sizes))), "rows", "row_step", "columns", "column_step")]
+    parameters = [
+        *pointers(x=dtype, y=dtype),
+        *scalars("x_at", "y_at", *(f"s{i}" for i in range(len(sizes))), "rows", "row_step", "columns", "column_step"),
+    ]
     name = _name("transpose", isa, itemsize, len(outer), parallel, few_rows, few_columns)
-    return KernelCall(kernel(name, parameters, body), (x, y, x_at, y_at, *sizes, inner[0], inner[1], source[0], source[2]))
+    return KernelCall(
+        kernel(name, parameters, body), (x, y, x_at, y_at, *sizes, inner[0], inner[1], source[0], source[2])
+    )
 
 
 def broadcast_loops(shape: tuple[int, ...], out: tuple[int, ...]) -> list[Loop]:
@@ -178,27 +231,44 @@ def lower_transpose(ctx: NodeContext) -> list[KernelCall]:
 def lower_slice(ctx: NodeContext) -> list[KernelCall]:
     (name,) = ctx.node.inputs
     shape, a = ctx.types[name].shape, ctx.node.attrs
-    sx, ranges = strides(shape), [range(*slice(b, e, s).indices(n)) for n, b, e, s in zip(shape, a["begin"], a["end"], a["step"])]
+    sx, ranges = (
+        strides(shape),
+        [range(*slice(b, e, s).indices(n)) for n, b, e, s in zip(shape, a["begin"], a["end"], a["step"])],
+    )
     if not ctx.out.size:
         return []
     loops = [(len(r), r.step * s, sy) for r, s, sy in zip(ranges, sx, strides(ctx.out.shape))]
-    return move(get_isa(ctx.target), _itemsize(ctx), loops, operand(ctx, name), Buffer(ctx.node.name),
-                x_at=sum(r.start * s for r, s in zip(ranges, sx)))
+    return move(
+        get_isa(ctx.target),
+        _itemsize(ctx),
+        loops,
+        operand(ctx, name),
+        Buffer(ctx.node.name),
+        x_at=sum(r.start * s for r, s in zip(ranges, sx)),
+    )
 
 
 def lower_concat(ctx: NodeContext) -> list[KernelCall]:
     axis, sy, at, calls = ctx.node.attrs["axis"], strides(ctx.out.shape), 0, []
     for name in ctx.node.inputs:
         shape = ctx.types[name].shape
-        calls += move(get_isa(ctx.target), _itemsize(ctx), list(zip(shape, strides(shape), sy)), operand(ctx, name),
-                      Buffer(ctx.node.name), y_at=at * sy[axis])
+        calls += move(
+            get_isa(ctx.target),
+            _itemsize(ctx),
+            list(zip(shape, strides(shape), sy)),
+            operand(ctx, name),
+            Buffer(ctx.node.name),
+            y_at=at * sy[axis],
+        )
         at += shape[axis]
     return calls
 
 
 def lower_broadcast(ctx: NodeContext) -> list[KernelCall]:
     (name,) = ctx.node.inputs
-    return broadcast_calls(get_isa(ctx.target), ctx.types[name], ctx.out.shape, operand(ctx, name), Buffer(ctx.node.name))
+    return broadcast_calls(
+        get_isa(ctx.target), ctx.types[name], ctx.out.shape, operand(ctx, name), Buffer(ctx.node.name)
+    )
 
 
 def lower_pad(ctx: NodeContext) -> list[KernelCall]:
@@ -208,8 +278,17 @@ def lower_pad(ctx: NodeContext) -> list[KernelCall]:
     source, out = operand(ctx, name), Buffer(ctx.node.name)
     if a["mode"] == "constant":
         value = Constant(np.full(1, a["value"], ctx.out.dtype))
-        return [*move(isa, itemsize, [(ctx.out.size, 0, 1)], value, out),
-                *move(isa, itemsize, list(zip(shape, strides(shape), sy)), source, out, y_at=sum(b * s for b, s in zip(a["before"], sy)))]
+        return [
+            *move(isa, itemsize, [(ctx.out.size, 0, 1)], value, out),
+            *move(
+                isa,
+                itemsize,
+                list(zip(shape, strides(shape), sy)),
+                source,
+                out,
+                y_at=sum(b * s for b, s in zip(a["before"], sy)),
+            ),
+        ]
     padded = [k for k in range(len(shape)) if a["before"][k] or a["after"][k]]
     if not padded:
         return move(isa, itemsize, [(ctx.out.size, 1, 1)], source, out)
@@ -217,7 +296,11 @@ def lower_pad(ctx: NodeContext) -> list[KernelCall]:
     x: Source = source
     for k in padded:
         rows = np.pad(np.arange(shape[k]), (a["before"][k], a["after"][k]), mode=a["mode"]).astype(np.int32)
-        target = out if k == padded[-1] else Workspace(f"padded {k}", len(rows) * itemsize * int(np.prod(shape)) // shape[k] + 64)
+        target = (
+            out
+            if k == padded[-1]
+            else Workspace(f"padded {k}", len(rows) * itemsize * int(np.prod(shape)) // shape[k] + 64)
+        )
         calls.append(_take(isa, itemsize, shape, k, "int32", len(rows), x, Constant(rows), target))
         shape[k], x = len(rows), target
     return calls
@@ -226,14 +309,34 @@ def lower_pad(ctx: NodeContext) -> list[KernelCall]:
 def lower_take(ctx: NodeContext) -> list[KernelCall]:
     x, indices = ctx.node.inputs
     type_ = ctx.types[indices]
-    return [_take(get_isa(ctx.target), _itemsize(ctx), ctx.types[x].shape, ctx.node.attrs["axis"], type_.dtype, type_.size,
-                  operand(ctx, x), operand(ctx, indices), Buffer(ctx.node.name))]
+    return [
+        _take(
+            get_isa(ctx.target),
+            _itemsize(ctx),
+            ctx.types[x].shape,
+            ctx.node.attrs["axis"],
+            type_.dtype,
+            type_.size,
+            operand(ctx, x),
+            operand(ctx, indices),
+            Buffer(ctx.node.name),
+        )
+    ]
 
 
-def _take(isa: Isa, itemsize: int, shape: Sequence[int], axis: int, index_dtype: str, count: int, x: Source, indices: Source,
-          y: Source) -> KernelCall:
+def _take(
+    isa: Isa,
+    itemsize: int,
+    shape: Sequence[int],
+    axis: int,
+    index_dtype: str,
+    count: int,
+    x: Source,
+    indices: Source,
+    y: Source,
+) -> KernelCall:
     """Runs of bytes by number; numbers outside the axis are clamped to it."""
-    outer, inner = (int(np.prod(part, dtype=np.int64)) for part in (shape[:axis], shape[axis + 1:]))
+    outer, inner = (int(np.prod(part, dtype=np.int64)) for part in (shape[:axis], shape[axis + 1 :]))
     run, width = inner * itemsize, isa.lanes * 4
     fixed, parallel = static(run, width), outer * count * run >= PARALLEL_BYTES
 
@@ -242,7 +345,11 @@ def _take(isa: Isa, itemsize: int, shape: Sequence[int], axis: int, index_dtype:
             o, i = bind(T.truncdiv(k, count)), bind(T.truncmod(k, count))
             wide = index_dtype if index_dtype in ("int64", "uint64") else "int32"
             number = T.cast(indices.load(i), wide)
-            number = T.min(number, T.cast(rows - 1, wide)) if wide == "uint64" else T.max(T.min(number, T.cast(rows - 1, wide)), T.IntImm(wide, 0))
+            number = (
+                T.min(number, T.cast(rows - 1, wide))
+                if wide == "uint64"
+                else T.max(T.min(number, T.cast(rows - 1, wide)), T.IntImm(wide, 0))
+            )
             number = bind(T.cast(bind(number), "int32"))
             _copy(x, y, bind((o * rows + number) * run), bind(k * run), width, fixed, run)
 
@@ -251,5 +358,11 @@ def _take(isa: Isa, itemsize: int, shape: Sequence[int], axis: int, index_dtype:
     return KernelCall(kernel(name, parameters, body), (x, indices, y, outer, count, shape[axis], run))
 
 
-LOWERINGS = {"transpose": lower_transpose, "slice": lower_slice, "concat": lower_concat, "pad": lower_pad,
-             "broadcast": lower_broadcast, "take": lower_take}
+LOWERINGS = {
+    "transpose": lower_transpose,
+    "slice": lower_slice,
+    "concat": lower_concat,
+    "pad": lower_pad,
+    "broadcast": lower_broadcast,
+    "take": lower_take,
+}

@@ -1,4 +1,5 @@
-"""LayerNorm and RMSNorm: a vector pass for the sums, one square root and one division a row, a vector pass for the result."""
+"""LayerNorm and RMSNorm: a vector pass for the sums, one root and one division a row, a vector pass for the result."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -28,7 +29,7 @@ from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 from qcompile.kernels.ops.norm import NORM_BITS
 
 LANES = 16
-LARGEST_TERM = 1 << 28      # bound of mulhi(n, gamma) and of the rounding, so that beta's clamp below changes no result
+LARGEST_TERM = 1 << 28  # bound of mulhi(n, gamma) and of the rounding, so that beta's clamp below changes no result
 
 
 def bit_length(value: Expr) -> Expr:
@@ -41,7 +42,10 @@ def integer_sqrt(value: Expr) -> Expr:
 
     The scheme of CPython's math.isqrt (M. Dickinson); the estimate is exact or one too large.
     """
-    u64 = lambda v: T.IntImm("uint64", v)
+
+    def u64(v):
+        return T.IntImm("uint64", v)
+
     shift = pin(T.bitwise_and(T.cast(T.clz(value), "uint64"), u64(62)))
     n = pin(T.shift_left(value, shift))
     root = pin(u64(1) + T.shift_right(n, u64(62)))
@@ -62,9 +66,11 @@ def _sums(x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
         value = bind(value)
         total.store(0, total.load(0, LANES) + value)
         square = bind(value * value)
-        if wide:     # two squares of 2^30 fit 32 bits without sign
+        if wide:  # two squares of 2^30 fit 32 bits without sign
             half = LANES // 2
-            square = cast(cast(extract(square, 0, half), "uint32") + cast(extract(square, half, half), "uint32"), "uint64")
+            square = cast(
+                cast(extract(square, 0, half), "uint32") + cast(extract(square, half, half), "uint32"), "uint64"
+            )
         squares.store(0, squares.load(0, lanes_of(square)) + square)
 
     with exact_vectors(count, LANES) as at:
@@ -75,9 +81,14 @@ def _sums(x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
     return pin(across(total.load(0, LANES), add)), pin(T.cast(square_sum, "int64"))
 
 
-def _row_scale(total: Expr, squares: Expr, count: Expr, zero_point: Expr, epsilon: Expr, rms: bool) -> tuple[Expr, Expr, Expr]:
+def _row_scale(
+    total: Expr, squares: Expr, count: Expr, zero_point: Expr, epsilon: Expr, rms: bool
+) -> tuple[Expr, Expr, Expr]:
     """(offset, R, bits): c = count * x - offset; R and the bit length of std as in the op's definition."""
-    wide = lambda v: T.cast(v, "int64")
+
+    def wide(v):
+        return T.cast(v, "int64")
+
     squares = squares - T.int64(2) * wide(zero_point) * wide(total) + wide(count) * wide(zero_point) * wide(zero_point)
     centred = pin(T.int32(0) if rms else total - count * zero_point)
     variance = wide(count) * squares - wide(centred) * wide(centred) + epsilon
@@ -96,25 +107,64 @@ def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
     rows = ctx.out.size // max(count, 1)
     limit = INT32_MAX - LARGEST_TERM
     rounded = ctx.constants[beta].astype(np.int64) + ((1 << a["shift"]) >> 1)
-    constants = [Constant(np.concatenate([v, np.zeros(CONSTANT_PADDING, np.int64)]).astype(np.int32))
-                 for v in (ctx.constants[gamma].astype(np.int64).reshape(-1), np.clip(rounded, -limit, limit).reshape(-1))]
-    call = _kernel(isa, type_.dtype, ctx.out.dtype, bool(a["rms"]), bool(a["per_row"]), static(count, LANES),
-                   rows > 1 and ctx.out.size >= PARALLEL_WORK)
-    return [KernelCall(call, (operand(ctx, name), Buffer(ctx.node.name), *constants, Constant(np.array([a["epsilon"]], np.int64)),
-                              rows, count, ctx.types[gamma].size, *(int(a[n]) for n in ("x_zero_point", "shift", "zero_point", "qmin", "qmax"))))]
+    constants = [
+        Constant(np.concatenate([v, np.zeros(CONSTANT_PADDING, np.int64)]).astype(np.int32))
+        for v in (ctx.constants[gamma].astype(np.int64).reshape(-1), np.clip(rounded, -limit, limit).reshape(-1))
+    ]
+    call = _kernel(
+        isa,
+        type_.dtype,
+        ctx.out.dtype,
+        bool(a["rms"]),
+        bool(a["per_row"]),
+        static(count, LANES),
+        rows > 1 and ctx.out.size >= PARALLEL_WORK,
+    )
+    return [
+        KernelCall(
+            call,
+            (
+                operand(ctx, name),
+                Buffer(ctx.node.name),
+                *constants,
+                Constant(np.array([a["epsilon"]], np.int64)),
+                rows,
+                count,
+                ctx.types[gamma].size,
+                *(int(a[n]) for n in ("x_zero_point", "shift", "zero_point", "qmin", "qmax")),
+            ),
+        )
+    ]
 
 
 def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixed: int, parallel: bool) -> Any:
-    def body(x: Pointer, y: Pointer, gamma: Pointer, beta: Pointer, epsilon: Pointer, rows: Expr, count: Expr, groups: Expr,
-             x_zero_point: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> None:
-        vector = lambda value: splat(value, "int32", LANES)
+    def body(
+        x: Pointer,
+        y: Pointer,
+        gamma: Pointer,
+        beta: Pointer,
+        epsilon: Pointer,
+        rows: Expr,
+        count: Expr,
+        groups: Expr,
+        x_zero_point: Expr,
+        shift: Expr,
+        zero_point: Expr,
+        qmin: Expr,
+        qmax: Expr,
+    ) -> None:
+        def vector(value):
+            return splat(value, "int32", LANES)
+
         with loop(rows, parallel) as row:
             start = bind(row * count)
             offset, reciprocal, bits = _row_scale(*_sums(x, start, count), count, x_zero_point, epsilon.load(0), rms)
             up = pin(T.max(T.int32(NORM_BITS + 2) - bits, T.int32(0)))
             down = pin(T.max(bits - (NORM_BITS + 2), T.int32(0)))
             group = pin(T.truncmod(row, groups)) if per_row else None
-            load = lambda p, at: vector(bind(p.load(group))) if per_row else p.load(at, LANES)
+
+            def load(p, at):
+                return vector(bind(p.load(group))) if per_row else p.load(at, LANES)
 
             def normalise(at: Expr) -> Expr:
                 c = widen(x.load(start + at, LANES)) * vector(count) - vector(offset)
@@ -129,8 +179,10 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
                     y.store(start + at, normalise(at))
 
     flags = [f for f, on in (("rms", rms), ("rows", per_row), ("p", parallel), (str(fixed), fixed)) if on]
-    parameters = [*pointers(x=x_dtype, y=y_dtype, gamma="int32", beta="int32", epsilon="int64"),
-                  *scalars("rows", "count", "groups", "x_zero_point", "shift", "zero_point", "qmin", "qmax")]
+    parameters = [
+        *pointers(x=x_dtype, y=y_dtype, gamma="int32", beta="int32", epsilon="int64"),
+        *scalars("rows", "count", "groups", "x_zero_point", "shift", "zero_point", "qmin", "qmax"),
+    ]
     return kernel("_".join(["layer_norm", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
 
 

@@ -1,4 +1,5 @@
 """Windows over channels-last images, on vectors of channels: maxima, sums with an epilogue, linear interpolation."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 
 WINDOW = ("images", "h", "w", "c", "oh", "ow", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left")
-LANES = 16        # channels of a vector of int32 sums
+LANES = 16  # channels of a vector of int32 sums
 
 
 def _first_and_count(at: Expr, size: Expr, taps: Expr, dilation: Expr) -> tuple[Expr, Expr]:
@@ -34,10 +35,17 @@ def _first_and_count(at: Expr, size: Expr, taps: Expr, dilation: Expr) -> tuple[
     return first, bind(end - first)
 
 
-def _windows(sizes: dict[str, Expr], parallel: bool, lanes: int, fixed: int,
-             emit: Callable[[Expr, Expr, Callable[[Callable[[Expr], None]], None], Expr], None]) -> None:
-    """Calls emit(pixel, channel, taps, count) for each vector of the result: taps(visit) writes the loops over the window
-    that call visit(offset in x); count: the taps that are not padding."""
+def _windows(
+    sizes: dict[str, Expr],
+    parallel: bool,
+    lanes: int,
+    fixed: int,
+    emit: Callable[[Expr, Expr, Callable[[Callable[[Expr], None]], None], Expr], None],
+) -> None:
+    """Calls emit(pixel, channel, taps, count) for each vector of the result.
+
+    taps(visit) writes the loops over the window that call visit(offset in x); count: the taps that are not padding.
+    """
     s = sizes
     with loop(bind(s["images"] * s["oh"]), parallel) as line:
         image, oh = bind(T.truncdiv(line, s["oh"])), bind(T.truncmod(line, s["oh"]))
@@ -82,12 +90,22 @@ def max_call(isa: Isa, dtype: str, numbers: dict[str, int], x: Any, y: Any, mini
         size = dict(zip(WINDOW, sizes))
         _windows(size, parallel, lanes, fixed, emit)
 
-    name = "_".join(["window_min" if minimum else "window_max", isa.name, dtype, *(["p"] if parallel else []), *([str(fixed)] if fixed else [])])
+    name = "_".join(
+        [
+            "window_min" if minimum else "window_max",
+            isa.name,
+            dtype,
+            *(["p"] if parallel else []),
+            *([str(fixed)] if fixed else []),
+        ]
+    )
     parameters = [*pointers(x=dtype, y=dtype), *scalars(*WINDOW)]
     return KernelCall(kernel(name, parameters, body), (x, y, *(numbers[n] for n in WINDOW)))
 
 
-def sum_call(isa: Isa, chain: Chain, dtype: str, zero_point: int, numbers: dict[str, int], x: Any, y: Any) -> KernelCall:
+def sum_call(
+    isa: Isa, chain: Chain, dtype: str, zero_point: int, numbers: dict[str, int], x: Any, y: Any
+) -> KernelCall:
     """Sums of (x - zero_point) over windows, padding counts 0, then the chain on [..., C] sums."""
     fixed = static(numbers["c"], LANES)
     parallel = numbers["images"] * numbers["oh"] > 1 and _work(numbers) >= PARALLEL_WORK
@@ -101,13 +119,24 @@ def sum_call(isa: Isa, chain: Chain, dtype: str, zero_point: int, numbers: dict[
             _store(y, flat, emitter.emit(acc.load(0, LANES), pixel, channel, flat), fixed)
 
         size = dict(zip(WINDOW, rest))
-        emitter = chain.start(rest[len(WINDOW):])
+        emitter = chain.start(rest[len(WINDOW) :])
         _windows(size, parallel, LANES, fixed, emit)
 
-    name = "_".join(["window_sum", isa.name, dtype, *(["p"] if parallel else []), *([str(fixed)] if fixed else []),
-                     *([f"i{chain.channels}"] if "image:" in chain.key else []), chain.key])
+    name = "_".join(
+        [
+            "window_sum",
+            isa.name,
+            dtype,
+            *(["p"] if parallel else []),
+            *([str(fixed)] if fixed else []),
+            *([f"i{chain.channels}"] if "image:" in chain.key else []),
+            chain.key,
+        ]
+    )
     parameters = [*pointers(x=dtype, y=chain.dtype), *scalars("zero_point", *WINDOW), *chain.parameters]
-    return KernelCall(kernel(symbol(name), parameters, body), (x, y, zero_point, *(numbers[n] for n in WINDOW), *chain.operands))
+    return KernelCall(
+        kernel(symbol(name), parameters, body), (x, y, zero_point, *(numbers[n] for n in WINDOW), *chain.operands)
+    )
 
 
 def _work(n: dict[str, int]) -> int:
@@ -130,7 +159,17 @@ def lower_sum_pool2d(ctx: NodeContext) -> list[KernelCall]:
     head, chain = head_and_chain(ctx, isa)
     type_ = ctx.types[head.inputs[0]]
     numbers = _numbers(type_.shape, chain.shape, head.attrs)
-    return [sum_call(isa, chain, type_.dtype, head.attrs["x_zero_point"], numbers, operand(ctx, head.inputs[0]), Buffer(ctx.node.name))]
+    return [
+        sum_call(
+            isa,
+            chain,
+            type_.dtype,
+            head.attrs["x_zero_point"],
+            numbers,
+            operand(ctx, head.inputs[0]),
+            Buffer(ctx.node.name),
+        )
+    ]
 
 
 RESIZE = ("images", "h", "w", "c", "oh", "ow")
@@ -146,8 +185,16 @@ def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
     _, oh, ow, _ = out.shape
     fixed, parallel = static(c, LANES), n * oh > 1 and out.size >= PARALLEL_WORK
 
-    def body(x: Pointer, y: Pointer, rows: Pointer, row_weights: Pointer, columns: Pointer, column_weights: Pointer, *rest: Expr) -> None:
-        size, number = dict(zip(RESIZE, rest)), dict(zip(BOUNDS, rest[len(RESIZE):]))
+    def body(
+        x: Pointer,
+        y: Pointer,
+        rows: Pointer,
+        row_weights: Pointer,
+        columns: Pointer,
+        column_weights: Pointer,
+        *rest: Expr,
+    ) -> None:
+        size, number = dict(zip(RESIZE, rest)), dict(zip(BOUNDS, rest[len(RESIZE) :]))
         with loop(bind(size["images"] * size["oh"]), parallel) as line:
             image, i = bind(T.truncdiv(line, size["oh"])), bind(T.truncmod(line, size["oh"]))
             starts = [bind((image * size["h"] + rows.load(k * size["oh"] + i)) * size["w"]) for k in range(2)]
@@ -174,12 +221,29 @@ def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
                     with vectors(size["c"], LANES) as channel:
                         vector(channel)
 
-    name = "_".join(["resize_linear", isa.name, type_.dtype, out.dtype, *(["p"] if parallel else []), *([str(fixed)] if fixed else [])])
-    parameters = [*pointers(x=type_.dtype, y=out.dtype, rows="int32", row_weights="int32", columns="int32", column_weights="int32"),
-                  *scalars(*RESIZE, *BOUNDS)]
+    name = "_".join(
+        [
+            "resize_linear",
+            isa.name,
+            type_.dtype,
+            out.dtype,
+            *(["p"] if parallel else []),
+            *([str(fixed)] if fixed else []),
+        ]
+    )
+    parameters = [
+        *pointers(
+            x=type_.dtype, y=out.dtype, rows="int32", row_weights="int32", columns="int32", column_weights="int32"
+        ),
+        *scalars(*RESIZE, *BOUNDS),
+    ]
     constants = [Constant(np.ascontiguousarray(ctx.constants[t]).astype(np.int32)) for t in tables]
-    return [KernelCall(kernel(name, parameters, body), (operand(ctx, x), Buffer(ctx.node.name), *constants, n, h, w, c, oh, ow,
-                                                        *(int(a[b]) for b in BOUNDS)))]
+    return [
+        KernelCall(
+            kernel(name, parameters, body),
+            (operand(ctx, x), Buffer(ctx.node.name), *constants, n, h, w, c, oh, ow, *(int(a[b]) for b in BOUNDS)),
+        )
+    ]
 
 
 LOWERINGS = {"max_pool2d": lower_max_pool2d, "sum_pool2d": lower_sum_pool2d, "resize_linear": lower_resize_linear}

@@ -1,4 +1,5 @@
 """Reductions of [outer, reduced, inner]: along rows (inner = 1) across the lanes, else as windows of one column."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -48,7 +49,17 @@ def lower_reduce_sum(ctx: NodeContext) -> list[KernelCall]:
     (name,) = head.inputs
     type_, zero_point = ctx.types[name], head.attrs["x_zero_point"]
     if type_.shape[2] > 1:
-        return [sum_call(isa, chain, type_.dtype, zero_point, _column_window(type_.shape), operand(ctx, name), Buffer(ctx.node.name))]
+        return [
+            sum_call(
+                isa,
+                chain,
+                type_.dtype,
+                zero_point,
+                _column_window(type_.shape),
+                operand(ctx, name),
+                Buffer(ctx.node.name),
+            )
+        ]
     parallel = _parallel(type_)
 
     def body(x: Pointer, y: Pointer, zero_point: Expr, rows: Expr, count: Expr, *arguments: Any) -> None:
@@ -66,14 +77,21 @@ def lower_reduce_sum(ctx: NodeContext) -> list[KernelCall]:
 
     key = symbol("_".join(["row_sum", isa.name, type_.dtype, *(["p"] if parallel else []), chain.key]))
     parameters = [*pointers(x=type_.dtype, y=chain.dtype), *scalars("zero_point", "rows", "count"), *chain.parameters]
-    return [KernelCall(kernel(key, parameters, body), (operand(ctx, name), Buffer(ctx.node.name), zero_point, *type_.shape[:2], *chain.operands))]
+    return [
+        KernelCall(
+            kernel(key, parameters, body),
+            (operand(ctx, name), Buffer(ctx.node.name), zero_point, *type_.shape[:2], *chain.operands),
+        )
+    ]
 
 
 def lower_reduce_max(ctx: NodeContext) -> list[KernelCall]:
     (name,), minimum = ctx.node.inputs, bool(ctx.node.attrs["minimum"])
     isa, type_ = get_isa(ctx.target), ctx.types[name]
     if type_.shape[2] > 1:
-        return [max_call(isa, type_.dtype, _column_window(type_.shape), operand(ctx, name), Buffer(ctx.node.name), minimum)]
+        return [
+            max_call(isa, type_.dtype, _column_window(type_.shape), operand(ctx, name), Buffer(ctx.node.name), minimum)
+        ]
     lanes, better = isa.lanes * 4 // np.dtype(type_.dtype).itemsize, T.min if minimum else T.max
     parallel = _parallel(type_)
 
@@ -112,7 +130,9 @@ def _row_argmax(isa: Isa, type_: Type, minimum: bool, last: bool, x: Any, y: Any
     def body(x: Pointer, y: Pointer, rows: Expr, count: Expr) -> None:
         with loop(rows, parallel) as row:
             start = bind(row * count)
-            best = bind(splat(row_best(x, start, count, LANES, better, RANGES[dtype][1 if minimum else 0]), dtype, LANES))
+            best = bind(
+                splat(row_best(x, start, count, LANES, better, RANGES[dtype][1 if minimum else 0]), dtype, LANES)
+            )
             found = local(LANES, "int32")
             found.store(0, splat(none, "int32", LANES))
 
@@ -128,7 +148,15 @@ def _row_argmax(isa: Isa, type_: Type, minimum: bool, last: bool, x: Any, y: Any
             visit(*rest(count, LANES))
             y.store(row, across(found.load(0, LANES), first))
 
-    name = "_".join(["row_argmin" if minimum else "row_argmax", *(["last"] if last else []), isa.name, dtype, *(["p"] if parallel else [])])
+    name = "_".join(
+        [
+            "row_argmin" if minimum else "row_argmax",
+            *(["last"] if last else []),
+            isa.name,
+            dtype,
+            *(["p"] if parallel else []),
+        ]
+    )
     parameters = [*pointers(x=dtype, y="int32"), *scalars("rows", "count")]
     return KernelCall(kernel(name, parameters, body), (x, y, *type_.shape[:2]))
 
@@ -163,8 +191,16 @@ def _column_argmax(isa: Isa, type_: Type, minimum: bool, last: bool, x: Any, y: 
                 with vectors(inner, LANES) as c:
                     column(o, c)
 
-    name = "_".join(["column_argmin" if minimum else "column_argmax", *(["last"] if last else []), isa.name, dtype,
-                     *(["p"] if parallel else []), *([str(fixed)] if fixed else [])])
+    name = "_".join(
+        [
+            "column_argmin" if minimum else "column_argmax",
+            *(["last"] if last else []),
+            isa.name,
+            dtype,
+            *(["p"] if parallel else []),
+            *([str(fixed)] if fixed else []),
+        ]
+    )
     parameters = [*pointers(x=dtype, y="int32"), *scalars("outer", "reduced", "inner")]
     return KernelCall(kernel(name, parameters, body), (x, y, *type_.shape))
 

@@ -1,4 +1,5 @@
 """Softmax and log-softmax of rows: maximum, powers of two, sum, and one division (or one logarithm) a row."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -35,12 +36,15 @@ from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext,
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
 
 LANES = 16
-ROW_LEVELS = 3        # a mask's rows may repeat and advance along this many axes
+ROW_LEVELS = 3  # a mask's rows may repeat and advance along this many axes
 
 
 def exp2_negative(t: Expr, lanes: int) -> Expr:
     """2^-(t / 1024) in Q15 for 0 <= t <= LARGEST_EXPONENT, as in the op's definition."""
-    const = lambda v: splat(v, "int32", lanes)
+
+    def const(v):
+        return splat(v, "int32", lanes)
+
     f = pin(T.bitwise_and(t, const((1 << OCTAVE_BITS) - 1)))
     y = const(EXP2[3])
     for coefficient in EXP2[2::-1]:
@@ -49,8 +53,10 @@ def exp2_negative(t: Expr, lanes: int) -> Expr:
 
 
 def mask_rows(shape: tuple[int, ...], mask: tuple[int, ...]) -> list[int] | None:
-    """[n1, n2, s0, s1, s2] so that row r of `shape` [..., L] has its mask at offset (r / (n1*n2)) * s0 + (r / n2 % n1) * s1 +
-    (r % n2) * s2; None where the mask repeats in a more complicated way."""
+    """[n1, n2, s0, s1, s2]: the mask of row r of `shape` [..., L] lies at offset
+
+    (r / (n1*n2)) * s0 + (r / n2 % n1) * s1 + (r % n2) * s2; None where it repeats in a more complicated way.
+    """
     full = (1,) * (len(shape) - len(mask)) + tuple(mask)
     if full[-1] != shape[-1]:
         return None
@@ -75,25 +81,44 @@ def mask_operand(ctx: NodeContext, name: str, shape: tuple[int, ...]) -> tuple[S
     if numbers:
         return operand(ctx, name), numbers, []
     full = Workspace(f"full {name}", Type(shape, type_.dtype).nbytes + 64)
-    return full, mask_rows(shape, shape) or [], broadcast_calls(get_isa(ctx.target), type_, shape, operand(ctx, name), full)
+    return (
+        full,
+        mask_rows(shape, shape) or [],
+        broadcast_calls(get_isa(ctx.target), type_, shape, operand(ctx, name), full),
+    )
 
 
 class Rows:
-    """The parts of one row that softmax and log-softmax share; `keep(at)` is a vector condition, or None without a mask."""
+    """The parts of one row that softmax and log-softmax share; `mask(at)`: which lanes count (None: all)."""
 
-    def __init__(self, isa: Isa, x: Pointer, start: Expr, count: Expr, mask: Callable[[Expr], Expr] | None,
-                 multiplier: Expr, shift: Expr, pre: Expr) -> None:
+    def __init__(
+        self,
+        isa: Isa,
+        x: Pointer,
+        start: Expr,
+        count: Expr,
+        mask: Callable[[Expr], Expr] | None,
+        multiplier: Expr,
+        shift: Expr,
+        pre: Expr,
+    ) -> None:
         self.isa, self.x, self.start, self.count, self.mask = isa, x, start, count, mask
-        self.multiplier, self.shift, self.pre = (bind(splat(multiplier, "int32", LANES)), shift, bind(splat(pre, "int32", LANES)))
+        self.multiplier, self.shift, self.pre = (
+            bind(splat(multiplier, "int32", LANES)),
+            shift,
+            bind(splat(pre, "int32", LANES)),
+        )
         self.top: Expr = None
 
     def each(self, visit: Callable[[Expr, Callable[[Expr, int], Expr]], None]) -> None:
-        """visit(at, only) for all vectors; only(value, other) gives `other` in lanes that are masked or past the end."""
+        """visit(at, only) for all vectors; only(value, other): `other` in lanes that are masked or past the end."""
+
         def only(at: Expr, exists: Expr | None) -> Callable[[Expr, int], Expr]:
             def chosen(value: Expr, other: int) -> Expr:
                 if exists is not None:
                     value = select(exists, value, splat(other, "int32", LANES))
                 return select(self.mask(at), value, splat(other, "int32", LANES)) if self.mask else value
+
             return chosen
 
         with exact_vectors(self.count, LANES) as at:
@@ -187,12 +212,35 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             _store(y, start, count, fixed, result)
 
     flags = [f for f, on in (("masked", masked), ("p", parallel), (str(fixed), fixed)) if on]
-    parameters = [*pointers(x=x_dtype, y=y_dtype, numerator="int64", scratch="int16"), *(pointers(mask="int8") if masked else []),
-                  *scalars("rows", "count", "stride", "tasks", "multiplier", "shift", "pre", *BOUNDS, *(f"m{i}" for i in range(len(numbers))))]
+    parameters = [
+        *pointers(x=x_dtype, y=y_dtype, numerator="int64", scratch="int16"),
+        *(pointers(mask="int8") if masked else []),
+        *scalars(
+            "rows",
+            "count",
+            "stride",
+            "tasks",
+            "multiplier",
+            "shift",
+            "pre",
+            *BOUNDS,
+            *(f"m{i}" for i in range(len(numbers))),
+        ),
+    ]
     work = kernel("_".join(["softmax", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
-    operands = (operand(ctx, ctx.node.inputs[0]), Buffer(ctx.node.name), Constant(np.array([a["numerator"]], np.int64)),
-                Workspace("numerators", tasks * stride * 2 + 64), *([mask] if masked else []), rows, count, stride, tasks,
-                *(int(a[n]) for n in ("multiplier", "shift", "pre", *BOUNDS)), *numbers)
+    operands = (
+        operand(ctx, ctx.node.inputs[0]),
+        Buffer(ctx.node.name),
+        Constant(np.array([a["numerator"]], np.int64)),
+        Workspace("numerators", tasks * stride * 2 + 64),
+        *([mask] if masked else []),
+        rows,
+        count,
+        stride,
+        tasks,
+        *(int(a[n]) for n in ("multiplier", "shift", "pre", *BOUNDS)),
+        *numbers,
+    )
     return [*calls, KernelCall(work, operands)]
 
 
@@ -215,20 +263,30 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
             log = pin(log2_fixed(parts.total()) - T.int64(15 << LOG_BITS))
             scaled = T.shift_left(log, T.cast(v["log_pre"], "int64")) * T.cast(v["log_multiplier"], "int64")
             log_term = bind(splat(pin(T.cast(T.shift_right(scaled, T.int64(32)), "int32")), "int32", LANES))
-            vector = lambda name: bind(splat(v[name], "int32", LANES))
+
+            def vector(name):
+                return bind(splat(v[name], "int32", LANES))
+
             x_pre, x_multiplier = vector("x_pre"), vector("x_multiplier")
 
             def result(at: Expr) -> Expr:
                 d = bind(T.shift_left(parts.top - parts.load(at), x_pre))
                 acc = splat(0, "int32", LANES) - isa.mulhi(d, x_multiplier) - log_term
-                return isa.saturate(isa.round_shift(bind(acc), v["out_shift"]), v["zero_point"], v["qmin"], v["qmax"], y_dtype)
+                return isa.saturate(
+                    isa.round_shift(bind(acc), v["out_shift"]), v["zero_point"], v["qmin"], v["qmax"], y_dtype
+                )
 
             _store(y, start, count, fixed, result)
 
     flags = [f for f, on in (("p", parallel), (str(fixed), fixed)) if on]
     parameters = [*pointers(x=x_dtype, y=y_dtype), *scalars("rows", "count", *LOG_NUMBERS)]
     work = kernel("_".join(["log_softmax", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
-    return [KernelCall(work, (operand(ctx, ctx.node.inputs[0]), Buffer(ctx.node.name), rows, count, *(int(a[n]) for n in LOG_NUMBERS)))]
+    return [
+        KernelCall(
+            work,
+            (operand(ctx, ctx.node.inputs[0]), Buffer(ctx.node.name), rows, count, *(int(a[n]) for n in LOG_NUMBERS)),
+        )
+    ]
 
 
 LOWERINGS = {"softmax": lower_softmax, "log_softmax": lower_log_softmax}

@@ -1,4 +1,5 @@
 """What the tests of the general kernels share: the machines they run on, arrays with edge values."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,5 +28,7 @@ def edge_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> 
     return x
 
 
-def arrays_of(rng: np.random.Generator, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: str) -> dict[str, np.ndarray]:
+def arrays_of(
+    rng: np.random.Generator, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: str
+) -> dict[str, np.ndarray]:
     return {n: edge_array(rng, s, dtype) for n, s in zip(names, shapes)}

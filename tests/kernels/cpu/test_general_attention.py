@@ -8,7 +8,20 @@ from general_targets import TARGETS, edge_array, node
 from kernel_harness import Case, check_cases
 
 
-def attention(rng, name, q, k, v, dtypes=("int8", "int8", "int8"), mask=None, bias=None, out="int8", score_shift=3, narrow=True, **more):
+def attention(
+    rng,
+    name,
+    q,
+    k,
+    v,
+    dtypes=("int8", "int8", "int8"),
+    mask=None,
+    bias=None,
+    out="int8",
+    score_shift=3,
+    narrow=True,
+    **more,
+):
     limit = 16 if narrow else None
     inputs = {}
     for letter, shape, dtype in zip("qkv", (q, k, v), dtypes):
@@ -27,17 +40,43 @@ def attention(rng, name, q, k, v, dtypes=("int8", "int8", "int8"), mask=None, bi
     if bias is not None:
         inputs[f"{name}_b"] = rng.integers(-20000, 20000, bias).astype(np.int32)
     low, high = np.iinfo(out).min, np.iinfo(out).max
-    attrs = {"has_mask": mask is not None, "has_bias": bias is not None, "q_zero_point": 5, "k_zero_point": -9, "v_zero_point": 3,
-             "score_shift": score_shift, "score_multiplier": 12345, "numerator": 1 << 38, "shift": 7, "zero_point": -2, "qmin": low, "qmax": high,
-             "dtype": out} | more
+    attrs = {
+        "has_mask": mask is not None,
+        "has_bias": bias is not None,
+        "q_zero_point": 5,
+        "k_zero_point": -9,
+        "v_zero_point": 3,
+        "score_shift": score_shift,
+        "score_multiplier": 12345,
+        "numerator": 1 << 38,
+        "shift": 7,
+        "zero_point": -2,
+        "qmin": low,
+        "qmax": high,
+        "dtype": out,
+    } | more
     constants = {n: inputs.pop(n) for n in list(inputs) if n[-2:] == "_t"}
-    return Case(node(name, "attention", [f"{name}_{c}" for c in "qkvtmb" if f"{name}_{c}" in inputs | constants], attrs), inputs, constants)
+    return Case(
+        node(name, "attention", [f"{name}_{c}" for c in "qkvtmb" if f"{name}_{c}" in inputs | constants], attrs),
+        inputs,
+        constants,
+    )
 
 
 def cases(rng):
     u8 = ("uint8",) * 3
-    for i, (lead, m, length, d, e) in enumerate([((2,), 32, 32, 32, 32), ((1, 3), 17, 19, 20, 24), ((2, 2), 1, 50, 16, 16), ((1,), 5, 3, 3, 5), ((1, 2), 40, 130, 64, 64),
-                                                 ((2,), 9, 64, 33, 40), ((1,), 1, 1, 1, 1), ((2,), 13, 65, 8, 70)]):
+    for i, (lead, m, length, d, e) in enumerate(
+        [
+            ((2,), 32, 32, 32, 32),
+            ((1, 3), 17, 19, 20, 24),
+            ((2, 2), 1, 50, 16, 16),
+            ((1,), 5, 3, 3, 5),
+            ((1, 2), 40, 130, 64, 64),
+            ((2,), 9, 64, 33, 40),
+            ((1,), 1, 1, 1, 1),
+            ((2,), 13, 65, 8, 70),
+        ]
+    ):
         q, k, v = (*lead, m, d), (*lead, length, d), (*lead, length, e)
         zero = {"q_zero_point": 130, "k_zero_point": 121, "v_zero_point": 128}
         yield attention(rng, f"s{i}", q, k, v)
