@@ -8,6 +8,7 @@ from unittest import mock
 import onnx
 from qcompile.importer.converters import CONVERTERS
 from qcompile.targets.errors import CompileError
+from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
 
@@ -28,8 +29,7 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
             where = node.name or (node.output[0] if node.output else "?")
             raise CompileError(f"node {where}: operator {node.op_type} is not supported; rewrite it with supported operators")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    importer = onnx_frontend.ONNXGraphImporter(None, "float32", keep_params_in_input=False, sanitize=True)
-    producers = {o: n for n in model.graph.node for o in n.output}
+    importer = _Importer(None, "float32", keep_params_in_input=False, sanitize=True)
     with mock.patch.object(onnx_frontend, "_get_convert_map", lambda: table), mock.patch("builtins.print"):
         try:
             module = importer.from_onnx(model.graph, opset)
@@ -38,14 +38,49 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
         except Exception as e:
             done = set(importer._nodes)
             node = next((n for n in model.graph.node if n.output and n.output[0] not in done), None)
-            label = f"node {node.name or node.output[0]} ({node.op_type})" if node else "the model"
-            raise CompileError(f"{label} cannot be imported: {str(e).strip().splitlines()[-1][:200] if str(e).strip() else type(e).__name__}") from e
-    names: dict[str, str] = {}
-    for tensor, expr in importer._nodes.items():
-        label = getattr(expr, "name", None) or getattr(expr, "name_hint", None)
-        if label:
-            node = producers.get(tensor)
-            names.setdefault(str(label), f"node {node.name or tensor} ({node.op_type})" if node else tensor)
-    for given, param in zip((i.name for i in model.graph.input), module["main"].params):
-        names[param.name] = given
+            reason = str(e).strip().splitlines()[-1][:200] if str(e).strip() else type(e).__name__
+            raise CompileError(f"{describe(node) if node else 'the model'} cannot be imported: {reason}") from e
+    names = dict(importer.labels)
+    names |= {param.name: given.name for given, param in zip(model.graph.input, module["main"].params)}
     return Imported(module, names, [o.name for o in model.graph.output])
+
+
+def describe(node: onnx.NodeProto) -> str:
+    """How messages call a node."""
+    return f"node {node.name or node.output[0]} ({node.op_type})"
+
+
+class _Importer(onnx_frontend.ONNXGraphImporter):
+    """Binds every node's result to a variable at once, and remembers which node each variable comes from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.labels: dict[str, str] = {}                # Relax variable -> ONNX node
+        self._pending: Any = iter(())
+
+    def _construct_nodes(self, graph: Any) -> None:
+        self._pending = iter(graph.node)
+        super()._construct_nodes(graph)
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: dict, opset: int) -> Any:
+        label = describe(next(self._pending))
+        result = super()._convert_operator(op_name, inputs, attrs, opset)
+        if isinstance(result, relax.Call) and not isinstance(result.ty, relax.ShapeType):
+            result = self.bb.emit(result)
+        self._label(result, label)
+        return result
+
+    def _label(self, expr: Any, label: str) -> None:
+        """Names every variable that came with `expr` and has no name yet."""
+        if isinstance(expr, relax.Var):
+            if expr.name not in self.labels and isinstance(expr, relax.DataflowVar):
+                self.labels[expr.name] = label
+                self._label(self.bb.lookup_binding(expr), label)
+        elif isinstance(expr, relax.Call):
+            for arg in expr.args:
+                self._label(arg, label)
+        elif isinstance(expr, relax.Tuple):
+            for field in expr.fields:
+                self._label(field, label)
+        elif isinstance(expr, relax.TupleGetItem):
+            self._label(expr.tuple_value, label)
