@@ -24,7 +24,7 @@ from qcompile.targets.errors import CompileError
 from tvm import relax
 
 
-def integerize(module: Any, names: dict[str, str], outputs: list[str]) -> Program:
+def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: str = "exact") -> Program:
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
     Program.info gets "inputs" and "outputs": name -> [scale, zero_point] (absent for plain integers), "types": ONNX dtypes.

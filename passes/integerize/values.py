@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, RANGES, dyadic
+from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, RANGES, dyadic
 from qcompile.passes.integerize.builder import Builder
 from qcompile.targets.errors import CompileError
 
@@ -404,17 +404,17 @@ class Maker:
         name, bound = self.accumulate(a)
         r = self.relayout(r, a.axes)
         factor, ratio = np.atleast_1d(np.asarray(a.scale) / grid.scale), float(r.scale) / grid.scale
-        d = dyadic(factor, int(bound))
-        top = float(np.abs(factor).max()) * bound + r.magnitude * abs(ratio)
-        shift = d.shift
-        while shift > 1 and (top + 2) * 2.0**shift > INT32_MAX:
-            shift -= 1
-        if (top + 2) * 2.0**shift > INT32_MAX or round(ratio * 2**shift) == 0:
+        largest = float(np.abs(factor).max())
+        top = largest * bound + r.magnitude * abs(ratio) + 2
+        shift = int(min(MAX_SHIFT, np.floor(np.log2(INT32_MAX / top))))
+        pre = max(0, int(np.floor(np.log2(max(largest, 1e-30)))) + 2 + shift)     # |multiplier| < 2^31
+        lost = r.magnitude * abs(round(ratio * 2.0**shift) / 2.0**shift - ratio)  # by rounding the residual's multiplier
+        if shift < 1 or bound * 2.0**pre > INT32_MAX or lost > max(0.125, (grid.hi - grid.lo) / 2048):
             x = self.quantize(a, self._fine(a, grid))        # too far apart for one sum in 32 bits
             return self._add(x, r, grid)
-        multiplier = np.rint(factor * 2.0 ** (32 + shift - d.pre)).astype(np.int32)
+        multiplier = np.rint(factor * 2.0 ** (32 + shift - pre)).astype(np.int32)
         return self.b.emit("add_residual", [name, r.name, self.b.constant(multiplier, "multiplier")], r_zero_point=r.zero_point,
-                           r_multiplier=round(ratio * 2**shift), shift=shift, pre=d.pre, **grid.attrs())
+                           r_multiplier=round(ratio * 2**shift), shift=shift, pre=pre, **grid.attrs())
 
     def _add(self, a: Quantized, b: Quantized, grid: Grid) -> str:
         ra, rb = float(a.scale) / grid.scale, float(b.scale) / grid.scale

@@ -1,0 +1,176 @@
+"""Lowers every node, gives everything an address, and writes `qc_main` (in C: calls with constant addresses)."""
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from qcompile.artifact.linker import cpu_flags
+from qcompile.codegen.arena import Lifetime, align, place
+from qcompile.kernels.cpu import lower_node
+from qcompile.kernels.cpu.border import copy
+from qcompile.kernels.cpu.compile import compile_module
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, NodeContext, Workspace
+from qcompile.kernels.program import Program
+from qcompile.runtime.toolchain import compile_c
+from qcompile.targets import Target
+
+
+@dataclass(frozen=True)
+class Generated:
+    """objects: relocatable ELF files that define qc_main; kernels: names of the native functions; source: qc_main in C."""
+
+    objects: list[bytes]
+    weights: bytes
+    arena_bytes: int
+    kernels: list[str]
+    calls: int
+    source: str
+
+
+@dataclass(frozen=True)
+class _Step:
+    node: str
+    calls: list[KernelCall]
+
+
+def generate(program: Program, target: Target) -> Generated:
+    """Code for a program whose nodes the target's kernels know. Raises CompileError naming a node that they do not."""
+    types = program.types()
+    root: dict[str, str] = {}                       # a reshaped tensor is its source, seen differently
+
+    def storage(name: str) -> str:
+        while name in root:
+            name = root[name]
+        return name
+
+    steps = [_Step(f"input {n}", [copy(Buffer(f"in:{n}"), Buffer(n), t.nbytes)]) for n, t in program.inputs.items()]
+    for node in program.nodes:
+        if node.op == "reshape" and node.inputs[0] not in program.constants:
+            root[node.name] = node.inputs[0]
+            continue
+        if node.op == "reshape":
+            program.constants[node.name] = program.constants[node.inputs[0]].reshape(node.attrs["shape"])
+            continue
+        read = {i: types[i] for i in node.inputs}
+        constants = {i: program.constants[i] for i in node.inputs if i in program.constants}
+        steps.append(_Step(node.name, lower_node(NodeContext(node, read, constants, types[node.name], target))))
+
+    produced = {s.node for s in steps}
+    reads: dict[str, int] = {}
+    for step in steps:
+        for call in step.calls:
+            for operand in call.operands:
+                if isinstance(operand, Buffer) and operand.name != step.node:
+                    reads[storage(operand.name)] = reads.get(storage(operand.name), 0) + 1
+    direct: dict[str, int] = {}                     # tensors made straight in the caller's output buffer
+    for index, name in enumerate(program.outputs):
+        made = storage(name)
+        if made in produced and made not in direct and not reads.get(made):
+            direct[made] = index
+        else:
+            steps.append(_Step(f"output {index}", [copy(Buffer(name), Buffer(f"out:{index}"), types[name].nbytes)]))
+
+    lifetimes: dict[str, Lifetime] = {}
+
+    def live(name: str, nbytes: int, at: int) -> None:
+        old = lifetimes.get(name)
+        lifetimes[name] = Lifetime(name, max(nbytes, old.nbytes if old else 0), old.first if old else at, at)
+
+    weights = _Weights()
+    for at, step in enumerate(steps):
+        for call in step.calls:
+            for operand in call.operands:
+                if isinstance(operand, Workspace):
+                    live(f"{step.node}/{operand.key}", operand.nbytes, at)
+                elif isinstance(operand, Constant):
+                    weights.add(operand.array)
+                elif isinstance(operand, Buffer) and ":" not in operand.name:
+                    made = storage(operand.name)
+                    if made in program.constants:
+                        weights.add(program.constants[made])
+                    elif made not in direct:
+                        live(made, types[made].nbytes, at)
+    offsets, used = place(list(lifetimes.values()))
+
+    def address(step: _Step, operand: object) -> str:
+        if isinstance(operand, Workspace):
+            return f"arena + {offsets[f'{step.node}/{operand.key}']}"
+        if isinstance(operand, Constant):
+            return f"weights + {weights.add(operand.array)}"
+        if isinstance(operand, Buffer):
+            kind, _, which = operand.name.partition(":")
+            made = storage(operand.name)
+            if kind == "in" and which:
+                return f"inputs[{list(program.inputs).index(which)}]"
+            if kind == "out" and which:
+                return f"outputs[{which}]"
+            if made in program.constants:
+                return f"weights + {weights.add(program.constants[made]) + operand.offset}"
+            if made in direct:
+                return f"(uint8_t *)outputs[{direct[made]}] + {operand.offset}"
+            return f"arena + {offsets[made] + operand.offset}"
+        return str(int(operand))  # type: ignore[call-overload]
+
+    kernels: dict[str, Kernel] = {}
+    declarations, lines = [], []
+    for step in steps:
+        lines.append(f"    /* {step.node} */".replace("*/ */", "*/"))
+        for call in step.calls:
+            if call.kernel.name not in kernels:
+                kernels[call.kernel.name] = call.kernel
+                kinds = ", ".join("int32_t" if isinstance(o, int | np.integer) else "const void *" for o in call.operands)
+                declarations.append(f"int32_t {call.kernel.name}({kinds});")
+            lines.append(f"    {call.kernel.name}({', '.join(address(step, o) for o in call.operands)});")
+    source = _MAIN.format(declarations="\n".join(declarations), calls="\n".join(lines))
+    objects = compile_kernels(kernels, target) + [_compile_main(source, target)]
+    return Generated(objects, weights.data(), align(used) + SLACK_BYTES, sorted(kernels), sum(len(s.calls) for s in steps), source)
+
+
+_MAIN = """#include <stdint.h>
+{declarations}
+
+int32_t qc_main(const void *const *inputs, void *const *outputs, uint8_t *arena, const uint8_t *weights);
+int32_t qc_main(const void *const *inputs, void *const *outputs, uint8_t *arena, const uint8_t *weights) {{
+    (void)inputs, (void)outputs, (void)arena, (void)weights;
+{calls}
+    return 0;
+}}
+"""
+
+
+def compile_kernels(kernels: dict[str, Kernel], target: Target) -> list[bytes]:
+    """Object code of all kernels: one object, so that LLVM's constants and the parallel slot exist once."""
+    return [compile_module({name: kernels[name].build() for name in sorted(kernels)}, target)]
+
+
+def _compile_main(source: str, target: Target) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "main.c").write_text(source)
+        compile_c(Path(folder), "main.c", "main.o", target.triple, cpu_flags(target))
+        return (Path(folder) / "main.o").read_bytes()
+
+
+class _Weights:
+    """Read-only data, each distinct array once, 64-byte aligned, in order of first use."""
+
+    def __init__(self) -> None:
+        self._at: dict[bytes, int] = {}
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, array: np.ndarray) -> int:
+        """Offset of the array's bytes."""
+        data = np.ascontiguousarray(array).tobytes()
+        if data not in self._at:
+            self._at[data] = self._size
+            padded = align(len(data)) or align(1)
+            self._parts.append(data.ljust(padded, b"\0"))
+            self._size += padded
+        return self._at[data]
+
+    def data(self) -> bytes:
+        return b"".join(self._parts)
+
+

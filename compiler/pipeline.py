@@ -1,0 +1,142 @@
+"""compile(): the way of a model from an ONNX file to an artifact."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
+from qcompile.codegen import generate
+from qcompile.frontend import is_quantized, load_model, normalise
+from qcompile.importer import import_onnx
+from qcompile.kernels.program import Program
+from qcompile.passes import CPU_PASSES, tidy
+from qcompile.passes.integerize import integerize
+from qcompile.quantizer import QuantizeOptions, load_calibration, quantize
+from qcompile.statistics import macs
+from qcompile.targets import CompileError, get_target
+
+Calibration = str | Path | Iterable[Mapping[str, np.ndarray]] | None
+Progress = Callable[[str], None]
+STAGES = ("read", "calibrate and quantize", "import", "integerize", "lower", "generate code", "link and prove")
+WEIGHT_BITS = (8,)
+
+
+@dataclass
+class Compiled:
+    """path: the artifact's folder; manifest: what it says of itself; notes: remarks for the user; seconds: time per stage."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: int = 8, calibration: Calibration = None,
+            output: str | Path = "build", shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None,
+            approx: str = "exact", keep: bool = False, options: QuantizeOptions | None = None,
+            progress: Progress | None = None) -> Compiled:
+    """Compiles an ONNX model, float or with Q/DQ pairs, into the artifact folder `output/NAME-TARGET`.
+
+    calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input: array};
+    used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials for GELU.
+    keep: also write model.qdq.onnx and the program after each pass. Raises CompileError, and leaves nothing behind.
+    """
+    cpu = get_target(target)
+    if bits not in WEIGHT_BITS:
+        raise CompileError(f"--bits {bits} is not supported; known are {', '.join(map(str, WEIGHT_BITS))}")
+    if approx not in ("exact", "ibert"):
+        raise CompileError(f"unknown approximation {approx!r}; known are exact and ibert")
+    clock = _Clock(progress)
+    notes: list[str] = []
+    clock.start("read")
+    loaded = normalise(load_model(model), dict(shapes or {}), notes)
+    label = name or (Path(model).stem if isinstance(model, str | Path) else loaded.graph.name or "model")
+    clock.start("calibrate and quantize")
+    if is_quantized(loaded):
+        if calibration is not None:
+            notes.append("the model is quantized already: the calibration data is not used")
+        qdq = loaded
+    else:
+        data = load_calibration(calibration, loaded)
+        notes += data.notes
+        qdq = normalise(quantize(loaded, data, options or QuantizeOptions(weight_bits=bits), notes), {}, notes)
+    clock.start("import")
+    imported = import_onnx(qdq)
+    clock.start("integerize")
+    reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx))
+    clock.start("lower")
+    files: dict[str, bytes] = {"program.npz": reference.to_bytes()}
+    if keep:
+        files["model.qdq.onnx"] = qdq.SerializeToString()
+        files["ir/0-integerize.txt"] = describe(reference).encode()
+    program = reference
+    for step, (pass_name, run) in enumerate(CPU_PASSES, 1):
+        program = run(program, cpu)
+        if keep:
+            files[f"ir/{step}-{pass_name}.txt"] = describe(program).encode()
+    clock.start("generate code")
+    code = generate(program, cpu)
+    if keep:
+        files["ir/main.c"] = code.source.encode()
+    clock.start("link and prove")
+    spec = ArtifactSpec(label, cpu, code.objects, code.weights, code.arena_bytes, *_borders(reference), macs=macs(reference),
+                        extra={"bits": bits, "ops": len(reference.nodes), "kernels": len(code.kernels), "kernel_calls": code.calls},
+                        files=files)
+    artifact = build_artifact(spec, output)
+    clock.stop()
+    return Compiled(artifact.path, artifact.manifest, _report(artifact, clock.seconds, notes), notes, clock.seconds)
+
+
+def _borders(program: Program) -> tuple[list[TensorInfo], list[TensorInfo]]:
+    types = program.types()
+    scales = program.info.get("inputs", {})
+    inputs = [TensorInfo(n, t.dtype, t.shape, *(scales.get(n) or (None, 0))) for n, t in program.inputs.items()]
+    outputs = []
+    for tensor, name in zip(program.outputs, program.info["output_names"]):
+        scale, zero_point = program.info["outputs"].get(name) or (None, 0)
+        outputs.append(TensorInfo(name, types[tensor].dtype, types[tensor].shape, scale, zero_point))
+    return inputs, outputs
+
+
+def describe(program: Program) -> str:
+    """The program as text, one op a line: name: type = op(inputs) attributes."""
+    types = program.types()
+    lines = [f"input {n}: {t.dtype}{list(t.shape)}" for n, t in program.inputs.items()]
+    lines += [f"constant {n}: {types[n].dtype}{list(types[n].shape)}" for n in program.constants]
+    for node in program.nodes:
+        body = " { " + "; ".join(f"{s.name} = {s.op}({', '.join(s.inputs)}) {s.attrs}" for s in node.body) + " }" if node.body else ""
+        lines.append(f"{node.name}: {types[node.name].dtype}{list(types[node.name].shape)} = {node.op}({', '.join(node.inputs)}) "
+                     f"{node.attrs or ''}{body}")
+    return "\n".join([*lines, f"output {', '.join(program.outputs)}", ""])
+
+
+def _report(artifact: Artifact, seconds: dict[str, float], notes: list[str]) -> dict[str, Any]:
+    return {**artifact.manifest, "path": str(artifact.path), "notes": notes, "seconds": {k: round(v, 3) for k, v in seconds.items()}}
+
+
+class _Clock:
+    """Times the stages and tells whoever watches."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds = progress, {}
+        self._stage, self._since = "", 0.0
+
+    def start(self, stage: str) -> None:
+        self.stop()
+        self._stage, self._since = stage, time.perf_counter()
+        if self.progress:
+            self.progress(stage)
+
+    def stop(self) -> None:
+        if self._stage:
+            self.seconds[self._stage] = time.perf_counter() - self._since
+        self._stage = ""
+
+
+__all__ = ["STAGES", "Compiled", "compile", "describe"]

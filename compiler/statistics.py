@@ -1,0 +1,32 @@
+"""What a program costs, counted from its ops."""
+from __future__ import annotations
+
+import numpy as np
+from qcompile.kernels.dialect import Type
+from qcompile.kernels.program import Node, Program, infer_node
+
+
+def macs(program: Program) -> int:
+    """Multiply-accumulates of all convolutions and products of one inference."""
+    types = program.types()
+    return sum(_node_macs(node, types) for node in program.nodes)
+
+
+def _node_macs(node: Node, types: dict[str, Type]) -> int:
+    if node.op == "fused":
+        inner = {i: types[i] for i in node.inputs}
+        total = 0
+        for step in node.body:
+            inner[step.name] = infer_node(step, inner)
+            total += _node_macs(step, inner)
+        return total
+    if node.op in ("conv2d", "dense"):
+        weight = types[node.inputs[1]]
+        return types[node.name].size * int(np.prod(weight.shape[1:]))
+    if node.op == "matmul":
+        return types[node.name].size * types[node.inputs[0]].shape[-1]
+    if node.op == "attention":
+        q, k, v = (types[i] for i in node.inputs[:3])
+        out = types[node.name]
+        return out.size // out.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+    return 0

@@ -1,0 +1,21 @@
+"""Copies across the border of the artifact: buffers of the caller are read and written to the byte, never beyond."""
+from __future__ import annotations
+
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, function, store_lanes
+from qcompile.kernels.lowering import Buffer, Kernel, KernelCall
+
+WIDE = 64
+
+
+def copy(source: Buffer, destination: Buffer, nbytes: int) -> KernelCall:
+    """destination[:nbytes] = source[:nbytes]."""
+
+    def body(x: Pointer, y: Pointer, size: Expr) -> None:
+        with T.serial(T.truncdiv(size, T.int32(WIDE))) as i:
+            y.store(i * WIDE, x.load(i * WIDE, WIDE))
+        done = T.truncdiv(size, T.int32(WIDE)) * WIDE
+        with T.serial(size - done) as i:
+            store_lanes(y, done + i, x.load(done + i), 1)
+
+    kernel = Kernel("copy_bytes", lambda: function("copy_bytes", [("x", "uint8*"), ("y", "uint8*"), ("size", "int32")], body))
+    return KernelCall(kernel, (source, destination, nbytes))

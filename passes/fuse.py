@@ -1,0 +1,51 @@
+"""Joins an op and the elementwise ops that follow it into one node, which one kernel runs tile by tile.
+
+The meaning of a "fused" node is its body, run in order; nothing is rounded differently.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.program import Node, Program
+
+HEADS = {"conv2d", "dense", "matmul", "sum_pool2d", "reduce_sum"}
+Fusable = Callable[[Node, str, dict[str, Type]], bool]
+
+
+def fuse(program: Program, fusable: Fusable) -> Program:
+    """fusable(step, value name, types) says whether a target's kernels can run `step` on a value in registers."""
+    types = program.types()
+    users: dict[str, list[Node]] = {}
+    for node in program.nodes:
+        for i in set(node.inputs):
+            users.setdefault(i, []).append(node)
+    taken: set[str] = set()
+    groups: dict[str, list[Node]] = {}                 # last node of a group -> its nodes
+    for head in program.nodes:
+        if head.name in taken or not (head.op in HEADS or OPS[head.op].elementwise):
+            continue
+        body = [head]
+        while True:
+            last = body[-1].name
+            readers = users.get(last, [])
+            if len(readers) != 1 or last in program.outputs:
+                break
+            step = readers[0]
+            if step.name in taken or not OPS[step.op].elementwise or step.inputs.count(last) != 1 or not fusable(step, last, types):
+                break
+            body.append(step)
+        if len(body) > 1:
+            taken.update(n.name for n in body)
+            groups[body[-1].name] = body
+    nodes = []
+    for node in program.nodes:
+        if node.name in groups:
+            body = groups[node.name]
+            inner = {n.name for n in body}
+            inputs = dict.fromkeys(i for n in body for i in n.inputs if i not in inner)
+            nodes.append(Node(node.name, "fused", tuple(inputs), {}, tuple(body)))
+        elif node.name not in taken:
+            nodes.append(node)
+    return replace(program, nodes=nodes)

@@ -1,0 +1,88 @@
+"""How 8-bit activations are stored on targets whose dot products want one unsigned side (x86): u8 = s8 + 128.
+
+Every int8 activation becomes uint8 with zero points, limits and tables moved by 128, which changes no result: the
+meaning of each op holds for both. Graph inputs and outputs keep their int8, masks stay 0 and 1.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from qcompile.kernels.dialect import OPS
+from qcompile.kernels.program import Node, Program
+
+OFFSET = 128
+PLAIN = {"where": {"condition"}, "softmax": {"mask"}, "attention": {"mask_bias"}}   # arguments that are flags, not quantities
+
+
+def unsigned_activations(program: Program) -> Program:
+    """Expects unfused nodes. Adds casts where a tensor is needed in both forms."""
+    types = program.types()
+    constants = dict(program.constants)
+    nodes: list[Node] = []
+    shifted: dict[str, str] = {}        # int8 tensor -> its uint8 form
+    plain: dict[str, str] = {}          # int8 tensor whose node now gives uint8 -> its int8 form
+
+    def as_unsigned(name: str) -> str:
+        if name not in shifted:
+            if name in constants:
+                shifted[name] = f"{name}_u8"
+                constants[shifted[name]] = (constants[name].astype(np.int16) + OFFSET).astype(np.uint8)
+            else:
+                nodes.append(Node(f"{name}_u8", "cast", (name,), {"offset": OFFSET, "dtype": "uint8"}))
+                shifted[name] = f"{name}_u8"
+        return shifted[name]
+
+    def as_signed(name: str) -> str:
+        if name in constants or name not in shifted or name in plain.values() or name not in flipped:
+            return name
+        if name not in plain:
+            nodes.append(Node(f"{name}_s8", "cast", (shifted[name],), {"offset": -OFFSET, "dtype": "int8"}))
+            plain[name] = f"{name}_s8"
+        return plain[name]
+
+    flipped: set[str] = set()
+    for node in program.nodes:
+        op = OPS[node.op]
+        attrs: dict[str, Any] = dict(node.attrs)
+        inputs = []
+        for position, name in enumerate(node.inputs):
+            argument = op.arguments[min(position, len(op.arguments) - 1)]
+            if types[name].dtype != "int8" or (argument in op.parameters and argument != "table"):
+                inputs.append(name)
+            elif argument in PLAIN.get(node.op, ()):
+                inputs.append(as_signed(name))
+            elif argument == "table":
+                inputs.append(as_unsigned(name))
+            else:
+                inputs.append(as_unsigned(name))
+                for key in (f"{argument}_zero_point", "first", "value"):
+                    if key in attrs:
+                        attrs[key] += OFFSET
+                if node.op == "cast":
+                    attrs["offset"] -= OFFSET
+        if types[node.name].dtype == "int8":
+            for key in ("zero_point", "qmin", "qmax"):
+                if key in attrs:
+                    attrs[key] += OFFSET
+            if "dtype" in attrs:
+                attrs["dtype"] = "uint8"
+            if node.op == "cast":
+                attrs["offset"] += OFFSET
+            new = replace(node, name=f"{node.name}_u8", inputs=tuple(inputs), attrs=attrs)
+            shifted[node.name] = new.name
+            flipped.add(node.name)
+        else:
+            new = replace(node, inputs=tuple(inputs), attrs=attrs)
+        nodes.append(new)
+    outputs = []
+    for name in program.outputs:
+        outputs.append(as_signed(name) if types[name].dtype == "int8" else name)
+    result = replace(program, nodes=nodes, constants=constants, outputs=outputs)
+    known = result.types()
+    for before, after in zip(program.outputs, outputs):
+        assert known[after] == types[before], f"{before} changed its type"
+    return result
+
+

@@ -1,0 +1,87 @@
+"""Removes what the reading of the float graph leaves behind: reshapes between an op and its elementwise steps, dead nodes."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.program import Node, Program
+
+
+def remove_dead(program: Program) -> Program:
+    """Drops nodes and constants that no output needs."""
+    needed, kept = set(program.outputs), []
+    for node in reversed(program.nodes):
+        if node.name in needed:
+            kept.append(node)
+            needed.update(node.inputs)
+    constants = {k: v for k, v in program.constants.items() if k in needed}
+    return replace(program, nodes=kept[::-1], constants=constants)
+
+
+def merge_reshapes(program: Program) -> Program:
+    """reshape(reshape(x)) becomes one; a reshape to the same shape disappears."""
+    types, alias, source, nodes = program.types(), {}, {}, []
+    for node in program.nodes:
+        node = replace(node, inputs=tuple(alias.get(i, i) for i in node.inputs))
+        if node.op == "reshape":
+            origin = source.get(node.inputs[0], node.inputs[0])
+            if tuple(node.attrs["shape"]) == types[origin].shape and node.name not in program.outputs:
+                alias[node.name] = origin
+                continue
+            source[node.name] = origin
+            node = replace(node, inputs=(origin,))
+        nodes.append(node)
+    return remove_dead(replace(program, nodes=nodes))
+
+
+def sink_reshapes(program: Program) -> Program:
+    """step(reshape(x), ...) becomes reshape(step(x, ...)) for elementwise steps, so that the step can join x's kernel.
+
+    Done where the reshape keeps the last axis (per-channel constants still fit) and the other operands have the same shape
+    or one element.
+    """
+    types = program.types()
+    users: dict[str, int] = {}
+    for node in program.nodes:
+        for i in node.inputs:
+            users[i] = users.get(i, 0) + 1
+    by_name = {n.name: n for n in program.nodes}
+    nodes: list[Node] = []
+    produced: dict[str, Node] = {}
+    for node in program.nodes:
+        source = produced.get(node.inputs[0]) if node.inputs else None
+        if OPS[node.op].elementwise and source is not None and source.op == "reshape" and users[source.name] == 1 \
+                and source.name not in program.outputs and source.inputs[0] in by_name:
+            inner, outer = types[source.inputs[0]], types[source.name]
+            others = [i for a, i in zip(_arguments(node), node.inputs) if a not in OPS[node.op].parameters][1:]
+            if inner.shape and outer.shape and inner.shape[-1] == outer.shape[-1] and all(
+                    types[o].shape == outer.shape or types[o].size == 1 for o in others):
+                moved = []
+                for i in node.inputs[1:]:
+                    if i in others and types[i].size != 1:
+                        view = Node(f"{node.name}_{i}", "reshape", (i,), {"shape": list(inner.shape)})
+                        nodes.append(view)
+                        types[view.name] = Type(inner.shape, types[i].dtype)
+                        moved.append(view.name)
+                    else:
+                        moved.append(i)
+                step = Node(f"{node.name}_flat", node.op, (source.inputs[0], *moved), node.attrs)
+                result = Node(node.name, "reshape", (step.name,), {"shape": list(types[node.name].shape)})
+                types[step.name] = Type(inner.shape, types[node.name].dtype)
+                users[step.name] = 1
+                by_name[step.name] = step
+                nodes += [step, result]
+                produced[step.name], produced[result.name] = step, result
+                continue
+        nodes.append(node)
+        produced[node.name] = node
+    return merge_reshapes(replace(program, nodes=nodes))
+
+
+def _arguments(node: Node) -> list[str]:
+    names = OPS[node.op].arguments
+    return [names[min(i, len(names) - 1)] for i in range(len(node.inputs))]
+
+
+def tidy(program: Program) -> Program:
+    return sink_reshapes(merge_reshapes(remove_dead(program)))
