@@ -39,13 +39,14 @@ class Compiled:
 
 def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: int = 8, calibration: Calibration = None,
             output: str | Path = "build", shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None,
-            approx: str = "exact", keep: bool = False, options: QuantizeOptions | None = None,
+            approx: str = "exact", keep: bool = False, threads: int = 1, options: QuantizeOptions | None = None,
             progress: Progress | None = None) -> Compiled:
     """Compiles an ONNX model, float or with Q/DQ pairs, into the artifact folder `output/NAME-TARGET`.
 
     calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input: array};
     used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials for GELU.
-    keep: also write model.qdq.onnx and the program after each pass. Raises CompileError, and leaves nothing behind.
+    threads: recorded in the manifest as the number to run with. keep: also write the program after each pass.
+    The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy meaning). Raises CompileError, and leaves nothing behind.
     """
     cpu = get_target(target)
     if bits not in WEIGHT_BITS:
@@ -71,9 +72,8 @@ def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: 
     clock.start("integerize")
     reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx))
     clock.start("lower")
-    files: dict[str, bytes] = {"program.npz": reference.to_bytes()}
+    files: dict[str, bytes] = {"program.npz": reference.to_bytes(), "model.qdq.onnx": qdq.SerializeToString()}
     if keep:
-        files["model.qdq.onnx"] = qdq.SerializeToString()
         files["ir/0-integerize.txt"] = describe(reference).encode()
     program = reference
     for step, (pass_name, run) in enumerate(CPU_PASSES, 1):
@@ -86,10 +86,11 @@ def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: 
         files["ir/main.c"] = code.source.encode()
     clock.start("link and prove")
     spec = ArtifactSpec(label, cpu, code.objects, code.weights, code.arena_bytes, *_borders(reference), macs=macs(reference),
-                        extra={"bits": bits, "ops": len(reference.nodes), "kernels": len(code.kernels), "kernel_calls": code.calls},
+                        extra={"bits": bits, "threads": threads, "ops": len(reference.nodes), "kernels": len(code.kernels), "kernel_calls": code.calls},
                         files=files)
     artifact = build_artifact(spec, output)
     clock.stop()
+    notes = list(dict.fromkeys(notes))
     return Compiled(artifact.path, artifact.manifest, _report(artifact, clock.seconds, notes), notes, clock.seconds)
 
 

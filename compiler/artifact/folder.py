@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from qcompile.artifact.linker import exported_symbols, link_library
 from qcompile.artifact.proof import Proof, prove
-from qcompile.artifact.spec import ArtifactSpec, c_identifier
+from qcompile.artifact.spec import ArtifactSpec, c_prefix
 from qcompile.runtime.manifest import ABI_VERSION, MANIFEST
 from qcompile.targets import CompileError
 
@@ -29,19 +30,20 @@ class Artifact:
 
 
 def build_artifact(spec: ArtifactSpec, output: str | Path) -> Artifact:
-    """Links and proves ``spec`` and writes ``output/NAME-TARGET``; NAME is ``spec.name`` as a C identifier.
+    """Links and proves ``spec`` and writes ``output/NAME-TARGET``; in C, NAME becomes an identifier.
 
     An artifact already there is replaced at the end, in one step; until then nothing is visible under its name.
     Raises CompileError where linking or a proof fails or the folder cannot be written.
     """
-    spec = replace(spec, name=c_identifier(spec.name))
+    label = spec.name if re.fullmatch(r"\w[\w.-]*", spec.name) else c_prefix(spec.name)
+    spec = replace(spec, name=c_prefix(spec.name))
     spec.check()
     library, header = link_library(spec)
     proof = prove(library, spec.target.arch, exported_symbols(spec.name))
     manifest = _manifest(spec, library, proof)
     files = {**spec.files, f"lib{spec.name}.so": library, f"{spec.name}.h": header.encode(),
              MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}
-    path = Path(output) / f"{spec.name}-{spec.target.name}"
+    path = Path(output) / f"{label}-{spec.target.name}"
     write_folder(path, files)
     return Artifact(path, manifest, proof)
 

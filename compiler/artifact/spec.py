@@ -18,12 +18,18 @@ _KEYWORDS = (
     "volatile while xor")
 
 
-def c_identifier(text: str, fallback: str = "model") -> str:
-    """``text`` (a file or tensor name) as a C and C++ identifier: 'My net-v2' becomes 'My_net_v2'."""
+def c_prefix(text: str, fallback: str = "model") -> str:
+    """``text`` (a file or tensor name) as the beginning of C identifiers: 'My net-v2' becomes 'My_net_v2'."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     word = re.sub(r"_+", "_", re.sub(r"\W", "_", plain)).strip("_") or fallback
     if word[0].isdigit():
         word = f"{fallback}_{word}"
+    return word
+
+
+def c_identifier(text: str, fallback: str = "model") -> str:
+    """``text`` as a whole C and C++ identifier: as ``c_prefix``, and no keyword ('float' becomes 'float_')."""
+    word = c_prefix(text, fallback)
     return f"{word}_" if word in _KEYWORDS.split() else word
 
 
