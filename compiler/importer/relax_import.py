@@ -6,10 +6,12 @@ from typing import Any
 from unittest import mock
 
 import onnx
-from qcompile.importer.converters import CONVERTERS
+from qcompile.importer import converters, windows
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
+
+CONVERTERS = {c.__name__: c for c in (*converters.OPERATORS, *windows.OPERATORS)}
 
 
 @dataclass(frozen=True)

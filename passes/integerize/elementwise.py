@@ -325,7 +325,12 @@ def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
         if isinstance(b, Real) and b.values.size == 1:
             c = float(b.values.ravel()[0])
             return clamp(r, a, c, np.inf) if low else clamp(r, a, -np.inf, c)
-        raise CompileError("Max and Min are supported with one constant scalar only")
+        if isinstance(b, Real) and isinstance(a, Real):
+            return Real((np.maximum if low else np.minimum)(a.values, b.values))
+        a = r.make.settle(a)                              # max(a, b) = a + relu(b - a), min(a, b) = a - relu(a - b)
+        sign = 1.0 if low else -1.0
+        excess = clamp(r, plus(r, scaled(r, b, sign), scaled(r, a, -sign)), 0.0, np.inf)
+        return plus(r, a, scaled(r, r.make.settle(excess), sign))
     return handler
 
 

@@ -22,19 +22,19 @@ from qcompile.passes.integerize.values import (
 from qcompile.targets.errors import CompileError
 
 
-def move(r: Reader, v: Value, op: str, shape: tuple[int, ...], **attrs: Any) -> Value:
-    """Emits a movement op (on the logical layout) of an integer tensor; functions move with their source."""
+def move(r: Reader, v: Value, op: str, out: tuple[int, ...], **attrs: Any) -> Value:
+    """Emits a movement op (on the logical layout) of an integer tensor, of shape `out`; functions move with their source."""
     if isinstance(v, Function):
-        return replace(v, source=move(r, v.source, op, shape, **attrs))
+        return replace(v, source=move(r, v.source, op, out, **attrs))
     if isinstance(v, Integers):
         if v.graph_input and v.name not in r.builder.types:
             raise CompileError(f"input {v.name} is moved before it is quantized; put QuantizeLinear first")
         name = r.make.physical(v.name, v.axes, identity(len(v.shape)))
-        return replace(v, name=r.builder.emit(op, [name], **attrs), axes=identity(len(shape)), shape=shape)
+        return replace(v, name=r.builder.emit(op, [name], **attrs), axes=identity(len(out)), shape=out)
     if not v.per_tensor:
         v = r.make.settle(v)
     q = r.make.plain(v)
-    return replace(q, name=r.builder.emit(op, [q.name], **attrs), axes=identity(len(shape)), shape=shape)
+    return replace(q, name=r.builder.emit(op, [q.name], **attrs), axes=identity(len(out)), shape=out)
 
 
 @handles("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
@@ -206,7 +206,7 @@ def concatenate(r: Reader, parts: list[Any], axis: int, shape: tuple[int, ...], 
 @handles("relax.nn.pad")
 def pad(r: Reader, call: Any, args: list[Any]) -> Value:
     v, width, shape = args[0], integers(call.attrs.pad_width), shape_of(call)
-    before, after, mode = width[0::2], width[1::2], str(call.attrs.pad_mode)
+    before, after, mode = width[0::2], width[1::2], {"replicate": "edge"}.get(str(call.attrs.pad_mode), str(call.attrs.pad_mode))
     if isinstance(v, Real):
         return Real(np.pad(v.values, list(zip(before, after)), mode=mode,
                            **({"constant_values": float(call.attrs.pad_value)} if mode == "constant" else {})))

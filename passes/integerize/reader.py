@@ -113,8 +113,8 @@ class Reader:
             self.call_var = var
             name = expr.op.name if hasattr(expr.op, "name") else str(expr.op)
             if name not in HANDLERS:
-                raise CompileError(f"{self.where}: {name.removeprefix('relax.')} has no integer form here; "
-                                   "quantize around it, replace it, or leave it out of the exported model")
+                what = "this operator" if name == "relax.call_tir" else name.removeprefix("relax.")
+                raise CompileError(f"{self.where}: {what} has no integer form; replace it, or leave it out of the exported model")
             return HANDLERS[name](self, expr, [self._value(a) for a in expr.args])
         return expr                                          # shapes and attribute-like arguments
 

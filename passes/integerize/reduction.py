@@ -210,7 +210,7 @@ def resize(r: Reader, call: Any, args: list[Any]) -> Value:
         x = r.make.relayout(x, (0, 3, 1, 2))
         for i, p in enumerate(positions):
             index = np.clip(NEAREST[str(a.rounding_method)](np.round(p, 9)), 0, x.shape[2 + i] - 1).astype(np.int32)
-            if (index != np.arange(x.shape[2 + i])[: len(index)]).any() or len(index) != x.shape[2 + i]:
+            if not np.array_equal(index, np.arange(x.shape[2 + i])):
                 shape = shape_after(x.shape, 2 + i, len(index))
                 x = replace(x, name=r.builder.emit("take", [x.name, r.builder.constant(index, "indices")], axis=1 + i), shape=shape)
         return x
