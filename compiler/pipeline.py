@@ -15,7 +15,10 @@ from qcompile.frontend import is_quantized, load_model, normalise
 from qcompile.importer import import_onnx
 from qcompile.kernels.program import Program
 from qcompile.passes import CPU_PASSES, tidy
+from qcompile.passes.bounds import prove_bounds
+from qcompile.passes.check import check
 from qcompile.passes.integerize import integerize
+from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, load_calibration, quantize
 from qcompile.statistics import macs
 from qcompile.targets import CompileError, get_target
@@ -71,15 +74,19 @@ def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: 
     imported = import_onnx(qdq)
     clock.start("integerize")
     reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx))
+    check(reference, "integerize")
+    prove_bounds(reference)
     clock.start("lower")
     files: dict[str, bytes] = {"program.npz": reference.to_bytes(), "model.qdq.onnx": qdq.SerializeToString()}
     if keep:
-        files["ir/0-integerize.txt"] = describe(reference).encode()
+        files["ir/0-import.txt"] = imported.module.script(show_meta=False).encode()
+        files["ir/1-integerize.txt"] = relax_text(reference)
     program = reference
-    for step, (pass_name, run) in enumerate(CPU_PASSES, 1):
+    for step, (pass_name, run) in enumerate(CPU_PASSES, 2):
         program = run(program, cpu)
+        check(program, pass_name)
         if keep:
-            files[f"ir/{step}-{pass_name}.txt"] = describe(program).encode()
+            files[f"ir/{step}-{pass_name}.txt"] = relax_text(program)
     clock.start("generate code")
     code = generate(program, cpu)
     if keep:
@@ -105,16 +112,9 @@ def _borders(program: Program) -> tuple[list[TensorInfo], list[TensorInfo]]:
     return inputs, outputs
 
 
-def describe(program: Program) -> str:
-    """The program as text, one op a line: name: type = op(inputs) attributes."""
-    types = program.types()
-    lines = [f"input {n}: {t.dtype}{list(t.shape)}" for n, t in program.inputs.items()]
-    lines += [f"constant {n}: {types[n].dtype}{list(types[n].shape)}" for n in program.constants]
-    for node in program.nodes:
-        body = " { " + "; ".join(f"{s.name} = {s.op}({', '.join(s.inputs)}) {s.attrs}" for s in node.body) + " }" if node.body else ""
-        lines.append(f"{node.name}: {types[node.name].dtype}{list(types[node.name].shape)} = {node.op}({', '.join(node.inputs)}) "
-                     f"{node.attrs or ''}{body}")
-    return "\n".join([*lines, f"output {', '.join(program.outputs)}", ""])
+def relax_text(program: Program) -> bytes:
+    """The program as TVMScript of its Relax form."""
+    return to_relax(program).script(show_meta=False).encode()
 
 
 def _report(artifact: Artifact, seconds: dict[str, float], notes: list[str]) -> dict[str, Any]:
@@ -140,4 +140,4 @@ class _Clock:
         self._stage = ""
 
 
-__all__ = ["STAGES", "Compiled", "compile", "describe"]
+__all__ = ["STAGES", "Compiled", "compile"]

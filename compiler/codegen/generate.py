@@ -1,6 +1,7 @@
 """Lowers every node, gives everything an address, and writes `qc_main` (in C: calls with constant addresses)."""
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,14 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class _Callers:
+    """A buffer that the caller of NAME_run owns: inputs[index] or outputs[index]."""
+
+    side: str
+    index: int
+
+
+@dataclass(frozen=True)
 class _Step:
     node: str
     calls: list[KernelCall]
@@ -45,7 +54,8 @@ def generate(program: Program, target: Target) -> Generated:
             name = root[name]
         return name
 
-    steps = [_Step(f"input {n}", [copy(Buffer(f"in:{n}"), Buffer(n), t.nbytes)]) for n, t in program.inputs.items()]
+    steps = [_Step(f"input {n}", [copy(_Callers("inputs", i), Buffer(n), t.nbytes)])
+             for i, (n, t) in enumerate(program.inputs.items())]
     for node in program.nodes:
         if node.op == "reshape" and node.inputs[0] not in program.constants:
             root[node.name] = node.inputs[0]
@@ -70,7 +80,7 @@ def generate(program: Program, target: Target) -> Generated:
         if made in produced and made not in direct and not reads.get(made):
             direct[made] = index
         else:
-            steps.append(_Step(f"output {index}", [copy(Buffer(name), Buffer(f"out:{index}"), types[name].nbytes)]))
+            steps.append(_Step(f"output {index}", [copy(Buffer(name), _Callers("outputs", index), types[name].nbytes)]))
 
     lifetimes: dict[str, Lifetime] = {}
 
@@ -86,7 +96,7 @@ def generate(program: Program, target: Target) -> Generated:
                     live(f"{step.node}/{operand.key}", operand.nbytes, at)
                 elif isinstance(operand, Constant):
                     weights.add(operand.array)
-                elif isinstance(operand, Buffer) and ":" not in operand.name:
+                elif isinstance(operand, Buffer):
                     made = storage(operand.name)
                     if made in program.constants:
                         weights.add(program.constants[made])
@@ -99,13 +109,10 @@ def generate(program: Program, target: Target) -> Generated:
             return f"arena + {offsets[f'{step.node}/{operand.key}']}"
         if isinstance(operand, Constant):
             return f"weights + {weights.add(operand.array)}"
+        if isinstance(operand, _Callers):
+            return f"{operand.side}[{operand.index}]"
         if isinstance(operand, Buffer):
-            kind, _, which = operand.name.partition(":")
             made = storage(operand.name)
-            if kind == "in" and which:
-                return f"inputs[{list(program.inputs).index(which)}]"
-            if kind == "out" and which:
-                return f"outputs[{which}]"
             if made in program.constants:
                 return f"weights + {weights.add(program.constants[made]) + operand.offset}"
             if made in direct:
@@ -116,7 +123,7 @@ def generate(program: Program, target: Target) -> Generated:
     kernels: dict[str, Kernel] = {}
     declarations, lines = [], []
     for step in steps:
-        lines.append(f"    /* {step.node} */".replace("*/ */", "*/"))
+        lines.append(f"    /* {re.sub(r'[^ -~]|[*]/|/[*]|[?]{2}', '_', step.node)} */")
         for call in step.calls:
             if call.kernel.name not in kernels:
                 kernels[call.kernel.name] = call.kernel

@@ -1,14 +1,16 @@
 """Copies across the border of the artifact: buffers of the caller are read and written to the byte, never beyond."""
 from __future__ import annotations
 
+from typing import Any
+
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, function, store_lanes
-from qcompile.kernels.lowering import Buffer, Kernel, KernelCall
+from qcompile.kernels.lowering import Kernel, KernelCall
 
 WIDE = 64
 
 
-def copy(source: Buffer, destination: Buffer, nbytes: int) -> KernelCall:
-    """destination[:nbytes] = source[:nbytes]."""
+def copy(source: Any, destination: Any, nbytes: int) -> KernelCall:
+    """destination[:nbytes] = source[:nbytes]; operands that the code generator gives addresses to."""
 
     def body(x: Pointer, y: Pointer, size: Expr) -> None:
         with T.serial(T.truncdiv(size, T.int32(WIDE))) as i:

@@ -1,0 +1,173 @@
+"""Proves that no integer of a program leaves its type: intervals from inputs to outputs, op by op.
+
+Each rule gets the intervals of its arguments (whole tensors; per output channel for weights) and returns the result's;
+accumulators and every 32-bit intermediate of the op's meaning are checked on the way. Padding counts as zero_point.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qcompile.kernels.arithmetic import INT32_MAX, RANGES
+from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.program import Node, Program
+from qcompile.targets.errors import CompileError
+
+Interval = tuple[int, int]
+Rule = Callable[[Node, list[Interval], list[np.ndarray | None], list[Type]], Interval]
+
+
+def _fits(node: Node, what: str, low: float, high: float) -> None:
+    if low < -INT32_MAX - 1 or high > INT32_MAX:
+        raise CompileError(f"{node.name}: {what} of {node.op} may reach [{low:.4g}, {high:.4g}], more than 32 bits hold")
+
+
+def _shift(x: Interval, zero_point: int) -> Interval:
+    return x[0] - zero_point, x[1] - zero_point
+
+
+def _product(a: Interval, b: Interval) -> Interval:
+    ends = [p * q for p in a for q in b]
+    return min(ends), max(ends)
+
+
+def _clamped(node: Node) -> Interval:
+    return int(node.attrs["qmin"]), int(node.attrs["qmax"])
+
+
+def _weighted(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    """conv2d, dense: the exact extremes of each output channel; a tap may also see padding, which is 0."""
+    weight, bias = constants[1], constants[2]
+    assert weight is not None and bias is not None
+    low, high = _shift(intervals[0], node.attrs["x_zero_point"])
+    if any(node.attrs.get("pads", ())):
+        low, high = min(low, 0), max(high, 0)
+    w = weight.reshape(len(weight), -1).astype(np.int64)
+    positive, negative = np.maximum(w, 0).sum(1), np.minimum(w, 0).sum(1)
+    b = bias.astype(np.int64)
+    lowest, highest = positive * low + negative * high + b, positive * high + negative * low + b
+    _fits(node, "the accumulator", int(lowest.min()), int(highest.max()))
+    return int(lowest.min()), int(highest.max())
+
+
+def _matmul(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    a, b = (_shift(i, node.attrs[f"{n}_zero_point"]) for n, i in zip("ab", intervals))
+    low, high = _product(a, b)
+    k = types[0].shape[-1]
+    _fits(node, "the accumulator", low * k, high * k)
+    return low * k, high * k
+
+
+def _rescaled(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = _shift(intervals[0], node.attrs["x_zero_point"])
+    _fits(node, "the shifted input", low * 2 ** node.attrs["pre"], high * 2 ** node.attrs["pre"])
+    return _clamped(node)
+
+
+def _mul(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = _product(_shift(intervals[0], node.attrs["x_zero_point"]), _shift(intervals[1], node.attrs["r_zero_point"]))
+    _fits(node, "the product", low * 2 ** node.attrs["pre"], high * 2 ** node.attrs["pre"])
+    return _clamped(node)
+
+
+def _add(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    a = node.attrs
+    terms = [_product(_shift(i, a[f"{n}_zero_point"]), (a[f"{n}_multiplier"],) * 2) for n, i in zip("xr", intervals)]
+    half = 1 << max(a["shift"] - 1, 0)
+    _fits(node, "the sum", sum(t[0] for t in terms), sum(t[1] for t in terms) + half)
+    return _clamped(node)
+
+
+def _add_residual(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    a, multiplier = node.attrs, constants[2]
+    assert multiplier is not None
+    _fits(node, "the shifted input", intervals[0][0] * 2 ** a["pre"], intervals[0][1] * 2 ** a["pre"])
+    x = _product(tuple(i * 2 ** a["pre"] for i in intervals[0]), (int(multiplier.min()), int(multiplier.max())))  # type: ignore[arg-type]
+    r = _product(_shift(intervals[1], a["r_zero_point"]), (a["r_multiplier"],) * 2)
+    _fits(node, "the sum", (x[0] >> 32) + r[0], (x[1] >> 32) + r[1] + (1 << (a["shift"] - 1)))
+    return _clamped(node)
+
+
+def _bias_add(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = intervals[0][0] + intervals[1][0], intervals[0][1] + intervals[1][1]
+    _fits(node, "the sum", low, high)
+    return low, high
+
+
+def _lut(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = _shift(intervals[0], node.attrs["first"])
+    if low < 0 or high >= types[1].size:
+        raise CompileError(f"{node.name}: codes {intervals[0]} leave the table of {types[1].size} entries from {node.attrs['first']}")
+    return intervals[1]
+
+
+def _window_sum(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = _shift(intervals[0], node.attrs["x_zero_point"])
+    count = int(np.prod(node.attrs["kernel"])) if node.op == "sum_pool2d" else types[0].shape[1]
+    low, high = min(low, 0) * count, max(high, 0) * count
+    _fits(node, "the sum", low, high)
+    return low, high
+
+
+def _attention(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    a = node.attrs
+    q, k, v = (_shift(i, a[f"{n}_zero_point"]) for n, i in zip("qkv", intervals))
+    low, high = (e * types[0].shape[-1] for e in _product(q, k))
+    if a["has_bias"]:
+        low, high = low + intervals[-1][0], high + intervals[-1][1]
+    _fits(node, "a difference of scores", low - high, high - low)
+    p = _product((0, 255), v)
+    _fits(node, "the weighted sum", p[0] * types[1].shape[-2], p[1] * types[1].shape[-2])
+    return _clamped(node)
+
+
+def _hull(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    return min(i[0] for i in intervals), max(i[1] for i in intervals)
+
+
+def _first(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    return intervals[0]
+
+
+def _pad(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    value = node.attrs["value"]
+    return (min(intervals[0][0], value), max(intervals[0][1], value)) if node.attrs["mode"] == "constant" else intervals[0]
+
+
+def _cast(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = RANGES[node.attrs["dtype"]]
+    a, b = (i + node.attrs["offset"] for i in intervals[0])
+    return min(max(a, low), high), min(max(b, low), high)
+
+
+RULES: dict[str, Rule] = {
+    "conv2d": _weighted, "dense": _weighted, "matmul": _matmul, "requantize": _rescaled, "prelu": _rescaled, "mul": _mul, "add": _add,
+    "add_residual": _add_residual, "bias_add": _bias_add, "lut": _lut, "sum_pool2d": _window_sum, "reduce_sum": _window_sum,
+    "attention": _attention, "concat": _hull, "where": lambda n, i, c, t: _hull(n, i[1:], c, t), "pad": _pad, "cast": _cast,
+    "argmax": lambda n, i, c, t: (0, t[0].shape[1] - 1), "softmax": lambda n, i, c, t: _clamped(n),
+    "log_softmax": lambda n, i, c, t: _clamped(n), "layer_norm": lambda n, i, c, t: _clamped(n),
+    "resize_linear": lambda n, i, c, t: _clamped(n),
+    **dict.fromkeys(("reshape", "transpose", "slice", "broadcast", "take", "max_pool2d", "reduce_max"), _first),
+}
+
+
+def prove_bounds(program: Program) -> dict[str, Interval]:
+    """Interval of every tensor of an unfused program; CompileError names the node whose 32-bit numbers may overflow."""
+    types = program.types()
+    known: dict[str, Interval] = {n: RANGES[t.dtype] for n, t in program.inputs.items()}
+    for name, array in program.constants.items():
+        known[name] = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    for node in program.nodes:
+        arguments: list[Any] = [[known[i] for i in node.inputs], [program.constants.get(i) for i in node.inputs],
+                                [types[i] for i in node.inputs]]
+        low, high = RULES[node.op](node, *arguments)
+        least, most = RANGES[types[node.name].dtype]
+        if low < least or high > most:
+            raise CompileError(f"{node.name}: {node.op} may give [{low}, {high}], more than {types[node.name].dtype} holds")
+        known[node.name] = (low, high)
+    return known
+
+
+assert set(RULES) == set(OPS), f"ops without a bound rule: {set(OPS) - set(RULES)}"
