@@ -50,7 +50,7 @@ UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "asin": np.arcsin, "acos": np.arccos, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "atanh": np.arctanh,
     "acosh": np.arccosh, "floor": np.floor, "ceil": np.ceil, "round": np.rint, "sign": np.sign, "square": np.square,
     "nn.gelu": gelu, "nn.gelu_tanh": gelu_tanh, "nn.silu": lambda x: x * sigmoid(x), "nn.softplus": softplus,
-    "isnan": lambda x: np.isnan(x), "isinf": np.isinf, "logical_not": lambda x: x == 0,
+    "isinf": np.isinf, "logical_not": lambda x: x == 0,
 }
 
 
@@ -86,6 +86,12 @@ def _unary(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Reader, Any, list
 
 
 HANDLERS.update({f"relax.{name}": _unary(f) for name, f in UNARY.items()})
+
+
+@handles("relax.isnan")
+def isnan(r: Reader, call: Any, args: list[Any]) -> Real:
+    """Integers are never NaN."""
+    return Real(np.isnan(args[0].values) if isinstance(args[0], Real) else np.zeros(args[0].shape, bool))
 
 
 def clamp(r: Reader, v: Value, low: float, high: float) -> Value:
@@ -340,15 +346,25 @@ COMPARE = {"equal": np.equal, "not_equal": np.not_equal, "less": np.less, "less_
            "greater_equal": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or, "logical_xor": np.logical_xor}
 
 
+def _relative(r: Reader, v: Value, constant: Real) -> tuple[Value, float]:
+    """An integer tensor minus an integer that it is compared with, so that 8 bits hold all that matters; and what is left of it."""
+    c = float(constant.values.ravel()[0])
+    if not isinstance(v, Integers) or v.graph_input or r.builder.types[v.name].dtype not in ("int16", "int32") or c % 1:
+        return v, c
+    return replace(v, name=r.builder.emit("cast", [v.name], offset=int(-c), dtype="int8")), 0.0
+
+
 def _compare(f: Callable[..., np.ndarray]) -> Callable[[Reader, Any, list[Any]], Value]:
     def handler(r: Reader, call: Any, args: list[Any]) -> Value:
         a, b = args
         if isinstance(a, Real) and isinstance(b, Real):
             return Real(f(a.values, b.values))
         if isinstance(b, Real) and b.values.size == 1:
-            return apply(r, lambda x: f(x, b.values.ravel()[0]).astype(np.float64), a)
+            a, c = _relative(r, a, b)
+            return apply(r, lambda x: f(x, c).astype(np.float64), a)
         if isinstance(a, Real) and a.values.size == 1:
-            return apply(r, lambda x: f(a.values.ravel()[0], x).astype(np.float64), b)
+            b, c = _relative(r, b, a)
+            return apply(r, lambda x: f(c, x).astype(np.float64), b)
         if f is np.logical_and:
             return elementwise_product(r, a, b, np.broadcast_shapes(a.shape, b.shape))
         raise CompileError("comparisons of two computed tensors have no integer form; compare with a constant")

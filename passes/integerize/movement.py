@@ -282,6 +282,10 @@ def where(r: Reader, call: Any, args: list[Any]) -> Value:
     shape = shape_of(call)
     if all(isinstance(v, Real) for v in args):
         return Real(np.where(condition.values, a.values, b.values))
+    if isinstance(condition, Real) and (condition.values.all() or not condition.values.any()):
+        chosen = a if condition.values.all() else b
+        if chosen.shape == shape:
+            return chosen
     if isinstance(a, Real) and isinstance(b, Real) and a.values.size == 1 and b.values.size == 1:
         x, y = a.values.ravel()[0], b.values.ravel()[0]
         f = as_function(r, condition)

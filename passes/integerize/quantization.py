@@ -22,12 +22,18 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if grid is None:
         raise CompileError("activations quantized per channel are not supported; use one scale per activation tensor")
     if isinstance(v, Integers):
-        if not v.graph_input:
-            raise CompileError("an integer tensor goes into QuantizeLinear; cast it to float or quantize it before")
-        return r.quantize_input(v, grid)
+        return r.quantize_input(v, grid) if v.graph_input else r.make.quantize(_counted(r, v), grid)
     if isinstance(v, Weights) and _only_feeds_matmul(r, r.call_var):
         return v                                    # attention keeps the numerators instead
     return r.make.quantize(v, grid)
+
+
+def _counted(r: Reader, v: Integers) -> Quantized:
+    """An integer tensor as numbers of scale 1, saturated to 16 bits."""
+    dtype = r.builder.types[v.name].dtype
+    name = r.builder.emit("cast", [v.name], offset=0, dtype="int16") if dtype == "int32" else v.name
+    info = np.iinfo(r.builder.types[name].dtype)
+    return Quantized(name, v.axes, v.shape, 1.0, 0, str(info.dtype), int(info.min), int(info.max))
 
 
 def _along(p: np.ndarray, v: Real, call: Any) -> np.ndarray:
@@ -39,17 +45,16 @@ def _along(p: np.ndarray, v: Real, call: Any) -> np.ndarray:
 
 
 def _only_feeds_matmul(r: Reader, var: Any) -> bool:
-    """True if the quantized softmax is only dequantized again, as the first operand of products."""
-    if not r.users.get(var):
-        return False
-    for binding in r.users[var]:
-        if getattr(binding.value.op, "name", "") != "relax.dequantize":
+    """True if the softmax ends as first operand of products, through Q/DQ pairs and guards against NaN."""
+    users = [(b.var, b.value) for b in r.users.get(var, []) if getattr(getattr(b.value, "op", None), "name", "") != "relax.isnan"]
+    for result, call in users:
+        name = call.op.name if isinstance(call, relax.Call) else ""
+        if name == "relax.matmul" and call.args[0].same_as(var) and not call.args[1].same_as(var):
+            continue
+        passed_on = name in ("relax.quantize", "relax.dequantize") or (name == "relax.where" and call.args[2].same_as(var))
+        if not passed_on or not _only_feeds_matmul(r, result):
             return False
-        for user in r.users.get(binding.var, []):
-            call = user.value
-            if not isinstance(call, relax.Call) or call.op.name != "relax.matmul" or not call.args[0].same_as(binding.var):
-                return False
-    return True
+    return bool(users)
 
 
 @handles("relax.dequantize")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, dyadic
-from qcompile.kernels.ops.softmax import EXP2, OCTAVE_BITS
+from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, dyadic
+from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
 from qcompile.passes.integerize.elementwise import apply, as_function
 from qcompile.passes.integerize.reader import Reader, handles, shape_of
 from qcompile.passes.integerize.values import (
@@ -143,7 +143,7 @@ def _normalised(r: Reader, scores: Value, masks: list[str], biases: list[np.ndar
             x = r.builder.emit("bias_add", [x, r.builder.constant(offset.astype(np.int32), "bias")])
         if bound > INT32_MAX // 2:
             raise CompileError(f"{r.where}: the scores of a softmax may not fit 32 bits")
-        d = dyadic(scale * np.log2(np.e) * (1 << OCTAVE_BITS), int(2 * bound))
+        d = octaves(scale, 2 * bound)
         numerator, out_shift = row_division(2.0**-15 / grid.scale, EXP2[0])
         names = [x, *merged_mask(r, list(masks))]
         return r.builder.emit("softmax", names, multiplier=int(d.multiplier[0]), shift=d.shift, pre=d.pre, numerator=numerator,
@@ -173,14 +173,35 @@ def log_softmax(r: Reader, call: Any, args: list[Any]) -> Deferred:
     spread = (q.hi - q.lo) * float(q.scale)
 
     def make(grid: Grid) -> str:
-        d = dyadic(float(q.scale) * np.log2(np.e) * (1 << OCTAVE_BITS), q.hi - q.lo)
-        both = dyadic([float(q.scale) / grid.scale, np.log(2) / (1 << 16) / grid.scale], q.hi - q.lo)
-        x_m, log_m = (int(m) for m in both.multiplier)
-        log_pre = both.pre
+        d = octaves(float(q.scale), q.hi - q.lo)
+        factors = float(q.scale) / grid.scale, np.log(2) / (1 << LOG_BITS) / grid.scale
+        bounds = q.hi - q.lo, (1 << LOG_BITS) * (np.log2(shape[axis]) + 1)
+        shift = log_shift(factors, bounds)
+        (x_m, x_pre), (log_m, log_pre) = (multiplier_at(f, shift) for f in factors)
         return r.builder.emit("log_softmax", [q.name], multiplier=int(d.multiplier[0]), shift=d.shift, pre=d.pre, x_multiplier=x_m,
-                              x_pre=both.pre, log_multiplier=log_m, log_pre=log_pre, out_shift=both.shift, **grid.attrs())
+                              x_pre=x_pre, log_multiplier=log_m, log_pre=log_pre, out_shift=shift, **grid.attrs())
 
     return Deferred(make, last, shape, -spread - np.log(shape[axis]), 0.0)
+
+
+def octaves(scale: float, bound: float) -> Dyadic:
+    """Scores of this scale as octaves below the maximum; what a single code more makes zero need not be exact."""
+    return dyadic(min(scale * np.log2(np.e) * (1 << OCTAVE_BITS), float(LARGEST_EXPONENT + 1)), int(bound))
+
+
+def multiplier_at(factor: float, shift: int) -> tuple[int, int]:
+    """(multiplier, pre) with mulhi(a << pre, multiplier) ~ a * factor * 2^shift and multiplier < 2^31."""
+    pre = max(0, int(np.floor(np.log2(factor))) + 2 + shift)
+    return int(np.rint(factor * 2.0 ** (32 + shift - pre))), pre
+
+
+def log_shift(factors: tuple[float, float], bounds: tuple[float, float]) -> int:
+    """The largest rounding shift at which both terms of a log-softmax and their sum fit 32 bits."""
+    for shift in range(MAX_SHIFT, 0, -1):
+        terms = [b * f * 2.0**shift for f, b in zip(factors, bounds)]
+        if sum(terms) < INT32_MAX / 2 and all(b * 2.0 ** multiplier_at(f, shift)[1] <= INT32_MAX for f, b in zip(factors, bounds)):
+            return shift
+    raise CompileError("the output scale of a log-softmax is too small for its range")
 
 
 def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferred:
