@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.passes.integerize.reader import Reader, grid_of, handles
-from qcompile.passes.integerize.values import NO_CLAMP, Function, Integers, Quantized, Real, Weights
+from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Weights
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
@@ -22,7 +22,7 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if grid is None:
         raise CompileError("activations quantized per channel are not supported; use one scale per activation tensor")
     if isinstance(v, Integers):
-        return r.quantize_input(v, grid) if v.graph_input else r.make.quantize(_counted(r, v), grid)
+        return r.quantize_input(v, grid) if v.graph_input else r.make.quantize(_counted(r, v), _whole_numbers(grid) or grid)
     if isinstance(v, Weights) and _only_feeds_matmul(r, r.call_var):
         return v                                    # attention keeps the numerators instead
     return r.make.quantize(v, grid)
@@ -34,6 +34,16 @@ def _counted(r: Reader, v: Integers) -> Quantized:
     name = r.builder.emit("cast", [v.name], offset=0, dtype="int16") if dtype == "int32" else v.name
     info = np.iinfo(r.builder.types[name].dtype)
     return Quantized(name, v.axes, v.shape, 1.0, 0, str(info.dtype), int(info.min), int(info.max))
+
+
+def _whole_numbers(grid: Grid) -> Grid | None:
+    """The grid of scale 1 with the integers of `grid`, if `grid` has all integers of its range: flags stay 0 and 1."""
+    steps = round(1 / grid.scale)
+    if abs(steps * grid.scale - 1) > 1e-5:
+        return None
+    lo, hi = ((q - grid.zero_point) / steps for q in (grid.lo, grid.hi))
+    lo, hi = int(np.ceil(lo)), int(np.floor(hi))
+    return Grid(1.0, 0, "int8", lo, hi) if -128 <= lo <= hi <= 127 else None
 
 
 def _along(p: np.ndarray, v: Real, call: Any) -> np.ndarray:

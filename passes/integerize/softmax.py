@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, dyadic
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
-from qcompile.passes.integerize.elementwise import apply, as_function
+from qcompile.passes.integerize.elementwise import apply, as_function, scaled
 from qcompile.passes.integerize.reader import Reader, handles, shape_of
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
@@ -15,11 +15,13 @@ from qcompile.passes.integerize.values import (
     Deferred,
     Function,
     Grid,
+    Integers,
     Real,
     Sum,
     Value,
     Weights,
     identity,
+    value_range,
 )
 from qcompile.targets.errors import CompileError
 
@@ -30,9 +32,10 @@ NUMERATORS = np.append(np.rint(255 * 2.0 ** (-np.arange(255) / STEPS)), 0).astyp
 
 
 @dataclass
-class Masked(Sum):
-    """Scores with a mask: `a` are the scores, `keep` names an int8 tensor that is 0 where the weight is exactly 0."""
+class Masked(Deferred):
+    """`scores` where the int8 tensor `keep` is not 0, a large negative number elsewhere: of weight 0 in a softmax."""
 
+    scores: Value = None  # type: ignore[assignment]
     keep: str = ""
 
 
@@ -49,16 +52,25 @@ def masked_scores(r: Reader, condition: Value, a: Value, b: Value, shape: tuple[
     """Where(condition, scores, -large) or Where(condition, -large, scores) as masked scores; None if it is neither."""
     for scores, fill, wanted in ((a, b, True), (b, a, False)):
         if isinstance(fill, Real) and fill.values.size == 1 and fill.values.ravel()[0] <= MASKED and not isinstance(scores, Real):
-            if scores.shape != shape:
+            if scores.shape != shape or isinstance(scores, Integers):
                 return None
-            return Masked(scores, fill, shape, keep=keep_tensor(r, condition, wanted))
+            return masked(r, scores, keep_tensor(r, condition, wanted), fill)
     return None
+
+
+def masked(r: Reader, scores: Value, keep: str, fill: Real) -> Masked:
+    def make(grid: Grid) -> str:
+        low = r.make.quantize(fill.map(lambda v: v.reshape((1,) * len(scores.shape))), grid)
+        return r.builder.emit("where", [keep, r.make.plain(r.make.quantize(scores, grid)).name, low.name])
+
+    low, high = value_range(scores)
+    return Masked(make, identity(len(scores.shape)), scores.shape, min(low, float(fill.values.min())), high, scores=scores, keep=keep)
 
 
 def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]]:
     """(scores, masks, additive constants) of what goes into a softmax."""
-    if isinstance(v, Masked):
-        scores, masks, biases = split_masks(r, v.a)
+    if isinstance(v, Masked) and v.clamp == NO_CLAMP and v.factor > 0:
+        scores, masks, biases = split_masks(r, scaled(r, v.scores, v.factor))
         return scores, [*masks, v.keep], biases
     if isinstance(v, Sum) and v.clamp == NO_CLAMP:
         for scores, term in ((v.a, v.b), (v.b, v.a)):
