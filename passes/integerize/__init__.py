@@ -30,7 +30,7 @@ def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: s
     Program.info gets "inputs" and "outputs": name -> [scale, zero_point] (absent for plain integers), "types": ONNX dtypes.
     Raises CompileError naming the tensor whose op has no integer form.
     """
-    reader = Reader(module["main"], names)
+    reader = Reader(module["main"], names, approx)
     reader.read()
     body = module["main"].body.body
     results = [reader._value(body)]

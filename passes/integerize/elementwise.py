@@ -81,11 +81,11 @@ def apply(r: Reader, f: Callable[[np.ndarray], np.ndarray], v: Value) -> Value:
         return Function(g.source, np.asarray(f(g.values), np.float64))
 
 
-def _unary(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Reader, Any, list[Any]], Value]:
-    return lambda r, call, args: apply(r, f, args[0])
+def _unary(op: str, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Reader, Any, list[Any]], Value]:
+    return lambda r, call, args: apply(r, r.approximation.unary.get(op, f), args[0])
 
 
-HANDLERS.update({f"relax.{name}": _unary(f) for name, f in UNARY.items()})
+HANDLERS.update({f"relax.{name}": _unary(f"relax.{name}", f) for name, f in UNARY.items()})
 
 
 @handles("relax.isnan")

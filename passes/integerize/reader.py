@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.dialect import Type
+from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.integerize.builder import Builder
 from qcompile.passes.integerize.values import Function, Grid, Integers, Maker, Quantized, Real, Value, identity
 from qcompile.targets.errors import CompileError
@@ -49,9 +50,10 @@ def scalar(expr: Any) -> float:
 class Reader:
     """The state of one reading: values by variable, users of each variable, names for messages."""
 
-    def __init__(self, function: Any, names: dict[str, str]) -> None:
+    def __init__(self, function: Any, names: dict[str, str], approx: str = "exact") -> None:
         self.function = function
         self.names = names                              # Relax variable -> ONNX tensor
+        self.approximation = APPROXIMATIONS[approx]
         self.builder = Builder()
         self.make = Maker(self.builder)
         self.values: dict[Any, Any] = {}
@@ -150,14 +152,25 @@ class Reader:
         return len(self.users.get(var, [])) == 1
 
     def quantize_input(self, v: Integers, grid: Grid) -> Quantized:
-        """A float graph input on the grid of its first QuantizeLinear; later ones rescale it."""
+        """A float graph input on the grid of its first (or its first 16-bit) QuantizeLinear; others rescale it."""
         if v.name in self.input_grids:
             return self.make.quantize(replace(self.input_grids[v.name], axes=v.axes), grid)
+        widest = max([grid, *self._input_grids_asked(v.name)], key=lambda g: np.dtype(g.dtype).itemsize)
+        if widest != grid:
+            self.quantize_input(v, widest)
+            return self.quantize_input(v, grid)
         self.builder.input(v.name, Type(v.shape, grid.dtype))
         self.builder.program.info.setdefault("inputs", {})[v.name] = [grid.scale, grid.zero_point]
         q = Quantized(v.name, v.axes, v.shape, grid.scale, grid.zero_point, grid.dtype, grid.lo, grid.hi)
         self.input_grids[v.name] = q
         return q
+
+    def _input_grids_asked(self, name: str) -> list[Grid]:
+        """The grids on which a graph input is quantized directly."""
+        params = [p for p in self.function.params if self.names.get(p.name, p.name) == name]
+        calls = [b.value for p in params for b in self.users.get(p, [])]
+        grids = [grid_of(c) for c in calls if isinstance(c, relax.Call) and getattr(c.op, "name", "") == "relax.quantize"]
+        return [g for g in grids if g is not None]
 
     def operand(self, v: Value, what: str) -> Quantized:
         """An 8-bit per-tensor operand of a product, without a pending clamp."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, dyadic
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
+from qcompile.passes.integerize.approximations import STEPS
 from qcompile.passes.integerize.elementwise import apply, as_function, scaled
 from qcompile.passes.integerize.reader import Reader, handles, shape_of
 from qcompile.passes.integerize.values import (
@@ -26,9 +27,6 @@ from qcompile.passes.integerize.values import (
 from qcompile.targets.errors import CompileError
 
 MASKED = -1e3            # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
-TABLE_OCTAVES = 9.0      # 255 * 2^-9 < 0.5: numerators beyond are zero
-STEPS = 255 / TABLE_OCTAVES
-NUMERATORS = np.append(np.rint(255 * 2.0 ** (-np.arange(255) / STEPS)), 0).astype(np.uint8)
 
 
 @dataclass
@@ -242,8 +240,9 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
         steps = scale * np.log2(np.e) * STEPS                # table steps per unit of score
         shift = max(-15, int(np.floor(-3 - np.log2(steps))))   # 2^11 <= multiplier < 2^12: u and t both resolve 1/16 step
         multiplier = min(int(np.rint(steps * 2.0 ** (shift + 15))), 32767)
-        numerator, out_shift = row_division(float(value.scale) / grid.scale, int(NUMERATORS[0]))
-        names = [query.name, rows, r.make.plain(value).name, r.builder.constant(NUMERATORS, "numerators"), *extra]
+        numerators = r.approximation.numerators()
+        numerator, out_shift = row_division(float(value.scale) / grid.scale, int(numerators[0]))
+        names = [query.name, rows, r.make.plain(value).name, r.builder.constant(numerators, "numerators"), *extra]
         return r.builder.emit("attention", names, has_mask=bool(masks), has_bias=has_bias, q_zero_point=query.zero_point,
                               k_zero_point=key.zero_point, v_zero_point=value.zero_point, score_shift=shift, score_multiplier=multiplier,
                               numerator=numerator, shift=out_shift, **grid.attrs())
