@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-import numpy as np
 import onnx
 from onnx import helper
 from qcompile.frontend.graph import Graph, label
 from qcompile.targets.errors import CompileError
 
 SMALL = 4096  # constants up to this many elements take part in shape inference by value
+NO_NUMBERS = {onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}
+LARGEST = 2**29 - 1  # elements of a tensor: as int32 it has less than 2^31 bytes, which kernels count in int32
 
 
 def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None, notes: list[str]) -> None:
@@ -52,6 +54,9 @@ def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None,
             shape = tuple(d or 1 for d in declared)
             if unknown:
                 notes.append(f"input '{value.name}': the dynamic batch axis was fixed to 1")
+        if tensor.elem_type in NO_NUMBERS:
+            raise CompileError(f"input '{value.name}' holds no real numbers; export the model with numeric inputs")
+        _check_size(f"input '{value.name}'", shape)
         fixed.append(helper.make_tensor_value_info(value.name, tensor.elem_type, shape))
     if [v.SerializeToString() for v in fixed] == [v.SerializeToString() for v in graph.inputs]:
         return
@@ -62,7 +67,17 @@ def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None,
 
 
 def infer_shapes(graph: Graph) -> None:
-    """Infer shapes and types of all tensors (ONNX shape inference with data propagation); large weights stay out."""
+    """Infer shapes and types of all tensors (ONNX shape inference with data propagation)."""
+    try:
+        inferred = _infer(graph, strict=False)
+    except Exception as e:  # the C++ inference raises several types
+        raise CompileError(f"shape inference fails: {_reason(e)}") from e
+    graph.shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.inputs}
+    graph.note_types([*inferred.graph.value_info, *inferred.graph.output])
+
+
+def _infer(graph: Graph, strict: bool) -> onnx.ModelProto:
+    """Shape inference over the graph; large weights take part by their type only."""
     declared = [
         helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for k, v in graph.constants.items()
@@ -76,26 +91,38 @@ def infer_shapes(graph: Graph) -> None:
         opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
         ir_version=10,
     )
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
-    except Exception as e:  # the C++ inference raises several types
-        raise CompileError(f"shape inference fails: {str(e).strip().splitlines()[0]}") from e
-    graph.shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.inputs}
-    graph.note_types([*inferred.graph.value_info, *inferred.graph.output])
+    return onnx.shape_inference.infer_shapes(skeleton, strict_mode=strict, data_prop=True)
+
+
+def _reason(error: Exception) -> str:
+    """One line of a message of ONNX's shape inference, without its headings."""
+    text = " ".join(str(error).split())
+    return text.rpartition("[ShapeInferenceError] ")[2]
 
 
 def check_static(graph: Graph) -> None:
-    """Raise CompileError naming the first node whose result has no static shape."""
+    """Raise CompileError naming the first node whose result has no static shape, and why, or is too large."""
     for node in graph.nodes:
         for o in node.output:
             if o and (o not in graph.shapes or o not in graph.dtypes):
+                try:
+                    _infer(graph, strict=True)
+                except Exception as e:
+                    raise CompileError(f"node {label(node)}: its shapes do not fit: {_reason(e)}") from e
                 raise CompileError(
                     f"node {label(node)}: the shape of its result '{o}' depends on data or is unknown; "
                     "export the model with fixed shapes, or give them with --shapes"
                 )
+            if o:
+                _check_size(f"node {label(node)}: its result '{o}'", graph.shapes[o])
             if o and 0 in graph.shapes[o] and o in graph.output_names:
                 raise CompileError(f"node {label(node)}: its result '{o}' is empty, shape {graph.shapes[o]}")
 
 
+def _check_size(what: str, shape: tuple[int, ...]) -> None:
+    if element_count(shape) > LARGEST:
+        raise CompileError(f"{what} has {element_count(shape)} elements, shape {shape}; at most {LARGEST} are supported")
+
+
 def element_count(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
