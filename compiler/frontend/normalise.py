@@ -17,6 +17,7 @@ from qcompile.frontend.fuse_activations import fuse_activations
 from qcompile.frontend.fuse_norms import fuse_norms
 from qcompile.frontend.graph import Graph
 from qcompile.frontend.opset import upgrade_opset
+from qcompile.frontend.precision import single_precision
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
 from qcompile.frontend.simplify import (
     explicit_reshapes,
@@ -57,6 +58,7 @@ def normalise(
     """
     notes = [] if notes is None else notes
     graph = Graph(model)
+    single_precision(graph)
     fix_input_shapes(graph, shapes, notes)
     infer_shapes(graph)
     upgrade_opset(graph)
