@@ -146,10 +146,26 @@ def _finite(tensor: onnx.TensorProto, name: str) -> np.ndarray:
 
 def _check_graph(model: onnx.ModelProto) -> None:
     """The ONNX checker, on a copy whose large weights are declared instead of carried (it serialises its input)."""
+    unranked = [
+        v.type.tensor_type
+        for v in [*model.graph.input, *model.graph.output]
+        if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")
+    ]
+    names = [v.name for v in model.graph.output]
+    for name in names:
+        if names.count(name) > 1:
+            raise CompileError(f"output '{name}' occurs twice; remove one from the model")
+        if any(name == v.name for v in model.graph.input):
+            raise CompileError(f"output '{name}' is an input handed through; remove it from the model's outputs")
     try:
+        for tensor in unranked:  # the checker wants some shape; ONNX Runtime and we infer it
+            tensor.shape.SetInParent()
         onnx.checker.check_model(model if model.ByteSize() < 2**28 else _without_weights(model))
     except onnx.checker.ValidationError as e:
-        raise CompileError(f"the ONNX checker refuses the model: {str(e).strip().splitlines()[0]}") from e
+        raise CompileError(f"the ONNX checker refuses the model: {' '.join(str(e).split())}") from e
+    finally:
+        for tensor in unranked:
+            tensor.ClearField("shape")
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
