@@ -28,7 +28,7 @@ def observe(graph: Graph, tensors: Iterable[str], samples: list[Feed], observer:
     session = _session(graph, inner)
     for sample in _progress(samples, title):
         values: Mapping[str, np.ndarray] = (
-            {**sample, **dict(zip(inner, session.run(inner, sample)))} if inner else sample
+            {**sample, **dict(zip(inner, _run(session, inner, sample)))} if inner else sample
         )
         for name in wanted:
             value = values[name]
@@ -51,6 +51,13 @@ def _session(graph: Graph, outputs: list[str]) -> ort.InferenceSession:
         return ort.InferenceSession(serialise(model), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # ONNX Runtime's exception types are not public
         raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
+
+
+def _run(session: ort.InferenceSession, outputs: list[str], sample: Feed) -> list[np.ndarray]:
+    try:
+        return session.run(outputs, sample)
+    except Exception as e:  # as above
+        raise CompileError(f"ONNX Runtime cannot run the model on a calibration sample: {str(e).splitlines()[0]}") from e
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
