@@ -14,8 +14,8 @@ from qcompile.kernels.cpu.border import copy
 from qcompile.kernels.cpu.compile import compile_module
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Program
-from qcompile.runtime.toolchain import compile_c
-from qcompile.targets import Target
+from qcompile.runtime.toolchain import ToolError, compile_c
+from qcompile.targets import CompileError, Target
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,10 @@ def compile_kernels(kernels: dict[str, Kernel], target: Target) -> list[bytes]:
 def _compile_main(source: str, target: Target) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "main.c").write_text(source)
-        compile_c(Path(folder), "main.c", "main.o", target.triple, cpu_flags(target))
+        try:
+            compile_c(Path(folder), "main.c", "main.o", target.triple, cpu_flags(target))
+        except ToolError as error:
+            raise CompileError(f"the program's calls do not compile: {error}") from error
         return (Path(folder) / "main.o").read_bytes()
 
 
