@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qcompile.kernels.cpu.chain import operand_kind, tensor_inputs
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
 
@@ -37,8 +38,8 @@ def merge_reshapes(program: Program) -> Program:
 def sink_reshapes(program: Program) -> Program:
     """step(reshape(x), ...) becomes reshape(step(x, ...)) for elementwise steps, so that the step can join x's kernel.
 
-    Done where the reshape keeps the last axis (per-channel constants still fit) and the other operands have the same shape
-    or one element.
+    Done where the reshape keeps the last axis (per-channel constants still fit) and the other operands have the same
+    shape, one element, or one for each channel.
     """
     types = program.types()
     users: dict[str, int] = {}
@@ -53,15 +54,18 @@ def sink_reshapes(program: Program) -> Program:
         if OPS[node.op].elementwise and source is not None and source.op == "reshape" and users[source.name] == 1 \
                 and source.name not in program.outputs and source.inputs[0] in by_name:
             inner, outer = types[source.inputs[0]], types[source.name]
-            others = [i for a, i in zip(_arguments(node), node.inputs) if a not in OPS[node.op].parameters][1:]
+            others = tensor_inputs(node)[1:]
+            kinds = {o: operand_kind(outer.shape, types[o].shape) for o in others}
             if inner.shape and outer.shape and inner.shape[-1] == outer.shape[-1] and all(
-                    types[o].shape == outer.shape or types[o].size == 1 for o in others):
+                    kind in ("same", "scalar", "channel") for kind in kinds.values()):
+                views = {"same": inner.shape, "channel": inner.shape[-1:], "scalar": (1,)}
                 moved = []
                 for i in node.inputs[1:]:
-                    if i in others and types[i].size != 1:
-                        view = Node(f"{node.name}_{i}", "reshape", (i,), {"shape": list(inner.shape)})
+                    shape = views[kinds[i]] if i in kinds else types[i].shape
+                    if shape != types[i].shape:
+                        view = Node(f"{node.name}_{i}", "reshape", (i,), {"shape": list(shape)})
                         nodes.append(view)
-                        types[view.name] = Type(inner.shape, types[i].dtype)
+                        types[view.name] = Type(shape, types[i].dtype)
                         moved.append(view.name)
                     else:
                         moved.append(i)
@@ -76,11 +80,6 @@ def sink_reshapes(program: Program) -> Program:
         nodes.append(node)
         produced[node.name] = node
     return merge_reshapes(replace(program, nodes=nodes))
-
-
-def _arguments(node: Node) -> list[str]:
-    names = OPS[node.op].arguments
-    return [names[min(i, len(names) - 1)] for i in range(len(node.inputs))]
 
 
 def tidy(program: Program) -> Program:

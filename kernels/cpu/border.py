@@ -19,5 +19,6 @@ def copy(source: Any, destination: Any, nbytes: int) -> KernelCall:
         with T.serial(size - done) as i:
             store_lanes(y, done + i, x.load(done + i), 1)
 
-    kernel = Kernel("copy_bytes", lambda: function("copy_bytes", [("x", "uint8*"), ("y", "uint8*"), ("size", "int32")], body))
+    parameters = [("x", "uint8*"), ("y", "uint8*"), ("size", "int32")]
+    kernel = Kernel("copy_bytes", lambda: function("copy_bytes", parameters, body))
     return KernelCall(kernel, (source, destination, nbytes))

@@ -57,14 +57,14 @@ def fusable(step: Node, value: str, types: dict[str, Type]) -> bool:
         return False
     shape = types[value].shape
     return infer_node(step, types).shape == shape and all(
-        types[i].dtype in DTYPES and operand_kind(shape, types[i].shape) for i in step.inputs[: _tensors(step)]
+        types[i].dtype in DTYPES and operand_kind(shape, types[i].shape) for i in tensor_inputs(step)
     )
 
 
-def _tensors(step: Node) -> int:
-    """How many leading inputs of a step are tensors rather than parameters."""
+def tensor_inputs(step: Node) -> tuple[str, ...]:
+    """The inputs of a step that are tensors, rather than parameters such as multipliers and tables."""
     op = OPS[step.op]
-    return sum(a not in op.parameters for a in op.arguments)
+    return tuple(name for argument, name in zip(op.arguments, step.inputs) if argument not in op.parameters)
 
 
 def head_and_chain(ctx: NodeContext, isa: Isa) -> tuple[Node, Chain]:
@@ -137,6 +137,12 @@ class Chain:
         numbers = {source: 0} | {s.node.name: k + 1 for k, s in enumerate(self.steps)}
         self.key = self.source_dtype + "".join(s.key(numbers) for s in self.steps)
 
+    @property
+    def widest_bytes(self) -> int:
+        """Bytes of an element of the widest tensor that the chain reads."""
+        dtypes = [self.source_dtype, *(m.dtype for m in self._memories.values())]
+        return max(np.dtype(d).itemsize for d in dtypes)
+
     def start(self, arguments: Sequence[Argument]) -> Emitter:
         """To be called inside the kernel, with its variables for `parameters`."""
         return Emitter(self, list(arguments))
@@ -147,7 +153,7 @@ class Chain:
         rule, op = STEPS[node.op], OPS[node.op]
         inputs: list[str | Memory] = []
         for position, name in enumerate(node.inputs):
-            is_parameter = op.arguments[min(position, len(op.arguments) - 1)] in op.parameters
+            is_parameter = op.arguments[position] in op.parameters
             table = node.op == "lut" and position == 1
             inputs.append(name if name in self._names else self._memory(node, name, is_parameter, table))
         values, flags = rule.scalars(node, [self._types[i] for i in node.inputs])
@@ -247,4 +253,4 @@ class Emitter:
         return bind(pointer.load(offset, n))
 
 
-__all__ = ["STEPS", "Chain", "Emitter", "fusable", "head_and_chain", "operand_kind", "widen"]
+__all__ = ["STEPS", "Chain", "Emitter", "fusable", "head_and_chain", "operand_kind", "tensor_inputs", "widen"]

@@ -107,7 +107,7 @@ class Prelu:
         return saturate(rescale(d, m, shift, pre), zero_point, qmin, qmax, dtype)
 
 
-@integer_op("bias_add", parameters=("bias",), elementwise=True)
+@integer_op("bias_add", elementwise=True)
 class BiasAdd:
     """y = x + bias, int32; bias int32 broadcastable to x. Fits int32 (proved)."""
 

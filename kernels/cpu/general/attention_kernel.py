@@ -20,7 +20,7 @@ from qcompile.kernels.cpu.general.common import (
     select,
 )
 from qcompile.kernels.cpu.isa import Isa
-from qcompile.kernels.cpu.linear.matmul import _pack_columns, _pack_rows
+from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
 from qcompile.kernels.cpu.linear.tiles import Tiling
 
 LARGEST_DISTANCE = 32767
@@ -128,7 +128,7 @@ class Body:
             "row_terms": bind(task * (-(-plan.rows // 16) * 16)),
         }
         self._pack(
-            _pack_rows,
+            pack_rows,
             plan.scores,
             "k",
             starts[1],
@@ -139,7 +139,7 @@ class Body:
             0 - v["q_zero_point"],
         )
         self._pack(
-            _pack_columns,
+            pack_columns,
             plan.values,
             "v",
             starts[2],

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, splat, store_lanes
-from qcompile.kernels.cpu.chain import STEPS, Chain, operand_kind
+from qcompile.kernels.cpu.chain import STEPS, Chain, operand_kind, tensor_inputs
 from qcompile.kernels.cpu.general.common import (
     PARALLEL_WORK,
     Source,
@@ -24,8 +23,8 @@ from qcompile.kernels.cpu.general.common import (
 )
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.dialect import OPS, Type
-from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext, Workspace
+from qcompile.kernels.dialect import Type
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
 
 BLOCK = 1 << 14  # elements of a flat tensor that one thread takes at a time
@@ -43,13 +42,13 @@ def lower_elementwise(ctx: NodeContext) -> list[KernelCall]:
     expanded: dict[str, Source] = {}
     inner = {step.name for step in body}
     for step in body:
-        for name in step.inputs[: _tensors(step)]:
+        for name in tensor_inputs(step):
             if name in inner or name in expanded:
                 continue
             fits = types[name].size == ctx.out.size if name == source else operand_kind(shape, types[name].shape)
             if not fits:
                 full = Type(shape, types[name].dtype)
-                expanded[name] = Workspace(f"full {name}", full.nbytes + 64)
+                expanded[name] = Workspace(f"full {name}", full.nbytes + SLACK_BYTES)
                 calls += broadcast_calls(get_isa(ctx.target), types[name], shape, operand(ctx, name), expanded[name])
                 types[name] = full
     types[source] = Type(shape, types[source].dtype)
@@ -60,12 +59,6 @@ def lower_elementwise(ctx: NodeContext) -> list[KernelCall]:
     return [*calls, chain_call(chain, x, Buffer(ctx.node.name), ctx.out)]
 
 
-def _tensors(step: Node) -> int:
-    """How many leading inputs of a step are tensors rather than parameters."""
-    op = OPS[step.op]
-    return sum(a not in op.parameters for a in op.arguments)
-
-
 def _swapped(ctx: NodeContext) -> tuple[Node, ...]:
     """The body, with the operands of a leading add or mul exchanged where only the second has the result's size."""
     head, *others = ctx.node.body or (ctx.node,)
@@ -74,29 +67,7 @@ def _swapped(ctx: NodeContext) -> tuple[Node, ...]:
         exchange = {"x": "r", "r": "x"}
         attrs = {exchange[k[0]] + k[1:] if k[1:2] == "_" and k[0] in exchange else k: v for k, v in head.attrs.items()}
         head = replace(head, inputs=(head.inputs[1], head.inputs[0], *head.inputs[2:]), attrs=attrs)
-    return tuple(_tensor_bias(step, ctx) for step in (head, *others))
-
-
-def _tensor_bias(step: Node, ctx: NodeContext) -> Node:
-    """A bias that does not lie along the channels is one more tensor: a sum without rounding."""
-    if step.op != "bias_add" or operand_kind(ctx.out.shape, ctx.types[step.inputs[1]].shape) in ("scalar", "channel"):
-        return step
-    low, high = RANGES["int32"]
-    return replace(
-        step,
-        op="add",
-        attrs={
-            "x_zero_point": 0,
-            "x_multiplier": 1,
-            "r_zero_point": 0,
-            "r_multiplier": 1,
-            "shift": 0,
-            "zero_point": 0,
-            "qmin": low,
-            "qmax": high,
-            "dtype": "int32",
-        },
-    )
+    return (head, *others)
 
 
 def _chain(
@@ -109,17 +80,13 @@ def _chain(
     along = {
         n for step in body for n in step.inputs if n in types and operand_kind(chain.shape, types[n].shape) == "channel"
     }
-    if (
-        _is_flat(chain)
-        or ":row" in chain.key
-        or "row:" in chain.key
-        or "image:" in chain.key
-        or joined == 1
-        or not along <= set(constants)
-    ):
+    by_row = any(f"{kind}:" in chain.key for kind in ("row", "image"))
+    if _is_flat(chain) or by_row or joined == 1 or not along <= set(constants):
         return chain
     shape = (rows // joined, joined * channels)
-    types = {n: Type(shape, t.dtype) if t.shape == chain.shape else t for n, t in types.items()}
+    types = {
+        n: Type(shape, t.dtype) if operand_kind(chain.shape, t.shape) == "same" else t for n, t in types.items()
+    }
     for name in along:
         constants = constants | {name: np.tile(constants[name].reshape(-1), joined)}
         types[name] = Type((joined * channels,), types[name].dtype)
@@ -136,7 +103,8 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
     flat = _is_flat(chain)
     channels = out.size if flat else chain.channels
     rows = out.size // max(channels, 1)
-    width = chain.width
+    # the only vector of a short row may read past its end, by no more than the slack
+    width = chain.width if channels >= chain.width else min(chain.width, SLACK_BYTES // chain.widest_bytes)
     parallel = out.size >= PARALLEL_WORK and (flat or rows > 1)
     fixed = static(channels, width)
     name = "_".join(
@@ -146,7 +114,6 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
             "flat" if flat else "rows",
             *(["p"] if parallel else []),
             *([f"c{fixed}"] if fixed else []),
-            *([f"i{channels}"] if "image:" in chain.key else []),
             chain.key,
         ]
     )
@@ -187,7 +154,7 @@ def lower_where(ctx: NodeContext) -> list[KernelCall]:
         if type_.size in (1, out.size):
             operands.append(operand(ctx, name))
             continue
-        operands.append(Workspace(f"full {len(operands)}", Type(out.shape, type_.dtype).nbytes + 64))
+        operands.append(Workspace(f"full {len(operands)}", Type(out.shape, type_.dtype).nbytes + SLACK_BYTES))
         calls += broadcast_calls(isa, type_, out.shape, operand(ctx, name), operands[-1])
     width, parallel = 16, out.size >= PARALLEL_WORK
     fixed = static(out.size, width)

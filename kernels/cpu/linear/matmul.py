@@ -17,21 +17,20 @@ from qcompile.kernels.cpu.builder import (
     cast,
     extract,
     function,
-    lanes_of,
     local,
-    reinterpret,
-    shuffle,
     splat,
 )
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, head_and_chain
-from qcompile.kernels.cpu.isa import get_isa
+from qcompile.kernels.cpu.general.movement import broadcast_calls
+from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
 from qcompile.kernels.cpu.linear.conv import PARALLEL_MACS, plan_sizes, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry, matrix_kernel
+from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
+from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, NodeContext, Workspace
-from qcompile.targets.errors import CompileError
 
 
 def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
@@ -41,12 +40,12 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
     transposed = bool(head.attrs["transpose_b"])
     m, k = a.shape[-2:]
     n = b.shape[-2 if transposed else -1]
-    lead_a, lead_b = (int(np.prod(t.shape[:-2], dtype=np.int64)) for t in (a, b))
-    images = int(np.prod(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), dtype=np.int64))
-    if lead_a not in (1, images) or lead_b not in (1, images):
-        raise CompileError(
-            f"{head.name}: a product of {list(a.shape)} and {list(b.shape)} broadcasts both operands; expand one first"
-        )
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    images = int(np.prod(lead, dtype=np.int64))
+    calls: list[KernelCall] = []
+    (left, lead_a), (right, lead_b) = (
+        _whole_or_one(chain.isa, name, t, lead, calls) for name, t in zip(head.inputs, (a, b))
+    )
     if lead_b == 1:  # one matrix for all: the images are more rows
         m, images, lead_a = m * images, 1, 1
     shift = 128 if b.dtype == "uint8" else 0
@@ -60,13 +59,12 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
     w_image, bias_image = panel_bytes * (padded_n // columns), padded_n + CONSTANT_PADDING
     packed = Workspace("packed", w_image * images + SLACK_BYTES)
     bias = Workspace("bias", bias_image * images * 4)
-    left, right = Buffer(head.inputs[0]), Buffer(head.inputs[1])
-    calls = [
+    calls.append(
         KernelCall(
             _pack_kernel(tiling.dot, columns, transposed, b.dtype, chain.isa.name),
             (right, packed, bias, images, n, k, padded_n // columns, bias_image, a_zero_point, b_zero_point),
         )
-    ]
+    )
     sizes = plan_sizes(ctx.target, tiling, rows=m, n=n, run=k, all_runs=1, images=images, groups=1)
     sizes |= {"pixel_step": k, "x_image": m * k if lead_a > 1 else 0, "w_image": w_image, "bias_image": bias_image}
     terms: tuple[Workspace, ...] = ()
@@ -88,6 +86,19 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
         )
     )
     return calls
+
+
+def _whole_or_one(
+    isa: Isa, name: str, type_: Type, lead: tuple[int, ...], calls: list[KernelCall]
+) -> tuple[Buffer | Workspace, int]:
+    """An operand and how many matrices it has: one for each of `lead` or one for all, others are expanded first."""
+    images, own = (int(np.prod(shape, dtype=np.int64)) for shape in (lead, type_.shape[:-2]))
+    if own in (1, images):
+        return Buffer(name), own
+    full = Type((*lead, *type_.shape[-2:]), type_.dtype)
+    expanded = Workspace(f"full {name}", full.nbytes + SLACK_BYTES)
+    calls += broadcast_calls(isa, type_, full.shape, Buffer(name), expanded)
+    return expanded, images
 
 
 def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str, isa: str) -> Kernel:
@@ -116,7 +127,7 @@ def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str, isa: str)
             start = bind(image * n * k)
             out = bind((image * panels + panel) * groups * (dot.group * columns))
             terms = bind(image * bias_image + panel * columns)
-            (_pack_rows if transposed else _pack_columns)(
+            (pack_rows if transposed else pack_columns)(
                 dot, columns, order, b, packed, bias, n, k, groups, start, out, terms, panel
             )
             sums = bias.load(terms, columns)
@@ -133,111 +144,6 @@ def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str, isa: str)
             body,
         ),
     )
-
-
-def _signed(x: Expr) -> Expr:
-    """The bytes as int8: u8 - 128 flips the top bit."""
-    n = lanes_of(x)
-    return reinterpret(T.bitwise_xor(x, splat(128, "uint8", n)), "int8", n) if str(x.ty).startswith("uint8") else x
-
-
-def _interleave(parts: list[Expr]) -> Expr:
-    """Lane c of each part next to each other, by pairs: c of parts[0], c of parts[1], ..."""
-    size = 1
-    while len(parts) > 1:
-        half = len(parts) // 2
-        zipped = []
-        for i in range(half):
-            n = lanes_of(parts[2 * i])
-            zipped.append(
-                bind(
-                    shuffle(
-                        [parts[2 * i], parts[2 * i + 1]],
-                        [s * n + u * size + e for u in range(n // size) for s in (0, 1) for e in range(size)],
-                    )
-                )
-            )
-        parts, size = zipped, size * 2
-    return parts[0]
-
-
-def _pack_columns(
-    dot: Dot,
-    columns: int,
-    order: list[int],
-    b: Pointer,
-    packed: Pointer,
-    bias: Pointer,
-    n: Expr,
-    k: Expr,
-    groups: Expr,
-    start: Expr,
-    out: Expr,
-    terms: Expr,
-    panel: Expr,
-) -> None:
-    """b [K, N]: `group` rows at a time, zipped."""
-    bias.store(terms, splat(0, "int32", columns))
-    with T.serial(0, groups) as g:
-        rows = []
-        for e in range(dot.group):
-            at = bind(g * dot.group + e)
-            row = _signed(b.load(start + T.min(at, k - 1) * n + panel * columns, columns))
-            # past the end of K: zeros, whatever the other operand holds there
-            mask = splat(T.Select(at < k, T.int32(-1), T.int32(0)), "int8", columns)
-            rows.append(bind(T.bitwise_and(row, mask)))
-        wide = [cast(r, "int32") for r in rows]
-        bias.store(terms, bias.load(terms, columns) + sum(wide[1:], wide[0]))
-        if order != sorted(order):
-            rows = [bind(shuffle([r], order)) for r in rows]
-        packed.store(out + g * (dot.group * columns), _interleave(rows))
-
-
-def _pack_rows(
-    dot: Dot,
-    columns: int,
-    order: list[int],
-    b: Pointer,
-    packed: Pointer,
-    bias: Pointer,
-    n: Expr,
-    k: Expr,
-    groups: Expr,
-    start: Expr,
-    out: Expr,
-    terms: Expr,
-    panel: Expr,
-) -> None:
-    """b [N, K]: `group` bytes of one channel at a time."""
-    block, size = dot.column_step, dot.group
-    whole = bind(T.truncdiv(k, T.int32(size)))
-    sums = local(size, "int32")
-
-    def copy(source: Expr, target: Expr, valid: Expr | None) -> None:
-        values = _signed(b.load(source, size))
-        if valid is not None:  # reads at most size - 1 bytes past the row; they become zeros
-            mask = T.Select(
-                T.ramp(T.int32(0), 1, size) < splat(valid, "int32", size),
-                splat(-1, "int32", size),
-                splat(0, "int32", size),
-            )
-            values = T.bitwise_and(values, cast(mask, "int8"))
-        values = bind(values)
-        sums.store(0, sums.load(0, size) + cast(values, "int32"))
-        packed.store(target, values)
-
-    with T.serial(0, columns // block) as part:
-        for position, channel in enumerate(order[:block]):
-            column = bind(part * block + channel)
-            row = bind(start + T.min(panel * columns + column, n - 1) * k)
-            target = bind(out + (part * block + position) * size)
-            sums.store(0, splat(0, "int32", size))
-            with T.serial(0, whole) as g:
-                copy(row + g * size, target + g * (size * columns), None)
-            with T.If(whole < groups), T.Then():
-                copy(row + whole * size, target + whole * (size * columns), k - whole * size)
-            lanes = [extract(sums.load(0, size), e, 1) for e in range(size)]
-            bias.store(terms + column, sum(lanes[1:], lanes[0]))
 
 
 def _row_kernel(dtype: str, isa: str, lanes: int) -> Kernel:

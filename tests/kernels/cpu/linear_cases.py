@@ -230,23 +230,21 @@ def epilogue_cases(c: Cases, size: int = 300) -> Iterator[Case]:
         {"x_zero_point": c.low + 5, "r_zero_point": c.low, "shift": 3, "pre": 0, **c.bounds()},
     )
     yield c.fuse(h, [rq, lut, silu], {}, k | t | {"mul_m": c.multiplier(37)})
-    h = head()  # prelu, bias_add, cast
-    bias = Node(c.name("bias"), "bias_add", (h[0].name, "bias_b"), {})
-    prelu = Node(
-        c.name("prelu"), "prelu", (bias.name, "pos", "neg"), {"x_zero_point": 0, "shift": 10, "pre": 0, **c.bounds()}
-    )
-    other = "int8" if c.dtype == "uint8" else "uint8"
-    cast = Node(c.name("cast"), "cast", (prelu.name,), {"offset": -100, "dtype": other})
-    yield c.fuse(
-        h,
-        [bias, prelu, cast],
-        {},
-        {
-            "bias_b": c.rng.integers(-9999, 9999, 37).astype(np.int32),
+    for kind in ("channel", "same", "row", "scalar"):  # bias_add of any shape, prelu, cast
+        h = head()
+        full = shape(h[0])
+        bias_shape = {"channel": full[-1:], "same": full, "row": (*full[:-1], 1), "scalar": (1,)}[kind]
+        bias = Node(c.name("bias"), "bias_add", (h[0].name, "bias_b"), {})
+        attrs = {"x_zero_point": 0, "shift": 10, "pre": 0, **c.bounds()}
+        prelu = Node(c.name("prelu"), "prelu", (bias.name, "pos", "neg"), attrs)
+        other = "int8" if c.dtype == "uint8" else "uint8"
+        cast = Node(c.name("cast"), "cast", (prelu.name,), {"offset": -100, "dtype": other})
+        constants = {
+            "bias_b": c.rng.integers(-9999, 9999, bias_shape).astype(np.int32),
             "pos": c.multiplier(37),
             "neg": c.multiplier(37),
-        },
-    )
+        }
+        yield c.fuse(h, [bias, prelu, cast], {}, constants)
     h = head()  # 16-bit table with few codes
     rq = Node(
         c.name("rq"),

@@ -92,6 +92,7 @@ def cases(rng):
                 ((2, 4, 5, 6), (4, 1, 6)),
                 ((1, 196, 1), (1, 196, 24)),
                 ((200, 3), (3,)),
+                ((1, 6, 8, 3), (6, 8, 3)),
             ]
         ):
             yield add(
@@ -107,7 +108,17 @@ def cases(rng):
     same = edge_array(rng, (3, 50), "int8")
     yield Case(node("double", "add", ["d", "d"], add("q", same, same).node.attrs), {"d": same})
     for i, (a, b) in enumerate(
-        [((4, 30), (4, 30)), ((3, 5, 24), (3, 1, 24)), ((3, 5, 24), (3, 5, 1)), ((7,), (6, 7)), ((5, 1), (1, 8))]
+        [
+            ((4, 30), (4, 30)),
+            ((3, 5, 24), (3, 1, 24)),
+            ((3, 5, 24), (3, 5, 1)),
+            ((7,), (6, 7)),
+            ((5, 1), (1, 8)),
+            ((2, 3, 4, 20), (2, 1, 1, 20)),
+            ((2, 1, 1, 20), (2, 3, 4, 20)),
+            ((2, 3, 4, 20), (2, 1, 1, 1)),
+            ((2, 1, 1, 20), (3, 4, 1)),
+        ]
     ):
         c = np.broadcast_shapes(a, b)[-1]
         m = rng.integers(1, 2**31 - 1, c if i % 2 else 1).astype(np.int32)
@@ -221,6 +232,19 @@ def cases(rng):
         replace(node("f4", "fused", ["f1_x", "f1_r", "f2_m", "f_t"], {}), body=body),
         first.arrays,
         last.constants | {"f_t": rng.integers(-128, 128, 256).astype(np.int8)},
+    )
+
+
+    # accumulators of few channels through a table: the last vector must not read further than the slack
+    accumulators = rng.integers(-(2**31), 2**31, (5, 3)).astype(np.int32)
+    few = requantize("n1", accumulators, np.array([FACTOR], np.int32), shift=9)
+    yield Case(
+        replace(
+            node("n2", "fused", ["n1_x", "n1_m", "n_t"], {}),
+            body=(few.node, node("n2", "lut", ["n1", "n_t"], {"first": -128})),
+        ),
+        few.arrays,
+        few.constants | {"n_t": rng.integers(-128, 128, 256).astype(np.int8)},
     )
 
 

@@ -102,6 +102,8 @@ def test_matmul(target: Target, tmp_path: Path) -> None:
         ((40, 64), (3, 64, 64), True),
         ((2, 2, 1, 3), (2, 2, 5, 3), True),
         ((2, 40, 64), (2, 64, 64), False),
+        ((2, 1, 9, 33), (1, 3, 33, 20), False),
+        ((3, 1, 4, 32), (2, 8, 32), True),
     )
     heads = [c.matmul(a, b, t, zp) for a, b, t in shapes for zp in ((128, 128), (3, 250))]
     heads += [
