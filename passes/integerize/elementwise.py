@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import dyadic
+from qcompile.kernels.arithmetic import INT32_MAX, dyadic
 from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, scalar
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
@@ -285,6 +285,8 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
     x, y = r.make.with_rank(x, len(shape)), r.make.with_rank(y, len(shape))
     axes = max((x, y), key=lambda t: np.prod(t.shape)).axes
     x, y = r.make.relayout(x, axes), r.make.relayout(y, axes)
+    if x.magnitude * y.magnitude > INT32_MAX:                # off-centre 16-bit codes
+        x, y = (r.make.quantize(t, symmetric_grid(*t.range())) for t in (x, y))
     bound = x.magnitude * y.magnitude
 
     def make(grid: Grid) -> str:
