@@ -22,7 +22,7 @@ def c_prefix(text: str, fallback: str = "model") -> str:
     """``text`` (a file or tensor name) as the beginning of C identifiers: 'My net-v2' becomes 'My_net_v2'."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     word = re.sub(r"_+", "_", re.sub(r"\W", "_", plain)).strip("_") or fallback
-    if word[0].isdigit():
+    if word[0].isdigit() or word.startswith("qc_"):         # qc_ is ours
         word = f"{fallback}_{word}"
     return word
 

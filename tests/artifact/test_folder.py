@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from qcompile.artifact import TensorInfo, build_artifact, c_identifier, write_folder
+from qcompile.runtime import load
 from qcompile.targets import CompileError
 from sample_artifacts import build_multiply, build_parallel, multiply_spec
 
@@ -161,3 +162,9 @@ def test_c_example_runs(tmp_path):
     (tmp_path / "x.raw").write_bytes(bytes([2] * 24))
     printed = subprocess.run([tmp_path / "main", tmp_path / "x.raw"], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[1].split() == ["y:", *(f"{0.25 * 2 * w:g}" for w in (*range(-12, 0), 0, 1, 2, 3))]
+
+
+@pytest.mark.parametrize("name", ["model", "qc_model", "qc", "float", "run", "static", "launch", "my-net.v2", "2nd net"])
+def test_any_model_name_links(tmp_path, name):
+    spec = replace(multiply_spec(tmp_path / "objects", "host"), name=name)
+    assert load(build_artifact(spec, tmp_path / "build").path).outputs
