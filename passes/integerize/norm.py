@@ -10,6 +10,8 @@ from qcompile.passes.integerize.reader import Reader, handles, integers, shape_o
 from qcompile.passes.integerize.values import Deferred, Grid, Quantized, Real, identity
 from qcompile.targets.errors import CompileError
 
+SHORT_ROW = 256    # shorter rows of 8-bit elements are normalised in 16 bits
+
 
 def _normalise(r: Reader, x: Quantized, rows: tuple[int, ...], gamma: np.ndarray, beta: np.ndarray, epsilon: float, out: tuple[int, ...],
                rms: bool, per_row: bool) -> Deferred:
@@ -17,6 +19,8 @@ def _normalise(r: Reader, x: Quantized, rows: tuple[int, ...], gamma: np.ndarray
     d = rows[-1]
     if d * 65535 > INT32_MAX:
         raise CompileError(f"a normalisation over {d} elements overflows 32 bits")
+    if x.dtype == "int8" and d < SHORT_ROW:                        # the integer root of a short row of bytes is coarse
+        x = r.make.quantize(x, Grid(float(x.scale) / 128, 0, "int16", -32767, 32767))
     x = r.make.plain(x)
     name = r.builder.emit("reshape", [x.name], shape=list(rows))
     eps = min(int(np.rint(epsilon * d * d / float(x.scale) ** 2)), 1 << 60)
