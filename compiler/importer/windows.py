@@ -85,9 +85,9 @@ class ConvTranspose(Converter):
         if n == 2:
             return _with_bias(bb, relax.op.nn.conv2d_transpose(x, w, strides, pads, extra, dilations, groups), inputs[2])
         w4 = bb.normalize(relax.op.expand_dims(w, 2))
-        y = as_2d(bb, x, lambda x4: relax.op.nn.conv2d_transpose(x4, w4, [1, *strides], [0, pads[0], 0, pads[1]], [0, *extra],
-                                                                 [1, *dilations], groups))
-        return _with_bias(bb, y, inputs[2])
+        op = lambda x4: relax.op.nn.conv2d_transpose(x4, w4, [1, *strides], [0, pads[0], 0, pads[1]], [0, *extra],  # noqa: E731
+                                                     [1, *dilations], groups)
+        return as_2d(bb, x, lambda x4: _with_bias(bb, op(x4), inputs[2]))
 
 
 def _pool(op: Any, bb: Any, x: Any, attr: dict, **extra: Any) -> Any:

@@ -34,21 +34,17 @@ def _accumulator_bound(codes: np.ndarray, x: Quantized) -> float:
     return float(np.abs(codes.reshape(len(codes), -1).astype(np.int64)).sum(1).max(initial=0)) * x.magnitude
 
 
-def coarser(codes: np.ndarray, scale: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def coarser(codes: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Weights [O, ...] on steps 2^k[o] times larger."""
-    factor = 2.0**k
-    return np.rint(codes / factor.reshape(-1, *[1] * (codes.ndim - 1))).astype(np.int8), scale * factor
+    return np.rint(codes / (2.0**k).reshape(-1, *[1] * (codes.ndim - 1))).astype(np.int8)
 
 
-def accumulator(r: Reader, x: Quantized, codes: np.ndarray, scale: np.ndarray, call_op: Callable[[np.ndarray, str], str], axes: tuple[int, ...],
-                out: tuple[int, ...], takes_bias: bool = True) -> Accumulator:
+def accumulator(r: Reader, x: Quantized, codes: np.ndarray, scale: np.ndarray, call_op: Callable[[np.ndarray, str], str],
+                axes: tuple[int, ...], out: tuple[int, ...], takes_bias: bool = True) -> Accumulator:
     """The sums of a layer with constant weights; call_op(weight codes, bias) emits it."""
-
-    def emit(bias: np.ndarray | None) -> str:
-        return call_op(codes, _bias_constant(r, bias, len(codes)))
-
-    return Accumulator(emit, axes, out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=takes_bias,
-                       coarsen=lambda k: accumulator(r, x, *coarser(codes, scale, k), call_op, axes, out, takes_bias))
+    emitter = lambda w: lambda bias: call_op(w, _bias_constant(r, bias, len(w)))  # noqa: E731
+    return Accumulator(emitter(codes), axes, out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=takes_bias,
+                       coarsen=lambda k: emitter(coarser(codes, k)))
 
 
 def _bias_constant(r: Reader, bias: np.ndarray | None, channels: int) -> str:

@@ -46,15 +46,37 @@ def reshape(r: Reader, call: Any, args: list[Any]) -> Value:
         return v
     if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
         return _reshape_input(r, v, shape)
+    if not isinstance(v, Integers | Quantized | Function | Accumulator):
+        v = r.settled(v, r.call_var)
+    same = _unit_axes(v, shape)
+    if same:
+        return _viewed(r, v, *same, shape)
     if isinstance(v, Accumulator) and v.shape[-1] == shape[-1] and v.axes == identity(len(v.shape)):
-        emit = v.emit
-        return replace(v, emit=lambda bias: r.builder.emit("reshape", [emit(bias)], shape=list(shape)), axes=identity(len(shape)),
-                       shape=shape, scores=None)
-    if isinstance(v, Accumulator | Weights) or not isinstance(v, Integers | Quantized | Function):
+        return _viewed(r, v, list(shape), identity(len(shape)), shape)
+    if isinstance(v, Accumulator):
         v = r.settled(v, r.call_var)
     if isinstance(v, Function):
         return replace(v, source=_reshape(r, v.source, shape))
     return _reshape(r, v, shape)
+
+
+def _unit_axes(v: Any, shape: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]] | None:
+    """(physical shape, layout) of a value that only gains or loses axes of size 1: those go first, the others stay as they are."""
+    old, new = ([i for i, n in enumerate(s) if n != 1] for s in (v.shape, shape))
+    if [v.shape[i] for i in old] != [shape[i] for i in new]:
+        return None
+    moved = [new[old.index(i)] for i in sorted(old, key=lambda i: v.axes[i])]
+    order = [i for i, n in enumerate(shape) if n == 1] + moved
+    return [shape[i] for i in order], tuple(int(i) for i in np.argsort(order))
+
+
+def _viewed(r: Reader, v: Any, physical: list[int], axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """The same elements in the same order in memory under another shape."""
+    if isinstance(v, Function):
+        return replace(v, source=_viewed(r, v.source, physical, axes, shape))
+    if isinstance(v, Accumulator):
+        return v.through(lambda name: r.builder.emit("reshape", [name], shape=physical), axes, shape)
+    return replace(v, name=r.builder.emit("reshape", [v.name], shape=physical), axes=axes, shape=shape)
 
 
 def _reshape_input(r: Reader, v: Integers, shape: tuple[int, ...]) -> Value:

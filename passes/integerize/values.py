@@ -124,6 +124,9 @@ class Function:
         return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
+Emit = Callable[[np.ndarray | None], str]          # bias codes (or None) -> name of the result
+
+
 @dataclass
 class Accumulator:
     """An int32 sum with real = scale * acc + bias; emit(bias int32 vector or None) -> name makes it.
@@ -132,7 +135,7 @@ class Accumulator:
     the kernel where `takes_bias`, else added after it. bound: proved largest |acc| without bias.
     """
 
-    emit: Callable[[np.ndarray | None], str]
+    emit: Emit
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     scale: float | np.ndarray
@@ -142,7 +145,13 @@ class Accumulator:
     takes_bias: bool = False
     clamp: tuple[float, float] = NO_CLAMP
     scores: tuple | None = None        # (query, key, transposed): a product that softmax may fuse
-    coarsen: Callable[[np.ndarray], Accumulator] | None = None   # the same sum with channel c's scale times 2^k[c]
+    coarsen: Callable[[np.ndarray], Emit] | None = None          # `emit` with channel c's weights on steps 2^k[c] times larger
+
+    def through(self, move: Callable[[str], str], axes: tuple[int, ...], shape: tuple[int, ...]) -> Accumulator:
+        """The same sums moved about by `move`, which keeps the last physical axis."""
+        after = lambda emit: lambda bias: move(emit(bias))  # noqa: E731
+        coarsen = self.coarsen and (lambda k: after(self.coarsen(k)))
+        return replace(self, emit=after(self.emit), coarsen=coarsen, axes=axes, shape=shape, scores=None)
 
     def range(self) -> tuple[float, float]:
         top = float(np.max(np.abs(self.scale) * self.bound + np.abs(self.bias)))
@@ -301,7 +310,7 @@ class Maker:
             return v
         codes = np.abs(np.asarray(v.bias, np.float64) / v.scale) + np.zeros(np.shape(v.scale))
         excess = np.maximum(0, np.ceil(np.log2(np.maximum(codes, 1))) - (BIAS_BITS - pre))
-        return replace(v.coarsen(excess), bias=v.bias, clamp=v.clamp) if excess.any() else v
+        return replace(v, emit=v.coarsen(excess), scale=v.scale * 2.0**excess) if excess.any() else v
 
     def accumulate(self, v: Accumulator) -> tuple[str, float]:
         """(int32 tensor with the bias in it, proved bound); `v` balanced."""
