@@ -81,9 +81,11 @@ def depthwise_calls(
         tasks = n * blocks * row_groups
     frame = Workspace("blocks", (n * blocks * height * width + left + 4) * BLOCK + SLACK_BYTES)
     sizes = np.array([tasks, blocks, row_groups, oh, ow, width * BLOCK, height * width * BLOCK, c], np.int32)
+    image = (h, w, c, top, left, bottom, right)
+    if not left + right:  # rows without margins between them are one long row
+        image = (1, h * w, c, 0, top * w, 0, bottom * w)
     fill = KernelCall(
-        _frame_kernel(x.dtype, chain.isa.name),
-        (source, frame, n, blocks, h, w, c, top, left, bottom, right, a["x_zero_point"]),
+        _frame_kernel(x.dtype, chain.isa.name), (source, frame, n, blocks, *image, a["x_zero_point"])
     )
     return [
         fill,
