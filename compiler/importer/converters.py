@@ -3,6 +3,7 @@
 TVM writes Clip, Pad, Gather, Tile, Max and InstanceNormalization as several ops or as opaque TIR calls; here each is one or
 two Relax ops. Raised ValueErrors become one message that names the node.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -41,8 +42,10 @@ class Converter(OnnxOpConverter):
 class Clip(Converter):
     @classmethod
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
-        low, high = (float(needs_constant(inputs[i], "a limit of Clip")) if inputs[i] is not None else default
-                     for i, default in ((1, -np.inf), (2, np.inf)))
+        low, high = (
+            float(needs_constant(inputs[i], "a limit of Clip")) if inputs[i] is not None else default
+            for i, default in ((1, -np.inf), (2, np.inf))
+        )
         # one scalar op a limit: relax.clip cannot hold infinities
         x = inputs[0]
         if np.isfinite(low):
@@ -64,10 +67,10 @@ class Pad(Converter):
             width[2 * axis], width[2 * axis + 1] = int(pads[i]), int(pads[i + len(pads) // 2])
         value = 0.0 if inputs[2] is None else float(needs_constant(inputs[2], "Pad's value"))
         mode = text(attr, "mode", "constant")
-        modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}      # numpy's name: TVM's
+        modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}  # numpy's name: TVM's
         if mode not in modes:
             raise ValueError(f"Pad with mode {mode} is not supported; use constant, edge or reflect")
-        if min(width) < 0:                                                               # negative amounts crop
+        if min(width) < 0:  # negative amounts crop
             size = [int(i) for i in x.ty.shape]
             begin, end = [max(-w, 0) for w in width[0::2]], [n + min(w, 0) for n, w in zip(size, width[1::2])]
             x = bb.normalize(relax.op.strided_slice(x, list(range(rank)), begin, end))
@@ -91,15 +94,24 @@ class InstanceNormalization(Converter):
     @classmethod
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
         rank = len(inputs[0].ty.shape)
-        return relax.op.nn.instance_norm(inputs[0], inputs[1], inputs[2], 1, list(range(2, rank)), float(attr.get("epsilon", 1e-5)))
+        return relax.op.nn.instance_norm(
+            inputs[0], inputs[1], inputs[2], 1, list(range(2, rank)), float(attr.get("epsilon", 1e-5))
+        )
 
 
 class GroupNormalization(Converter):
     @classmethod
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
         rank = len(inputs[0].ty.shape)
-        return relax.op.nn.group_norm(inputs[0], inputs[1], inputs[2], int(attr["num_groups"]), 1, list(range(2, rank)),
-                                      float(attr.get("epsilon", 1e-5)))
+        return relax.op.nn.group_norm(
+            inputs[0],
+            inputs[1],
+            inputs[2],
+            int(attr["num_groups"]),
+            1,
+            list(range(2, rank)),
+            float(attr.get("epsilon", 1e-5)),
+        )
 
 
 class SimplifiedLayerNormalization(Converter):
@@ -150,5 +162,18 @@ class Mean(Sum):
         return relax.op.divide(total, relax.const(float(len(list(inputs))), total.ty.dtype))
 
 
-OPERATORS = (Clip, Pad, Gather, Tile, InstanceNormalization, GroupNormalization, SimplifiedLayerNormalization, ArgMax, ArgMin,
-             Max, Min, Sum, Mean)
+OPERATORS = (
+    Clip,
+    Pad,
+    Gather,
+    Tile,
+    InstanceNormalization,
+    GroupNormalization,
+    SimplifiedLayerNormalization,
+    ArgMax,
+    ArgMin,
+    Max,
+    Min,
+    Sum,
+    Mean,
+)

@@ -1,4 +1,5 @@
 """ONNX to a Relax module, keeping the ONNX names for messages."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
     for node in model.graph.node:
         if node.op_type not in table:
             where = node.name or (node.output[0] if node.output else "?")
-            raise CompileError(f"node {where}: operator {node.op_type} is not supported; rewrite it with supported operators")
+            raise CompileError(
+                f"node {where}: operator {node.op_type} is not supported; rewrite it with supported operators"
+            )
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     importer = _Importer(None, "float32", keep_params_in_input=False, sanitize=True)
     with mock.patch.object(onnx_frontend, "_get_convert_map", lambda: table), mock.patch("builtins.print"):
@@ -57,7 +60,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.labels: dict[str, str] = {}                # Relax variable -> ONNX node
+        self.labels: dict[str, str] = {}  # Relax variable -> ONNX node
         self._pending: Any = iter(())
 
     def _construct_nodes(self, graph: Any) -> None:

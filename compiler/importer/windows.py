@@ -2,6 +2,7 @@
 
 1-D transposed convolutions, pools and resizes become 2-D ones of height 1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -40,7 +41,9 @@ def window_pads(attr: dict, size: list[int], kernel: list[int], strides: list[in
         return _integers(attr, "pads", [0] * 2 * len(size))
     if auto == "VALID":
         return [0] * 2 * len(size)
-    total = [max((-(-s // st) - 1) * st + d * (k - 1) + 1 - s, 0) for s, st, d, k in zip(size, strides, dilations, kernel)]
+    total = [
+        max((-(-s // st) - 1) * st + d * (k - 1) + 1 - s, 0) for s, st, d, k in zip(size, strides, dilations, kernel)
+    ]
     return _halves(total, auto == "SAME_UPPER")
 
 
@@ -78,15 +81,26 @@ class ConvTranspose(Converter):
         pads = [0] * 2 * n if auto == "VALID" else _integers(attr, "pads", [0] * 2 * n)
         if "output_shape" in attr or auto.startswith("SAME"):
             out = _integers(attr, "output_shape", [s * st for s, st in zip(_size(x), strides)])[-n:]
-            total = [st * (s - 1) + e + d * (k - 1) + 1 - o
-                     for st, s, e, d, k, o in zip(strides, _size(x), extra, dilations, _size(w), out)]
+            total = [
+                st * (s - 1) + e + d * (k - 1) + 1 - o
+                for st, s, e, d, k, o in zip(strides, _size(x), extra, dilations, _size(w), out)
+            ]
             pads = _halves([max(t, 0) for t in total], auto == "SAME_UPPER")
         groups = int(attr.get("group", 1))
         if n == 2:
-            return _with_bias(bb, relax.op.nn.conv2d_transpose(x, w, strides, pads, extra, dilations, groups), inputs[2])
+            return _with_bias(
+                bb, relax.op.nn.conv2d_transpose(x, w, strides, pads, extra, dilations, groups), inputs[2]
+            )
         w4 = bb.normalize(relax.op.expand_dims(w, 2))
-        op = lambda x4: relax.op.nn.conv2d_transpose(x4, w4, [1, *strides], [0, pads[0], 0, pads[1]], [0, *extra],  # noqa: E731
-                                                     [1, *dilations], groups)
+        op = lambda x4: relax.op.nn.conv2d_transpose(
+            x4,
+            w4,
+            [1, *strides],
+            [0, pads[0], 0, pads[1]],
+            [0, *extra],  # noqa: E731
+            [1, *dilations],
+            groups,
+        )
         return as_2d(bb, x, lambda x4: _with_bias(bb, op(x4), inputs[2]))
 
 
@@ -97,7 +111,9 @@ def _pool(op: Any, bb: Any, x: Any, attr: dict, **extra: Any) -> Any:
     ceil = bool(attr.get("ceil_mode", 0))
     if n == 2:
         return op(x, kernel, strides, pads, dilations, ceil, **extra)
-    return as_2d(bb, x, lambda x4: op(x4, [1, *kernel], [1, *strides], [0, pads[0], 0, pads[1]], [1, *dilations], ceil, **extra))
+    return as_2d(
+        bb, x, lambda x4: op(x4, [1, *kernel], [1, *strides], [0, pads[0], 0, pads[1]], [1, *dilations], ceil, **extra)
+    )
 
 
 class MaxPool(Converter):
@@ -109,7 +125,9 @@ class MaxPool(Converter):
 class AveragePool(Converter):
     @classmethod
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
-        return _pool(relax.op.nn.avg_pool2d, bb, inputs[0], attr, count_include_pad=bool(attr.get("count_include_pad", 0)))
+        return _pool(
+            relax.op.nn.avg_pool2d, bb, inputs[0], attr, count_include_pad=bool(attr.get("count_include_pad", 0))
+        )
 
 
 class Resize(Converter):
@@ -120,23 +138,39 @@ class Resize(Converter):
         x = inputs[0]
         n, shape = _check_rank(x), [int(i) for i in x.ty.shape]
         axes = [a % len(shape) for a in _integers(attr, "axes", list(range(len(shape))))]
-        scales, sizes = (needs_constant(inputs[i], "the size of Resize") if inputs[i] is not None else [] for i in (2, 3))
+        scales, sizes = (
+            needs_constant(inputs[i], "the size of Resize") if inputs[i] is not None else [] for i in (2, 3)
+        )
         out = list(shape)
         for axis, value in zip(axes, sizes if len(sizes) else scales):
             wanted = float(value) if len(sizes) else float(value) * shape[axis]
             out[axis] = round(wanted)
             if abs(out[axis] - wanted) > 1e-3:
-                raise ValueError(f"Resize by {float(value):.4g} of an axis of {shape[axis]} gives no whole size; give sizes")
+                raise ValueError(
+                    f"Resize by {float(value):.4g} of an axis of {shape[axis]} gives no whole size; give sizes"
+                )
         mode = text(attr, "mode", "nearest")
-        if out[:2] != shape[:2] or attr.get("antialias", 0) or text(attr, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        if (
+            out[:2] != shape[:2]
+            or attr.get("antialias", 0)
+            or text(attr, "keep_aspect_ratio_policy", "stretch") != "stretch"
+        ):
             raise ValueError("Resize of batch or channels, with antialias or with a kept aspect ratio is not supported")
         if mode not in ("nearest", "linear"):
             raise ValueError(f"Resize with mode {mode} is not supported; use nearest or linear")
-        method, coordinates, rounding = ("nearest_neighbor" if mode == "nearest" else mode,
-                                         text(attr, "coordinate_transformation_mode", "half_pixel"),
-                                         text(attr, "nearest_mode", "round_prefer_floor"))
-        resize = lambda x4, size: relax.op.image.resize2d(x4, relax.ShapeExpr(size), layout="NCHW", method=method,  # noqa: E731
-                                                          coordinate_transformation_mode=coordinates, rounding_method=rounding)
+        method, coordinates, rounding = (
+            "nearest_neighbor" if mode == "nearest" else mode,
+            text(attr, "coordinate_transformation_mode", "half_pixel"),
+            text(attr, "nearest_mode", "round_prefer_floor"),
+        )
+        resize = lambda x4, size: relax.op.image.resize2d(
+            x4,
+            relax.ShapeExpr(size),
+            layout="NCHW",
+            method=method,  # noqa: E731
+            coordinate_transformation_mode=coordinates,
+            rounding_method=rounding,
+        )
         return resize(x, out[2:]) if n == 2 else as_2d(bb, x, lambda x4: resize(x4, [1, *out[2:]]))
 
 

@@ -4,6 +4,7 @@ The graph is read once, in order. Each op's handler says what its result is (see
 scale, a function of one quantized tensor, an accumulator, a sum, or something deferred. A QuantizeLinear gives a
 deferred value its grid, and only then integer ops are emitted. What no handler knows is refused by name.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from qcompile.kernels.program import Program
 from qcompile.passes.integerize import (  # noqa: F401  (they register their handlers)
     elementwise,
+    functions,
+    gather,
     linear,
     movement,
     norm,
@@ -51,8 +54,10 @@ def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: s
     program.info["output_names"] = list(outputs)
     for param in reader.function.params:
         if reader.names.get(param.name, param.name) not in program.inputs:
-            raise CompileError(f"input {reader.names.get(param.name, param.name)} is not used by any quantized operator; "
-                               "remove it from the model")
+            raise CompileError(
+                f"input {reader.names.get(param.name, param.name)} is not used by any quantized operator; "
+                "remove it from the model"
+            )
     order = [names.get(p.name, p.name) for p in reader.function.params]
     program.inputs = {n: program.inputs[n] for n in order}
     return program

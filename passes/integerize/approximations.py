@@ -3,6 +3,7 @@
 exact: the function itself, correctly rounded. ibert: I-BERT's second-order polynomials (Kim et al., 2021, equations 8, 12 and
 13), for models that were fine-tuned with them; the tables then hold the polynomial, and nothing else differs.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Function = Callable[[np.ndarray], np.ndarray]
-TABLE_OCTAVES = 9.0                     # 255 * 2^-9 < 0.5: numerators beyond are zero
-STEPS = 255 / TABLE_OCTAVES             # table entries per octave
+TABLE_OCTAVES = 9.0  # 255 * 2^-9 < 0.5: numerators beyond are zero
+STEPS = 255 / TABLE_OCTAVES  # table entries per octave
 
 
 def i_erf(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 """Collects the integer program while the float graph is read."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""Sums, products, activations: combined in real numbers, rounded once."""
+"""Sums, products, comparisons: combined in real numbers, rounded once."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, dyadic
-from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, scalar
+from qcompile.passes.integerize.functions import apply, as_function, clamp
+from qcompile.passes.integerize.reader import HANDLERS, Reader, handles
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
-    TABLE_CODES,
     Accumulator,
     Deferred,
     Function,
@@ -25,145 +26,8 @@ from qcompile.passes.integerize.values import (
     value_range,
 )
 from qcompile.targets.errors import CompileError
-from scipy.special import erf
 
 
-def gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
-
-
-def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
-
-
-def softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, x)
-
-
-UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "abs": np.abs, "exp": np.exp, "erf": erf, "log": np.log, "negative": np.negative, "sigmoid": sigmoid, "sqrt": np.sqrt,
-    "rsqrt": lambda x: 1 / np.sqrt(x), "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "atan": np.arctan,
-    "asin": np.arcsin, "acos": np.arccos, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "atanh": np.arctanh,
-    "acosh": np.arccosh, "floor": np.floor, "ceil": np.ceil, "round": np.rint, "sign": np.sign, "square": np.square,
-    "nn.gelu": gelu, "nn.gelu_tanh": gelu_tanh, "nn.silu": lambda x: x * sigmoid(x), "nn.softplus": softplus,
-    "isinf": np.isinf, "logical_not": lambda x: x == 0,
-}
-
-
-def as_function(r: Reader, v: Value) -> Function:
-    """The value as a function of one tensor of few codes."""
-    if isinstance(v, Function):
-        return v
-    if isinstance(v, Integers):
-        if v.graph_input:
-            raise CompileError(f"{v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
-        name = v.name
-        if r.builder.types[name].dtype == "int32":           # masks and flags: what matters lies within 8 bits
-            name = r.builder.emit("cast", [name], offset=0, dtype="int8")
-        q = Quantized(name, v.axes, v.shape, 1.0, 0, "int8", -128, 127)
-    else:
-        q = r.make.settle(v)
-    if q.hi - q.lo >= TABLE_CODES:
-        q = r.make.settle(q)
-    return Function(q, (np.arange(q.lo, q.hi + 1) - q.zero_point) * float(q.scale))
-
-
-def apply(r: Reader, f: Callable[[np.ndarray], np.ndarray], v: Value) -> Value:
-    """An elementwise function of any value."""
-    if isinstance(v, Real):
-        return Real(np.asarray(f(v.values.astype(np.float64))))
-    g = as_function(r, v)
-    with np.errstate(all="ignore"):
-        return Function(g.source, np.asarray(f(g.values), np.float64))
-
-
-def _unary(op: str, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Reader, Any, list[Any]], Value]:
-    return lambda r, call, args: apply(r, r.approximation.unary.get(op, f), args[0])
-
-
-HANDLERS.update({f"relax.{name}": _unary(f"relax.{name}", f) for name, f in UNARY.items()})
-
-
-@handles("relax.isnan")
-def isnan(r: Reader, call: Any, args: list[Any]) -> Real:
-    """Integers are never NaN."""
-    return Real(np.isnan(args[0].values) if isinstance(args[0], Real) else np.zeros(args[0].shape, bool))
-
-
-def clamp(r: Reader, v: Value, low: float, high: float) -> Value:
-    """v limited to [low, high]; deferred values carry the limits to their grid."""
-    if isinstance(v, Real):
-        return Real(np.clip(v.values, low, high))
-    if isinstance(v, Weights):
-        v = v.normalised
-    if isinstance(v, Function | Integers) or (isinstance(v, Quantized) and v.dtype == "int8"):
-        return apply(r, lambda x: np.clip(x, low, high), v)
-    new = max(v.clamp[0], low), min(v.clamp[1], high)
-    return replace(v, clamp=(min(new), max(new)) if new[0] <= new[1] else (high, high))
-
-
-@handles("relax.nn.relu")
-def relu(r: Reader, call: Any, args: list[Any]) -> Value:
-    return clamp(r, args[0], 0.0, np.inf)
-
-
-@handles("relax.nn.relu6")
-def relu6(r: Reader, call: Any, args: list[Any]) -> Value:
-    return clamp(r, args[0], 0.0, 6.0)
-
-
-@handles("relax.clip")
-def clip(r: Reader, call: Any, args: list[Any]) -> Value:
-    return clamp(r, args[0], scalar(call.args[1]), scalar(call.args[2]))
-
-
-@handles("relax.nn.leakyrelu")
-def leaky_relu(r: Reader, call: Any, args: list[Any]) -> Value:
-    alpha = float(call.attrs.alpha)
-    return apply(r, lambda x: np.where(x < 0, alpha * x, x), args[0])
-
-
-@handles("relax.nn.prelu")
-def prelu(r: Reader, call: Any, args: list[Any]) -> Value:
-    v, slope = args[0], args[1].values.astype(np.float64).ravel()
-    if slope.size == 1:
-        return apply(r, lambda x: np.where(x < 0, slope[0] * x, x), v)
-    rank = len(v.shape)
-    axis = int(call.attrs.axis) % rank
-    q = r.make.settle(v)
-    last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])     # `axis` lies last in memory
-    q = q if q.axes[axis] == rank - 1 else r.make.relayout(q, last)
-
-    def make(grid: Grid) -> str:
-        factors = np.concatenate([np.ones(len(slope)), slope]) * float(q.scale) / grid.scale
-        d = dyadic(factors, q.magnitude)
-        m = [r.builder.constant(part, "multiplier") for part in np.split(d.multiplier, 2)]
-        return r.builder.emit("prelu", [q.name, *m], x_zero_point=q.zero_point, shift=d.shift, pre=d.pre, **grid.attrs())
-
-    low, high = q.range()
-    ends = [0.0, high, low * slope.min(), low * slope.max()]
-    return Deferred(make, q.axes, q.shape, min(ends), max(ends))
-
-
-@handles("relax.astype")
-def astype(r: Reader, call: Any, args: list[Any]) -> Value:
-    v, dtype = args[0], str(call.attrs.dtype)
-    if isinstance(v, Real):
-        return Real(v.values.astype(dtype), v.step)
-    if isinstance(v, Integers):
-        return v
-    if dtype == "bool":
-        return apply(r, lambda x: (x != 0).astype(np.float64), v)
-    if "int" in dtype and isinstance(v, Function):
-        return apply(r, np.trunc, v)
-    return v
-
-
-# ---- two operands ----------------------------------------------------------------------------------------------------
 def scaled(r: Reader, v: Value, factor: float) -> Value:
     """v times a number, without computing anything."""
     if isinstance(v, Real):
@@ -225,8 +89,14 @@ def plus(r: Reader, a: Value, b: Value) -> Value:
             vector = channel_vector(b.values, a)
             if vector is not None and np.isfinite(vector).all() and shape == a.shape:
                 return replace(a, bias=np.asarray(a.bias) + (vector if vector.size > 1 else float(vector[0])))
-        if b.values.size == 1 and shape == a.shape and (isinstance(a, Function | Integers) or (
-                isinstance(a, Quantized) and a.per_tensor and a.clamp == NO_CLAMP and a.hi - a.lo < 4096)):
+        if (
+            b.values.size == 1
+            and shape == a.shape
+            and (
+                isinstance(a, Function | Integers)
+                or (isinstance(a, Quantized) and a.per_tensor and a.clamp == NO_CLAMP and a.hi - a.lo < 4096)
+            )
+        ):
             c = float(b.values.ravel()[0])
             return apply(r, lambda x: x + c, a)
     same = _same_source(r, a, b, shape)
@@ -281,18 +151,28 @@ def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
 def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> Deferred:
     flags = [isinstance(t, Integers) for t in (a, b)]
     a, b = (as_function(r, t).source if isinstance(t, Integers) else t for t in (a, b))
-    x, y = (r.make.settle(t) if not isinstance(t, Real) else r.make.quantize(t, symmetric_grid(*value_range(t))) for t in (a, b))
+    x, y = (
+        r.make.settle(t) if not isinstance(t, Real) else r.make.quantize(t, symmetric_grid(*value_range(t)))
+        for t in (a, b)
+    )
     x, y = r.make.with_rank(x, len(shape)), r.make.with_rank(y, len(shape))
     axes = max((x, y), key=lambda t: np.prod(t.shape)).axes
     x, y = r.make.relayout(x, axes), r.make.relayout(y, axes)
-    if x.magnitude * y.magnitude > INT32_MAX:                # off-centre 16-bit codes
+    if x.magnitude * y.magnitude > INT32_MAX:  # off-centre 16-bit codes
         x, y = (r.make.quantize(t, symmetric_grid(*t.range())) for t in (x, y))
     bound = x.magnitude * y.magnitude
 
     def make(grid: Grid) -> str:
         d = dyadic(float(x.scale) * float(y.scale) / grid.scale, bound)
-        return r.builder.emit("mul", [x.name, y.name, r.builder.constant(d.multiplier, "multiplier")], x_zero_point=x.zero_point,
-                              r_zero_point=y.zero_point, shift=d.shift, pre=d.pre, **grid.attrs())
+        return r.builder.emit(
+            "mul",
+            [x.name, y.name, r.builder.constant(d.multiplier, "multiplier")],
+            x_zero_point=x.zero_point,
+            r_zero_point=y.zero_point,
+            shift=d.shift,
+            pre=d.pre,
+            **grid.attrs(),
+        )
 
     # an integer input without calibration is a mask of 0 and 1 as far as the grid is concerned (larger products saturate)
     ranges = [(0.0, 1.0) if flag else t.range() for flag, t in zip(flags, (x, y))]
@@ -315,7 +195,7 @@ def divide(r: Reader, call: Any, args: list[Any]) -> Value:
     steps = steps[np.isfinite(steps) & (steps > 0)]
     if not steps.size:
         raise CompileError("a division by a tensor that takes one value only; divide by a constant")
-    smallest = np.median(steps)                       # a divisor below its own resolution counts as that
+    smallest = np.median(steps)  # a divisor below its own resolution counts as that
     safe = np.where(np.abs(f.values) < smallest, np.where(f.values < 0, -smallest, smallest), f.values)
     return multiply(r, call, [a, Function(f.source, 1.0 / safe)])
 
@@ -335,17 +215,27 @@ def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
             return clamp(r, a, c, np.inf) if low else clamp(r, a, -np.inf, c)
         if isinstance(b, Real) and isinstance(a, Real):
             return Real((np.maximum if low else np.minimum)(a.values, b.values))
-        a = r.make.settle(a)                              # max(a, b) = a + relu(b - a), min(a, b) = a - relu(a - b)
+        a = r.make.settle(a)  # max(a, b) = a + relu(b - a), min(a, b) = a - relu(a - b)
         sign = 1.0 if low else -1.0
         excess = clamp(r, plus(r, scaled(r, b, sign), scaled(r, a, -sign)), 0.0, np.inf)
         return plus(r, a, scaled(r, r.make.settle(excess), sign))
+
     return handler
 
 
 HANDLERS["relax.maximum"], HANDLERS["relax.minimum"] = _limit(True), _limit(False)
 
-COMPARE = {"equal": np.equal, "not_equal": np.not_equal, "less": np.less, "less_equal": np.less_equal, "greater": np.greater,
-           "greater_equal": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or, "logical_xor": np.logical_xor}
+COMPARE = {
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+    "logical_xor": np.logical_xor,
+}
 
 
 def _relative(r: Reader, v: Value, constant: Real) -> tuple[Value, float]:
@@ -370,6 +260,7 @@ def _compare(f: Callable[..., np.ndarray]) -> Callable[[Reader, Any, list[Any]],
         if f is np.logical_and:
             return elementwise_product(r, a, b, np.broadcast_shapes(a.shape, b.shape))
         raise CompileError("comparisons of two computed tensors have no integer form; compare with a constant")
+
     return handler
 
 

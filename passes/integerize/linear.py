@@ -1,4 +1,5 @@
 """Convolutions and products: exact int32 accumulators, emitted once their bias is known."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -39,17 +40,37 @@ def coarser(codes: np.ndarray, k: np.ndarray) -> np.ndarray:
     return np.rint(codes / (2.0**k).reshape(-1, *[1] * (codes.ndim - 1))).astype(np.int8)
 
 
-def accumulator(r: Reader, x: Quantized, codes: np.ndarray, scale: np.ndarray, call_op: Callable[[np.ndarray, str], str],
-                axes: tuple[int, ...], out: tuple[int, ...], takes_bias: bool = True) -> Accumulator:
+def accumulator(
+    r: Reader,
+    x: Quantized,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    call_op: Callable[[np.ndarray, str], str],
+    axes: tuple[int, ...],
+    out: tuple[int, ...],
+    takes_bias: bool = True,
+) -> Accumulator:
     """The sums of a layer with constant weights; call_op(weight codes, bias) emits it."""
     emitter = lambda w: lambda bias: call_op(w, _bias_constant(r, bias, len(w)))  # noqa: E731
-    return Accumulator(emitter(codes), axes, out, scale * float(x.scale), _accumulator_bound(codes, x), r.where, takes_bias=takes_bias,
-                       coarsen=lambda k: emitter(coarser(codes, k)))
+    return Accumulator(
+        emitter(codes),
+        axes,
+        out,
+        scale * float(x.scale),
+        _accumulator_bound(codes, x),
+        r.where,
+        takes_bias=takes_bias,
+        coarsen=lambda k: emitter(coarser(codes, k)),
+    )
 
 
 def _bias_constant(r: Reader, bias: np.ndarray | None, channels: int) -> str:
-    return r.builder.constant(np.zeros(channels, np.int32) if bias is None else
-                              np.ascontiguousarray(np.broadcast_to(bias, (channels,)), np.int32), "bias")
+    return r.builder.constant(
+        np.zeros(channels, np.int32)
+        if bias is None
+        else np.ascontiguousarray(np.broadcast_to(bias, (channels,)), np.int32),
+        "bias",
+    )
 
 
 @handles("relax.nn.conv2d", "relax.nn.conv1d")
@@ -70,12 +91,25 @@ def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
         axes: tuple[int, ...] = (0, 2, 1)
     else:
         x = r.make.relayout(x, (0, 3, 1, 2))
-        name, pads, strides, dilations, axes = x.name, integers(a.padding), integers(a.strides), integers(a.dilation), (0, 3, 1, 2)
+        name, pads, strides, dilations, axes = (
+            x.name,
+            integers(a.padding),
+            integers(a.strides),
+            integers(a.dilation),
+            (0, 3, 1, 2),
+        )
 
     def call_op(codes: np.ndarray, bias: str) -> str:
         weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
-        y = r.builder.emit("conv2d", [name, weight, bias], strides=strides, dilations=dilations,
-                           pads=pads, groups=int(a.groups), x_zero_point=x.zero_point)
+        y = r.builder.emit(
+            "conv2d",
+            [name, weight, bias],
+            strides=strides,
+            dilations=dilations,
+            pads=pads,
+            groups=int(a.groups),
+            x_zero_point=x.zero_point,
+        )
         return r.builder.emit("reshape", [y], shape=[out[0], out[2], out[1]]) if one_d else y
 
     return accumulator(r, x, codes, scale, call_op, axes, out)
@@ -91,17 +125,21 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
     t, left, b, right = integers(a.padding)
     oh, ow = integers(a.output_padding)
     c, og, kh, kw = w.shape
-    regroup = lambda v: v.reshape(groups, c // groups, og, kh, kw).swapaxes(1, 2).reshape(groups * og, c // groups, kh, kw)[:, :, ::-1, ::-1]
+    regroup = lambda v: (
+        v.reshape(groups, c // groups, og, kh, kw)
+        .swapaxes(1, 2)
+        .reshape(groups * og, c // groups, kh, kw)[:, :, ::-1, ::-1]
+    )
     w = w.map(regroup)
     codes, scale = weight_codes(w.values, w.step)
     x = r.make.relayout(x, (0, 3, 1, 2))
     n, _, h, wd = x.shape
     name = x.name
-    for axis, (stride, size) in ((1, (sh, h)), (2, (sw, wd))):   # zero_point rows and columns between the pixels
+    for axis, (stride, size) in ((1, (sh, h)), (2, (sw, wd))):  # zero_point rows and columns between the pixels
         if stride == 1:
             continue
         shape = list(r.builder.types[name].shape)
-        split = [*shape[: axis + 1], 1, *shape[axis + 1:]]
+        split = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
         name = r.builder.emit("reshape", [name], shape=split)
         after = [0] * 5
         after[axis + 1] = stride - 1
@@ -117,8 +155,15 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
 
     def call_op(codes: np.ndarray, bias: str) -> str:
         weight = r.builder.constant(codes.transpose(0, 2, 3, 1), "weight")
-        return r.builder.emit("conv2d", [name, weight, bias], strides=[1, 1], dilations=[dh, dw],
-                              pads=pads, groups=groups, x_zero_point=x.zero_point)
+        return r.builder.emit(
+            "conv2d",
+            [name, weight, bias],
+            strides=[1, 1],
+            dilations=[dh, dw],
+            pads=pads,
+            groups=groups,
+            x_zero_point=x.zero_point,
+        )
 
     return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), shape_of(call))
 
@@ -138,6 +183,7 @@ def matmul(r: Reader, call: Any, args: list[Any]) -> Any:
         raise CompileError("a product of two activations needs at least 2 axes on both sides; reshape them")
     if isinstance(a, Weights):
         from qcompile.passes.integerize.softmax import attention
+
         return attention(r, a, b, shape_of(call))
     return product(r, r.operand(a, "first operand"), r.operand(b, "second operand"), shape_of(call))
 
@@ -170,7 +216,16 @@ def contraction_last(r: Reader, b: Quantized) -> tuple[Quantized, bool]:
 def product(r: Reader, a: Quantized, b: Quantized, out: tuple[int, ...]) -> Accumulator:
     a = r.make.plain(a)
     b, transposed = contraction_last(r, b)
-    name = lambda _: r.builder.emit("matmul", [a.name, b.name], transpose_b=transposed, a_zero_point=a.zero_point, b_zero_point=b.zero_point)
+    name = lambda _: r.builder.emit(
+        "matmul", [a.name, b.name], transpose_b=transposed, a_zero_point=a.zero_point, b_zero_point=b.zero_point
+    )
     bound = float(a.magnitude) * b.magnitude * a.shape[-1]
-    return Accumulator(name, identity(len(out)), out, float(a.scale) * float(b.scale), bound, r.where, scores=(a, replace(b), transposed))
-
+    return Accumulator(
+        name,
+        identity(len(out)),
+        out,
+        float(a.scale) * float(b.scale),
+        bound,
+        r.where,
+        scores=(a, replace(b), transposed),
+    )

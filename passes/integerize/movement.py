@@ -1,11 +1,11 @@
 """Data movement: on integers, or on the function's source; transposes only change how a value is read."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.elementwise import as_function
 from qcompile.passes.integerize.reader import Reader, handles, integers, scalar, shape_of
 from qcompile.passes.integerize.values import (
     Accumulator,
@@ -14,7 +14,6 @@ from qcompile.passes.integerize.values import (
     Quantized,
     Real,
     Value,
-    Weights,
     identity,
     symmetric_grid,
     value_range,
@@ -104,7 +103,9 @@ def permute(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
         grid = r.upcoming_grid(r.call_var)
         if grid is None:
-            raise CompileError(f"input {v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+            raise CompileError(
+                f"input {v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown"
+            )
         v = r.quantize_input(v, grid)
     if not isinstance(v, Integers | Quantized | Function | Accumulator):
         v = r.settled(v, r.call_var)
@@ -127,11 +128,11 @@ def broadcast(r: Reader, call: Any, args: list[Any]) -> Value:
         return v
     v = r.settled(v, r.call_var)
     if len(v.shape) < len(shape):
-        v = _reshape_value(r, v, (1,) * (len(shape) - len(v.shape)) + v.shape)
+        v = reshape_value(r, v, (1,) * (len(shape) - len(v.shape)) + v.shape)
     return move(r, v, "broadcast", shape, shape=list(shape))
 
 
-def _reshape_value(r: Reader, v: Any, shape: tuple[int, ...]) -> Any:
+def reshape_value(r: Reader, v: Any, shape: tuple[int, ...]) -> Any:
     return replace(v, source=_reshape(r, v.source, shape)) if isinstance(v, Function) else _reshape(r, v, shape)
 
 
@@ -149,7 +150,7 @@ def tile(r: Reader, call: Any, args: list[Any]) -> Value:
 
 
 def shape_after(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis + 1:])
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 @handles("relax.strided_slice")
@@ -176,7 +177,9 @@ def cut(r: Reader, v: Value, begin: list[int], end: list[int], step: list[int], 
     if isinstance(v, Quantized) and not v.per_tensor:
         v = r.make.settle(v)
     order = [int(i) for i in np.argsort(v.axes)]
-    name = r.builder.emit("slice", [v.name], begin=[begin[i] for i in order], end=[end[i] for i in order], step=[step[i] for i in order])
+    name = r.builder.emit(
+        "slice", [v.name], begin=[begin[i] for i in order], end=[end[i] for i in order], step=[step[i] for i in order]
+    )
     return replace(v, name=name, shape=shape)
 
 
@@ -185,7 +188,11 @@ def split(r: Reader, call: Any, args: list[Any]) -> list[Value]:
     v, axis = args[0], int(call.attrs.axis) % len(args[0].shape)
     sections = call.attrs.indices_or_sections
     size = v.shape[axis]
-    points = integers(sections) if hasattr(sections, "__len__") else [size // int(sections) * i for i in range(1, int(sections))]
+    points = (
+        integers(sections)
+        if hasattr(sections, "__len__")
+        else [size // int(sections) * i for i in range(1, int(sections))]
+    )
     edges = [0, *points, size]
     if isinstance(v, Real):
         return [v.map(lambda x, a=a, b=b: np.take(x, np.arange(a, b), axis)) for a, b in zip(edges, edges[1:])]
@@ -228,100 +235,37 @@ def concatenate(r: Reader, parts: list[Any], axis: int, shape: tuple[int, ...], 
 @handles("relax.nn.pad")
 def pad(r: Reader, call: Any, args: list[Any]) -> Value:
     v, width, shape = args[0], integers(call.attrs.pad_width), shape_of(call)
-    before, after, mode = width[0::2], width[1::2], {"replicate": "edge"}.get(str(call.attrs.pad_mode), str(call.attrs.pad_mode))
+    before, after, mode = (
+        width[0::2],
+        width[1::2],
+        {"replicate": "edge"}.get(str(call.attrs.pad_mode), str(call.attrs.pad_mode)),
+    )
     if isinstance(v, Real):
-        return Real(np.pad(v.values, list(zip(before, after)), mode=mode,
-                           **({"constant_values": float(call.attrs.pad_value)} if mode == "constant" else {})))
+        return Real(
+            np.pad(
+                v.values,
+                list(zip(before, after)),
+                mode=mode,
+                **({"constant_values": float(call.attrs.pad_value)} if mode == "constant" else {}),
+            )
+        )
     q = r.settled(v, r.call_var)
     if isinstance(q, Function):
         q = r.make.settle(q)
     if not isinstance(q, Quantized):
         raise CompileError("padding of an integer tensor is not supported")
-    value = int(np.clip(np.rint(float(call.attrs.pad_value) / q.scale) + q.zero_point, *_dtype_range(q))) if mode == "constant" else 0
+    value = (
+        int(np.clip(np.rint(float(call.attrs.pad_value) / q.scale) + q.zero_point, *_dtype_range(q)))
+        if mode == "constant"
+        else 0
+    )
     order = [int(i) for i in np.argsort(q.axes)]
-    name = r.builder.emit("pad", [q.name], before=[before[i] for i in order], after=[after[i] for i in order], mode=mode, value=value)
+    name = r.builder.emit(
+        "pad", [q.name], before=[before[i] for i in order], after=[after[i] for i in order], mode=mode, value=value
+    )
     return replace(q, name=name, shape=shape, lo=min(q.lo, value), hi=max(q.hi, value))
 
 
 def _dtype_range(q: Quantized) -> tuple[int, int]:
     info = np.iinfo(q.dtype)
     return int(info.min), int(info.max)
-
-
-@handles("relax.take")
-def take(r: Reader, call: Any, args: list[Any]) -> Value:
-    v, indices, shape = args[0], args[1], shape_of(call)
-    axis = int(call.attrs.axis or 0) % len(v.shape)
-    size = v.shape[axis]
-    if isinstance(indices, Real):
-        i = indices.values.astype(np.int64)
-        if i.size and (i.min() < -size or i.max() >= size):
-            raise CompileError(f"an index of a Gather lies outside its axis of size {size}")
-        i = np.where(i < 0, i + size, i)
-        if isinstance(v, Real):
-            return v.map(lambda x: np.take(x, i, axis))
-        v = r.settled(v, r.call_var)
-        flat = i.ravel()
-        if (np.diff(flat) == 1).all():                      # one index, or neighbours: a slice
-            begin, end = [0] * len(v.shape), list(v.shape)
-            begin[axis], end[axis] = int(flat[0]), int(flat[-1]) + 1
-            part = cut(r, v, begin, end, [1] * len(v.shape), shape_after(v.shape, axis, flat.size))
-            return part if part.shape == shape else _reshape_value(r, part, shape)
-        ids = r.builder.constant(i.astype(np.int32), "indices")
-    else:
-        if isinstance(indices, Function | Quantized):
-            raise CompileError("the indices of a Gather are computed from float values; that has no integer form")
-        ids = r.make.physical(indices.name, indices.axes, identity(len(indices.shape)))
-    if isinstance(v, Real):
-        v = _table(r, v)
-    return move_take(r, r.settled(v, r.call_var), ids, axis, shape)
-
-
-def _table(r: Reader, v: Real) -> Quantized:
-    """An embedding table: on the model's own grid if it has one for the whole table, else 16 bits."""
-    step = None if v.step is None else np.unique(v.step)
-    if step is not None and step.size == 1:
-        codes = np.rint(v.values / step[0])
-        dtype = "int8" if np.abs(codes).max(initial=0) <= 127 else "int16"
-        grid = symmetric_grid(-1, 1, dtype)
-        if np.abs(codes).max(initial=0) <= grid.hi:
-            return r.make.quantize(v, replace(grid, scale=float(step[0])))
-    return r.make.quantize(v, symmetric_grid(*value_range(v)))
-
-
-def move_take(r: Reader, v: Value, ids: str, axis: int, shape: tuple[int, ...]) -> Value:
-    if isinstance(v, Function):
-        return replace(v, source=move_take(r, v.source, ids, axis, shape))
-    if isinstance(v, Quantized) and not v.per_tensor:
-        v = r.make.settle(v)
-    name = r.make.physical(v.name, v.axes, identity(len(v.shape)))
-    return replace(v, name=r.builder.emit("take", [name, ids], axis=axis), axes=identity(len(shape)), shape=shape)
-
-
-@handles("relax.where")
-def where(r: Reader, call: Any, args: list[Any]) -> Value:
-    condition, a, b = args
-    shape = shape_of(call)
-    if all(isinstance(v, Real) for v in args):
-        return Real(np.where(condition.values, a.values, b.values))
-    if isinstance(condition, Real) and (condition.values.all() or not condition.values.any()):
-        chosen = a if condition.values.all() else b
-        if chosen.shape == shape:
-            return chosen
-    if isinstance(a, Real) and isinstance(b, Real) and a.values.size == 1 and b.values.size == 1:
-        x, y = a.values.ravel()[0], b.values.ravel()[0]
-        f = as_function(r, condition)
-        return Function(f.source, np.where(f.values != 0, x, y).astype(np.float64))
-    from qcompile.passes.integerize.softmax import masked_scores
-    masked = masked_scores(r, condition, a, b, shape)
-    if masked is not None:
-        return masked
-    grid = r.upcoming_grid(r.call_var)
-    if grid is None:
-        (al, ah), (bl, bh) = value_range(a), value_range(b)
-        grid = symmetric_grid(min(al, bl), max(ah, bh))
-    from qcompile.passes.integerize.softmax import keep_tensor
-    keep = keep_tensor(r, condition)
-    made = [r.make.plain(r.make.quantize(v, grid)) for v in (a, b)]
-    name = r.builder.emit("where", [keep, *(q.name for q in made)])
-    return replace(made[0], name=name, axes=identity(len(shape)), shape=shape, lo=min(q.lo for q in made), hi=max(q.hi for q in made))

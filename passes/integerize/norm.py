@@ -1,4 +1,5 @@
 """LayerNorm, RMSNorm, InstanceNorm, GroupNorm: rows along the last axis, exact sums."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,16 +11,25 @@ from qcompile.passes.integerize.reader import Reader, handles, integers, shape_o
 from qcompile.passes.integerize.values import Deferred, Grid, Quantized, Real, identity
 from qcompile.targets.errors import CompileError
 
-SHORT_ROW = 256    # shorter rows of 8-bit elements are normalised in 16 bits
+SHORT_ROW = 256  # shorter rows of 8-bit elements are normalised in 16 bits
 
 
-def _normalise(r: Reader, x: Quantized, rows: tuple[int, ...], gamma: np.ndarray, beta: np.ndarray, epsilon: float, out: tuple[int, ...],
-               rms: bool, per_row: bool) -> Deferred:
+def _normalise(
+    r: Reader,
+    x: Quantized,
+    rows: tuple[int, ...],
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    epsilon: float,
+    out: tuple[int, ...],
+    rms: bool,
+    per_row: bool,
+) -> Deferred:
     """x in logical order, seen as `rows`; normalised along the last axis of `rows`."""
     d = rows[-1]
     if d * 65535 > INT32_MAX:
         raise CompileError(f"a normalisation over {d} elements overflows 32 bits")
-    if x.dtype == "int8" and d < SHORT_ROW:                        # the integer root of a short row of bytes is coarse
+    if x.dtype == "int8" and d < SHORT_ROW:  # the integer root of a short row of bytes is coarse
         x = r.make.quantize(x, Grid(float(x.scale) / 128, 0, "int16", -32767, 32767))
     x = r.make.plain(x)
     name = r.builder.emit("reshape", [x.name], shape=list(rows))
@@ -32,14 +42,25 @@ def _normalise(r: Reader, x: Quantized, rows: tuple[int, ...], gamma: np.ndarray
         if g.pre:
             raise CompileError("the output scale of a normalisation is too small")
         shift, multiplier = g.shift, g.multiplier
-        while shift > 1 and (np.abs(beta).max() + np.abs(gamma).max() * np.sqrt(d)) / grid.scale * 2.0**shift > INT32_MAX / 2:
+        while (
+            shift > 1
+            and (np.abs(beta).max() + np.abs(gamma).max() * np.sqrt(d)) / grid.scale * 2.0**shift > INT32_MAX / 2
+        ):
             shift -= 1
         multiplier = np.rint(sign * gamma / (2.0**NORM_BITS * grid.scale) * 2.0 ** (32 + shift)).astype(np.int32)
         offset = np.rint(beta / grid.scale * 2.0**shift)
         if np.abs(offset).max() > INT32_MAX / 2:
             raise CompileError("the output scale of a normalisation is too small for its bias")
-        y = r.builder.emit("layer_norm", [name, r.builder.constant(multiplier, "gamma"), r.builder.constant(offset.astype(np.int32), "beta")],
-                           x_zero_point=x.zero_point, epsilon=eps, rms=rms, per_row=per_row, shift=shift, **grid.attrs())
+        y = r.builder.emit(
+            "layer_norm",
+            [name, r.builder.constant(multiplier, "gamma"), r.builder.constant(offset.astype(np.int32), "beta")],
+            x_zero_point=x.zero_point,
+            epsilon=eps,
+            rms=rms,
+            per_row=per_row,
+            shift=shift,
+            **grid.attrs(),
+        )
         return r.builder.emit("reshape", [y], shape=list(out))
 
     top = float(np.abs(gamma).max() * min(np.sqrt(d), 16.0) + np.abs(beta).max())
@@ -59,12 +80,12 @@ def layer_norm(r: Reader, call: Any, args: list[Any]) -> Deferred:
     axes = sorted(i % rank for i in integers(call.attrs.axes))
     if axes != list(range(axes[0], rank)):
         raise CompileError("a normalisation must run over the last axes; transpose the tensor")
-    size = int(np.prod(out[axes[0]:]))
+    size = int(np.prod(out[axes[0] :]))
     rms = call.op.name == "relax.nn.rms_norm"
     gamma = _parameter(args[1], size, "scale")
     beta = np.zeros(size) if rms else _parameter(args[2], size, "bias")
     x = r.make.settle(r.settled(args[0], None))
-    return _normalise(r, x, (*out[:axes[0]], size), gamma, beta, float(call.attrs.epsilon), out, rms, False)
+    return _normalise(r, x, (*out[: axes[0]], size), gamma, beta, float(call.attrs.epsilon), out, rms, False)
 
 
 @handles("relax.nn.instance_norm", "relax.nn.group_norm")
@@ -79,16 +100,42 @@ def group_norm(r: Reader, call: Any, args: list[Any]) -> Any:
     if groups == c:
         return _normalise(r, x, (n, c, size), gamma, beta, float(call.attrs.epsilon), out, False, True)
     per = c // groups
-    return _normalise(r, x, (n, groups, per * size), np.repeat(gamma, size), np.repeat(beta, size), float(call.attrs.epsilon), out, False,
-                      False) if groups == 1 else _grouped(r, x, n, groups, per, size, gamma, beta, float(call.attrs.epsilon), out)
+    return (
+        _normalise(
+            r,
+            x,
+            (n, groups, per * size),
+            np.repeat(gamma, size),
+            np.repeat(beta, size),
+            float(call.attrs.epsilon),
+            out,
+            False,
+            False,
+        )
+        if groups == 1
+        else _grouped(r, x, n, groups, per, size, gamma, beta, float(call.attrs.epsilon), out)
+    )
 
 
-def _grouped(r: Reader, x: Quantized, n: int, groups: int, per: int, size: int, gamma: np.ndarray, beta: np.ndarray, epsilon: float,
-             out: tuple[int, ...]) -> Any:
+def _grouped(
+    r: Reader,
+    x: Quantized,
+    n: int,
+    groups: int,
+    per: int,
+    size: int,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    epsilon: float,
+    out: tuple[int, ...],
+) -> Any:
     """Several groups: normalised without affine part on a 16-bit grid, then scaled per channel."""
     from qcompile.passes.integerize.elementwise import elementwise_product, plus
     from qcompile.passes.integerize.values import symmetric_grid
-    unit = _normalise(r, x, (n, groups, per * size), np.ones(per * size), np.zeros(per * size), epsilon, out, False, False)
+
+    unit = _normalise(
+        r, x, (n, groups, per * size), np.ones(per * size), np.zeros(per * size), epsilon, out, False, False
+    )
     q = r.make.quantize(unit, symmetric_grid(-16.0, 16.0))
     shape = (1, len(gamma)) + (1,) * (len(out) - 2)
     return plus(r, elementwise_product(r, q, Real(gamma.reshape(shape)), out), Real(beta.reshape(shape)))

@@ -1,4 +1,5 @@
 """QuantizeLinear and DequantizeLinear: where deferred values get their grid, and where integers become values."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -22,9 +23,13 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if grid is None:
         raise CompileError("activations quantized per channel are not supported; use one scale per activation tensor")
     if isinstance(v, Integers):
-        return r.quantize_input(v, grid) if v.graph_input else r.make.quantize(_counted(r, v), _whole_numbers(grid) or grid)
+        return (
+            r.quantize_input(v, grid)
+            if v.graph_input
+            else r.make.quantize(_counted(r, v), _whole_numbers(grid) or grid)
+        )
     if isinstance(v, Weights) and _only_feeds_matmul(r, r.call_var):
-        return v                                    # attention keeps the numerators instead
+        return v  # attention keeps the numerators instead
     return r.make.quantize(v, grid)
 
 
@@ -56,12 +61,18 @@ def _along(p: np.ndarray, v: Real, call: Any) -> np.ndarray:
 
 def _only_feeds_matmul(r: Reader, var: Any) -> bool:
     """True if the softmax ends as first operand of products, through Q/DQ pairs and guards against NaN."""
-    users = [(b.var, b.value) for b in r.users.get(var, []) if getattr(getattr(b.value, "op", None), "name", "") != "relax.isnan"]
+    users = [
+        (b.var, b.value)
+        for b in r.users.get(var, [])
+        if getattr(getattr(b.value, "op", None), "name", "") != "relax.isnan"
+    ]
     for result, call in users:
         name = call.op.name if isinstance(call, relax.Call) else ""
         if name == "relax.matmul" and call.args[0].same_as(var) and not call.args[1].same_as(var):
             continue
-        passed_on = name in ("relax.quantize", "relax.dequantize") or (name == "relax.where" and call.args[2].same_as(var))
+        passed_on = name in ("relax.quantize", "relax.dequantize") or (
+            name == "relax.where" and call.args[2].same_as(var)
+        )
         if not passed_on or not _only_feeds_matmul(r, result):
             return False
     return bool(users)
@@ -79,7 +90,7 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
         raise CompileError("activations dequantized per channel are not supported")
     s = float(scale.ravel()[0])
     if isinstance(v, Quantized):
-        return replace(v, clamp=NO_CLAMP)           # quantize and dequantize carry the same parameters
+        return replace(v, clamp=NO_CLAMP)  # quantize and dequantize carry the same parameters
     dtype = r.builder.types[v.name].dtype
     if dtype not in ("int8", "int16"):
         raise CompileError(f"DequantizeLinear of {dtype} is not supported; use 8 or 16 bits")

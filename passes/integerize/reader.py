@@ -1,4 +1,5 @@
 """Walks the float Relax function in order and asks a handler per op what each tensor becomes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.dialect import Type
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.integerize.builder import Builder
-from qcompile.passes.integerize.values import Function, Grid, Integers, Maker, Quantized, Real, Value, identity
+from qcompile.passes.integerize.maker import Maker
+from qcompile.passes.integerize.values import Function, Grid, Integers, Quantized, Real, Value, identity
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.ir.expr import GenericConst
@@ -18,8 +20,21 @@ from tvm.ir.expr import GenericConst
 Handler = Callable[["Reader", Any, list[Any]], Any]
 HANDLERS: dict[str, Handler] = {}
 
-MOVEMENT = {"relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.strided_slice", "relax.split",
-            "relax.concat", "relax.broadcast_to", "relax.flatten", "relax.nn.max_pool2d", "relax.take", "relax.nn.pad", "relax.tile"}
+MOVEMENT = {
+    "relax.reshape",
+    "relax.permute_dims",
+    "relax.squeeze",
+    "relax.expand_dims",
+    "relax.strided_slice",
+    "relax.split",
+    "relax.concat",
+    "relax.broadcast_to",
+    "relax.flatten",
+    "relax.nn.max_pool2d",
+    "relax.take",
+    "relax.nn.pad",
+    "relax.tile",
+}
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
@@ -52,13 +67,13 @@ class Reader:
 
     def __init__(self, function: Any, names: dict[str, str], approx: str = "exact") -> None:
         self.function = function
-        self.names = names                              # Relax variable -> ONNX tensor
+        self.names = names  # Relax variable -> ONNX tensor
         self.approximation = APPROXIMATIONS[approx]
         self.builder = Builder()
         self.make = Maker(self.builder)
         self.values: dict[Any, Any] = {}
         self.users: dict[Any, list[Any]] = {}
-        self.input_grids: dict[str, Quantized] = {}     # float inputs as their first QuantizeLinear made them
+        self.input_grids: dict[str, Quantized] = {}  # float inputs as their first QuantizeLinear made them
         self.where = ""
         for binding in self.bindings():
             for arg in self._vars(binding.value):
@@ -92,14 +107,20 @@ class Reader:
     def _graph_input(self, param: Any) -> Integers:
         shape, dtype = shape_of(param), str(param.ty.dtype)
         name = self.names.get(param.name, param.name)
-        stored = {"float32": "int8", "float16": "int8", "float64": "int8", "int64": "int32", "bool": "int8"}.get(dtype, dtype)
+        stored = {"float32": "int8", "float16": "int8", "float64": "int8", "int64": "int32", "bool": "int8"}.get(
+            dtype, dtype
+        )
         if stored not in ("int8", "uint8", "int16", "int32"):
-            raise CompileError(f"input {name} has type {dtype}; inputs are float, int8, uint8, int16, int32, int64 or bool")
+            raise CompileError(
+                f"input {name} has type {dtype}; inputs are float, int8, uint8, int16, int32, int64 or bool"
+            )
         if dtype.startswith("float"):
-            return Integers(name, identity(len(shape)), shape, graph_input=True)   # typed by its first QuantizeLinear
+            return Integers(name, identity(len(shape)), shape, graph_input=True)  # typed by its first QuantizeLinear
         self.builder.input(name, Type(shape, stored))
         if stored == "uint8":
-            return Integers(self.builder.emit("cast", [name], offset=-128, dtype="int8"), identity(len(shape)), shape, root=name)
+            return Integers(
+                self.builder.emit("cast", [name], offset=-128, dtype="int8"), identity(len(shape)), shape, root=name
+            )
         return Integers(name, identity(len(shape)), shape, root=name)
 
     def _value(self, expr: Any, var: Any = None) -> Any:
@@ -116,9 +137,11 @@ class Reader:
             name = expr.op.name if hasattr(expr.op, "name") else str(expr.op)
             if name not in HANDLERS:
                 what = "this operator" if name == "relax.call_tir" else name.removeprefix("relax.")
-                raise CompileError(f"{self.where}: {what} has no integer form; replace it, or leave it out of the exported model")
+                raise CompileError(
+                    f"{self.where}: {what} has no integer form; replace it, or leave it out of the exported model"
+                )
             return HANDLERS[name](self, expr, [self._value(a) for a in expr.args])
-        return expr                                          # shapes and attribute-like arguments
+        return expr  # shapes and attribute-like arguments
 
     # ---- looking ahead -----------------------------------------------------------------------------------------------
     def upcoming_grid(self, var: Any) -> Grid | None:
@@ -126,7 +149,9 @@ class Reader:
         grids = set()
         for binding in self.users.get(var, []):
             call = binding.value
-            if isinstance(call, relax.TupleGetItem) or (isinstance(call, relax.Call) and getattr(call.op, "name", "") in MOVEMENT):
+            if isinstance(call, relax.TupleGetItem) or (
+                isinstance(call, relax.Call) and getattr(call.op, "name", "") in MOVEMENT
+            ):
                 grids.add(self.upcoming_grid(binding.var))
             elif isinstance(call, relax.Call) and call.op.name == "relax.quantize":
                 grids.add(grid_of(call))
@@ -169,7 +194,9 @@ class Reader:
         """The grids on which a graph input is quantized directly."""
         params = [p for p in self.function.params if self.names.get(p.name, p.name) == name]
         calls = [b.value for p in params for b in self.users.get(p, [])]
-        grids = [grid_of(c) for c in calls if isinstance(c, relax.Call) and getattr(c.op, "name", "") == "relax.quantize"]
+        grids = [
+            grid_of(c) for c in calls if isinstance(c, relax.Call) and getattr(c.op, "name", "") == "relax.quantize"
+        ]
         return [g for g in grids if g is not None]
 
     def operand(self, v: Value, what: str) -> Quantized:
@@ -183,7 +210,9 @@ def grid_of(call: Any) -> Grid | None:
     """The Grid of a relax.quantize call; None if its scale is per channel."""
     scale, zero_point = (np.asarray(a.value.numpy()) if isinstance(a, GenericConst) else None for a in call.args[1:3])
     if scale is None or zero_point is None:
-        raise CompileError("a QuantizeLinear has a computed scale (dynamic quantization); quantize the model statically")
+        raise CompileError(
+            "a QuantizeLinear has a computed scale (dynamic quantization); quantize the model statically"
+        )
     if scale.size != 1 and not (scale == scale.ravel()[0]).all():
         return None
     s, z, dtype = float(scale.ravel()[0]), int(zero_point.ravel()[0]), str(call.attrs.out_dtype)

@@ -1,4 +1,5 @@
 """Pooling, means, sums, maxima, resizing."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -49,9 +50,14 @@ def avg_pool(r: Reader, call: Any, args: list[Any]) -> Value:
     out = shape_of(call)
     given = integers(call.attrs.padding)
     counted = bool(call.attrs.count_include_pad)
-    counts = [_window_counts(x.shape[2 + i], out[2 + i], kernel[i], strides[i], given[i], given[2 + i], counted) for i in range(2)]
+    counts = [
+        _window_counts(x.shape[2 + i], out[2 + i], kernel[i], strides[i], given[i], given[2 + i], counted)
+        for i in range(2)
+    ]
     if len(np.unique(np.outer(*counts))) == 1:
-        emit = lambda _: r.builder.emit("sum_pool2d", [x.name], kernel=kernel, strides=strides, pads=pads, x_zero_point=x.zero_point)
+        emit = lambda _: r.builder.emit(
+            "sum_pool2d", [x.name], kernel=kernel, strides=strides, pads=pads, x_zero_point=x.zero_point
+        )
         n = float(counts[0][0] * counts[1][0])
         return Accumulator(emit, x.axes, out, float(x.scale) / n, float(x.magnitude) * kernel[0] * kernel[1], r.where)
     return _uneven_average(r, x, kernel, strides, pads, counts, out)
@@ -64,33 +70,51 @@ def _window_counts(size: int, out: int, kernel: int, stride: int, before: int, a
     return end - (start if counted else np.maximum(start, 0))
 
 
-def _uneven_average(r: Reader, x: Quantized, kernel: list[int], strides: list[int], pads: list[int], counts: list[np.ndarray],
-                    out: tuple[int, ...]) -> Deferred:
+def _uneven_average(
+    r: Reader,
+    x: Quantized,
+    kernel: list[int],
+    strides: list[int],
+    pads: list[int],
+    counts: list[np.ndarray],
+    out: tuple[int, ...],
+) -> Deferred:
     """Windows at the border have fewer elements: the sums are multiplied by their own reciprocal (int16) before the rounding."""
     n, c, h, w = out
     bound = x.magnitude * kernel[0] * kernel[1]
     if bound > 32767:
-        raise CompileError("an AveragePool with uneven windows of so many elements is not supported; use count_include_pad=1")
+        raise CompileError(
+            "an AveragePool with uneven windows of so many elements is not supported; use count_include_pad=1"
+        )
     least = int(np.outer(*counts).min())
 
     def make(grid: Grid) -> str:
-        acc = r.builder.emit("sum_pool2d", [x.name], kernel=kernel, strides=strides, pads=pads, x_zero_point=x.zero_point)
+        acc = r.builder.emit(
+            "sum_pool2d", [x.name], kernel=kernel, strides=strides, pads=pads, x_zero_point=x.zero_point
+        )
         acc = r.builder.emit("cast", [acc], offset=0, dtype="int16")
         share = np.rint(32767 * least / np.outer(*counts)).astype(np.int16).reshape(1, h, w, 1)
         d = dyadic(float(x.scale) / (32767 * least) / grid.scale, bound * 32767)
-        return r.builder.emit("mul", [acc, r.builder.constant(share, "share"), r.builder.constant(d.multiplier, "multiplier")],
-                              x_zero_point=0, r_zero_point=0, shift=d.shift, pre=d.pre, **grid.attrs())
+        return r.builder.emit(
+            "mul",
+            [acc, r.builder.constant(share, "share"), r.builder.constant(d.multiplier, "multiplier")],
+            x_zero_point=0,
+            r_zero_point=0,
+            shift=d.shift,
+            pre=d.pre,
+            **grid.attrs(),
+        )
 
     return Deferred(make, x.axes, out, *x.range())
 
 
 def _block(r: Reader, v: Any, axes: list[int]) -> tuple[str, tuple[int, ...]]:
     """(tensor seen as [outer, reduced, inner], the kept logical axes in their order in memory)."""
-    order = [int(i) for i in np.argsort(v.axes)]                    # logical axis at each physical position
+    order = [int(i) for i in np.argsort(v.axes)]  # logical axis at each physical position
     positions = sorted(v.axes[a] for a in axes)
     sizes = [v.shape[i] for i in order]
     gap = [p for p in range(positions[0], positions[-1]) if p not in positions and sizes[p] != 1]
-    if gap:                                                        # not neighbours: reduced axes moved last
+    if gap:  # not neighbours: reduced axes moved last
         kept = [a for a in range(len(v.shape)) if a not in axes]
         wanted = tuple(int(i) for i in np.argsort([*kept, *axes]))
         name = r.make.physical(v.name, v.axes, wanted)
@@ -99,13 +123,15 @@ def _block(r: Reader, v: Any, axes: list[int]) -> tuple[str, tuple[int, ...]]:
     else:
         name = v.name
     first, last = positions[0], positions[-1]
-    outer, inner = int(np.prod(sizes[:first])), int(np.prod(sizes[last + 1:]))
-    reduced = int(np.prod(sizes[first:last + 1]))
+    outer, inner = int(np.prod(sizes[:first])), int(np.prod(sizes[last + 1 :]))
+    reduced = int(np.prod(sizes[first : last + 1]))
     name = r.builder.emit("reshape", [name], shape=[outer, reduced, inner])
     return name, tuple(a for a in order if a not in axes)
 
 
-def _unblocked(r: Reader, name: str, kept: tuple[int, ...], v: Any, out: tuple[int, ...], keepdims: bool) -> tuple[str, tuple[int, ...]]:
+def _unblocked(
+    r: Reader, name: str, kept: tuple[int, ...], v: Any, out: tuple[int, ...], keepdims: bool
+) -> tuple[str, tuple[int, ...]]:
     """The reduced tensor [outer, inner] with its axes back: (name, layout) for logical shape `out`."""
     if keepdims:
         gone = [a for a in range(len(v.shape)) if a not in kept]
@@ -131,7 +157,8 @@ def mean(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(v, Real):
         return Real((v.values.mean if is_mean else v.values.sum)(axis=tuple(axes), keepdims=keep))
     if isinstance(v, Integers):
-        from qcompile.passes.integerize.elementwise import as_function
+        from qcompile.passes.integerize.functions import as_function
+
         v = as_function(r, v).source
     q = r.make.settle(r.settled(v, None))
     name, kept = _block(r, q, axes)
@@ -142,7 +169,9 @@ def mean(r: Reader, call: Any, args: list[Any]) -> Value:
         return _unblocked(r, y, kept, q, out, keep)[0]
 
     layout = _unblocked_axes(kept, rank, keep)
-    return Accumulator(emit, layout, out, float(q.scale) / (count if is_mean else 1), float(q.magnitude) * count, r.where)
+    return Accumulator(
+        emit, layout, out, float(q.scale) / (count if is_mean else 1), float(q.magnitude) * count, r.where
+    )
 
 
 def _unblocked_axes(kept: tuple[int, ...], rank: int, keepdims: bool) -> tuple[int, ...]:
@@ -195,8 +224,14 @@ def source_positions(out: int, size: int, mode: str) -> np.ndarray:
     raise CompileError(f"Resize with coordinate mode {mode} is not supported")
 
 
-NEAREST = {"floor": np.floor, "ceil": np.ceil, "round": lambda x: np.floor(x + 0.5), "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-           "round_prefer_floor": lambda x: np.ceil(x - 0.5), "": lambda x: np.ceil(x - 0.5)}
+NEAREST = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": lambda x: np.floor(x + 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "": lambda x: np.ceil(x - 0.5),
+}
 
 
 @handles("relax.image.resize2d")
@@ -212,7 +247,11 @@ def resize(r: Reader, call: Any, args: list[Any]) -> Value:
             index = np.clip(NEAREST[str(a.rounding_method)](np.round(p, 9)), 0, x.shape[2 + i] - 1).astype(np.int32)
             if not np.array_equal(index, np.arange(x.shape[2 + i])):
                 shape = shape_after(x.shape, 2 + i, len(index))
-                x = replace(x, name=r.builder.emit("take", [x.name, r.builder.constant(index, "indices")], axis=1 + i), shape=shape)
+                x = replace(
+                    x,
+                    name=r.builder.emit("take", [x.name, r.builder.constant(index, "indices")], axis=1 + i),
+                    shape=shape,
+                )
         return x
     if method != "linear":
         raise CompileError(f"Resize with mode {method} is not supported; use nearest or linear")
@@ -228,8 +267,14 @@ def resize(r: Reader, call: Any, args: list[Any]) -> Value:
 
     def make(grid: Grid) -> str:
         d = dyadic(float(x.scale) / (1 << 14) / grid.scale, x.magnitude << 14)
-        return r.builder.emit("resize_linear", [x.name, *constants], x_zero_point=x.zero_point, multiplier=int(d.multiplier[0]),
-                              shift=d.shift, pre=d.pre, **grid.attrs())
+        return r.builder.emit(
+            "resize_linear",
+            [x.name, *constants],
+            x_zero_point=x.zero_point,
+            multiplier=int(d.multiplier[0]),
+            shift=d.shift,
+            pre=d.pre,
+            **grid.attrs(),
+        )
 
     return Deferred(make, x.axes, out, *x.range())
-

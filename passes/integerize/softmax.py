@@ -1,4 +1,5 @@
 """Softmax and attention: scores stay int32 accumulators, masks stay masks."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, dyadic
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
 from qcompile.passes.integerize.approximations import STEPS
-from qcompile.passes.integerize.elementwise import apply, as_function, scaled
+from qcompile.passes.integerize.elementwise import scaled
+from qcompile.passes.integerize.functions import apply, as_function
 from qcompile.passes.integerize.reader import Reader, handles, shape_of
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
@@ -26,7 +28,7 @@ from qcompile.passes.integerize.values import (
 )
 from qcompile.targets.errors import CompileError
 
-MASKED = -1e3            # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
+MASKED = -1e3  # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
 
 
 @dataclass
@@ -49,7 +51,12 @@ def keep_tensor(r: Reader, condition: Value, wanted: bool = True) -> str:
 def masked_scores(r: Reader, condition: Value, a: Value, b: Value, shape: tuple[int, ...]) -> Masked | None:
     """Where(condition, scores, -large) or Where(condition, -large, scores) as masked scores; None if it is neither."""
     for scores, fill, wanted in ((a, b, True), (b, a, False)):
-        if isinstance(fill, Real) and fill.values.size == 1 and fill.values.ravel()[0] <= MASKED and not isinstance(scores, Real):
+        if (
+            isinstance(fill, Real)
+            and fill.values.size == 1
+            and fill.values.ravel()[0] <= MASKED
+            and not isinstance(scores, Real)
+        ):
             if scores.shape != shape or isinstance(scores, Integers):
                 return None
             return masked(r, scores, keep_tensor(r, condition, wanted), fill)
@@ -62,7 +69,15 @@ def masked(r: Reader, scores: Value, keep: str, fill: Real) -> Masked:
         return r.builder.emit("where", [keep, r.make.plain(r.make.quantize(scores, grid)).name, low.name])
 
     low, high = value_range(scores)
-    return Masked(make, identity(len(scores.shape)), scores.shape, min(low, float(fill.values.min())), high, scores=scores, keep=keep)
+    return Masked(
+        make,
+        identity(len(scores.shape)),
+        scores.shape,
+        min(low, float(fill.values.min())),
+        high,
+        scores=scores,
+        keep=keep,
+    )
 
 
 def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]]:
@@ -84,7 +99,9 @@ def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]
                 kept = term.values[term.values > MASKED]
                 relevant = kept[np.abs(kept) < -MASKED]
                 if np.ptp(relevant) > 1e-6 and len(np.unique(np.round(relevant, 6))) > 1 and not _flag_like(term):
-                    raise CompileError("a mask that is neither 0 nor a large negative number is added to attention scores")
+                    raise CompileError(
+                        "a mask that is neither 0 nor a large negative number is added to attention scores"
+                    )
                 keep = apply(r, lambda x: (x > MASKED).astype(np.float64), term)
                 q = r.make.plain(r.make.quantize(keep, Grid(1.0, 0, "int8", 0, 1)))
                 return base, [*masks, q.name], biases
@@ -107,13 +124,15 @@ def merged_mask(r: Reader, masks: list[str]) -> list[str]:
             c = r.builder.program.constants
             masks = [r.builder.constant(c[a] * c[b], "mask"), *rest]
             continue
-        masks = [r.builder.emit("where", [a, b, a]), *rest]      # a and b
+        masks = [r.builder.emit("where", [a, b, a]), *rest]  # a and b
     return masks
 
 
 def _ranked(r: Reader, name: str, rank: int) -> str:
     shape = r.builder.types[name].shape
-    return name if len(shape) == rank else r.builder.emit("reshape", [name], shape=[1] * (rank - len(shape)) + list(shape))
+    return (
+        name if len(shape) == rank else r.builder.emit("reshape", [name], shape=[1] * (rank - len(shape)) + list(shape))
+    )
 
 
 @handles("relax.nn.softmax")
@@ -128,18 +147,32 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
     if axis != rank - 1 and (masks or biases):
         raise CompileError("a masked softmax must run along the last axis; transpose the scores")
     deferred = _normalised(r, scores, masks, biases, axis, shape)
-    if isinstance(scores, Accumulator) and scores.scores and axis == rank - 1 and scores.clamp == NO_CLAMP and np.ndim(scores.scale) == 0 \
-            and scores.scale > 0 and np.all(np.asarray(scores.bias) == 0):
+    if (
+        isinstance(scores, Accumulator)
+        and scores.scores
+        and axis == rank - 1
+        and scores.clamp == NO_CLAMP
+        and np.ndim(scores.scale) == 0
+        and scores.scale > 0
+        and np.all(np.asarray(scores.bias) == 0)
+    ):
         return Weights(scores, [masks, biases], shape, deferred)
     return deferred
 
 
-def _normalised(r: Reader, scores: Value, masks: list[str], biases: list[np.ndarray], axis: int, shape: tuple[int, ...]) -> Deferred:
+def _normalised(
+    r: Reader, scores: Value, masks: list[str], biases: list[np.ndarray], axis: int, shape: tuple[int, ...]
+) -> Deferred:
     rank = len(shape)
     last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])
 
     def make(grid: Grid) -> str:
-        if isinstance(scores, Accumulator) and np.ndim(scores.scale) == 0 and scores.axes == last and scores.clamp == NO_CLAMP:
+        if (
+            isinstance(scores, Accumulator)
+            and np.ndim(scores.scale) == 0
+            and scores.axes == last
+            and scores.clamp == NO_CLAMP
+        ):
             x, bound = r.make.accumulate(scores)
             scale = float(scores.scale)
         else:
@@ -156,8 +189,16 @@ def _normalised(r: Reader, scores: Value, masks: list[str], biases: list[np.ndar
         d = octaves(scale, 2 * bound)
         numerator, out_shift = row_division(2.0**-15 / grid.scale, EXP2[0])
         names = [x, *merged_mask(r, list(masks))]
-        return r.builder.emit("softmax", names, multiplier=int(d.multiplier[0]), shift=d.shift, pre=d.pre, numerator=numerator,
-                              out_shift=out_shift, **grid.attrs())
+        return r.builder.emit(
+            "softmax",
+            names,
+            multiplier=int(d.multiplier[0]),
+            shift=d.shift,
+            pre=d.pre,
+            numerator=numerator,
+            out_shift=out_shift,
+            **grid.attrs(),
+        )
 
     return Deferred(make, last, shape, 0.0, 1.0)
 
@@ -188,8 +229,19 @@ def log_softmax(r: Reader, call: Any, args: list[Any]) -> Deferred:
         bounds = q.hi - q.lo, (1 << LOG_BITS) * (np.log2(shape[axis]) + 1)
         shift = log_shift(factors, bounds)
         (x_m, x_pre), (log_m, log_pre) = (multiplier_at(f, shift) for f in factors)
-        return r.builder.emit("log_softmax", [q.name], multiplier=int(d.multiplier[0]), shift=d.shift, pre=d.pre, x_multiplier=x_m,
-                              x_pre=x_pre, log_multiplier=log_m, log_pre=log_pre, out_shift=shift, **grid.attrs())
+        return r.builder.emit(
+            "log_softmax",
+            [q.name],
+            multiplier=int(d.multiplier[0]),
+            shift=d.shift,
+            pre=d.pre,
+            x_multiplier=x_m,
+            x_pre=x_pre,
+            log_multiplier=log_m,
+            log_pre=log_pre,
+            out_shift=shift,
+            **grid.attrs(),
+        )
 
     return Deferred(make, last, shape, -spread - np.log(shape[axis]), 0.0)
 
@@ -209,7 +261,9 @@ def log_shift(factors: tuple[float, float], bounds: tuple[float, float]) -> int:
     """The largest rounding shift at which both terms of a log-softmax and their sum fit 32 bits."""
     for shift in range(MAX_SHIFT, 0, -1):
         terms = [b * f * 2.0**shift for f, b in zip(factors, bounds)]
-        if sum(terms) < INT32_MAX / 2 and all(b * 2.0 ** multiplier_at(f, shift)[1] <= INT32_MAX for f, b in zip(factors, bounds)):
+        if sum(terms) < INT32_MAX / 2 and all(
+            b * 2.0 ** multiplier_at(f, shift)[1] <= INT32_MAX for f, b in zip(factors, bounds)
+        ):
             return shift
     raise CompileError("the output scale of a log-softmax is too small for its range")
 
@@ -224,7 +278,7 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
 
     def make(grid: Grid) -> str:
         rows = key.name
-        if not transposed:                                   # attention wants k as [..., L, D]
+        if not transposed:  # attention wants k as [..., L, D]
             rank = len(key.shape)
             rows = r.builder.emit("transpose", [key.name], axes=[*range(rank - 2), rank - 1, rank - 2])
         extra, has_bias, top = merged_mask(r, list(masks)), bool(biases), bound
@@ -237,16 +291,28 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
         length = key.shape[-1]
         if 255.0 * value.magnitude * length > INT32_MAX:
             raise CompileError(f"{r.where}: attention over {length} keys overflows 32 bits")
-        steps = scale * np.log2(np.e) * STEPS                # table steps per unit of score
-        shift = max(-15, int(np.floor(-3 - np.log2(steps))))   # 2^11 <= multiplier < 2^12: u and t both resolve 1/16 step
+        steps = scale * np.log2(np.e) * STEPS  # table steps per unit of score
+        shift = max(
+            -15, int(np.floor(-3 - np.log2(steps)))
+        )  # 2^11 <= multiplier < 2^12: u and t both resolve 1/16 step
         multiplier = min(int(np.rint(steps * 2.0 ** (shift + 15))), 32767)
         numerators = r.approximation.numerators()
         numerator, out_shift = row_division(float(value.scale) / grid.scale, int(numerators[0]))
         names = [query.name, rows, r.make.plain(value).name, r.builder.constant(numerators, "numerators"), *extra]
-        return r.builder.emit("attention", names, has_mask=bool(masks), has_bias=has_bias, q_zero_point=query.zero_point,
-                              k_zero_point=key.zero_point, v_zero_point=value.zero_point, score_shift=shift, score_multiplier=multiplier,
-                              numerator=numerator, shift=out_shift, **grid.attrs())
+        return r.builder.emit(
+            "attention",
+            names,
+            has_mask=bool(masks),
+            has_bias=has_bias,
+            q_zero_point=query.zero_point,
+            k_zero_point=key.zero_point,
+            v_zero_point=value.zero_point,
+            score_shift=shift,
+            score_multiplier=multiplier,
+            numerator=numerator,
+            shift=out_shift,
+            **grid.attrs(),
+        )
 
     low, high = value.range()
     return Deferred(make, identity(len(shape)), shape, min(low, 0.0), max(high, 0.0))
-

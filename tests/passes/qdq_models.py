@@ -1,4 +1,5 @@
 """Small QDQ graphs, and their comparison with ONNX Runtime."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -36,7 +37,9 @@ class Graph:
 
     def op(self, kind, *inputs, outputs=1, **attrs):
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, [i or "" for i in inputs], names, name=f"{kind}_{len(self.nodes)}", **attrs))
+        self.nodes.append(
+            helper.make_node(kind, [i or "" for i in inputs], names, name=f"{kind}_{len(self.nodes)}", **attrs)
+        )
         return names[0] if outputs == 1 else names
 
     def q(self, x, scale=0.04, zero_point=0, dtype="int8"):
@@ -52,11 +55,22 @@ class Graph:
         """int8 weights with one scale per channel."""
         scale = (0.005 + 0.01 * self.rng.random(shape[axis])).astype(np.float32)
         codes = self.rng.integers(-127, 128, shape).astype(np.int8)
-        return self.op("DequantizeLinear", self.const(codes), self.const(scale), self.const(np.zeros(shape[axis], np.int8)), axis=axis)
+        return self.op(
+            "DequantizeLinear",
+            self.const(codes),
+            self.const(scale),
+            self.const(np.zeros(shape[axis], np.int8)),
+            axis=axis,
+        )
 
     def model(self, *outputs, opset=21, dtype=FLOAT):
-        graph = helper.make_graph(self.nodes, "g", self.inputs, [helper.make_tensor_value_info(o, dtype, None) for o in outputs],
-                                  self.constants)
+        graph = helper.make_graph(
+            self.nodes,
+            "g",
+            self.inputs,
+            [helper.make_tensor_value_info(o, dtype, None) for o in outputs],
+            self.constants,
+        )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
@@ -69,7 +83,9 @@ def random_feeds(model, count=4, ids=10):
             t = i.type.tensor_type
             shape, dtype = [d.dim_value for d in t.shape.dim], helper.tensor_dtype_to_np_dtype(t.elem_type)
             integers = 2 if "mask" in i.name or dtype == bool else ids
-            feed[i.name] = (rng.standard_normal(shape) * 2 if dtype == np.float32 else rng.integers(0, integers, shape)).astype(dtype)
+            feed[i.name] = (
+                rng.standard_normal(shape) * 2 if dtype == np.float32 else rng.integers(0, integers, shape)
+            ).astype(dtype)
         feeds.append(feed)
     return feeds
 

@@ -1,4 +1,5 @@
 """Softmax, attention and normalisations: masks stay masks, scores stay sums, nothing is normalised in 8 bits."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -112,8 +113,16 @@ def test_softmax_along_any_axis(kind, axis):
 def test_layer_norm(dtype, axis):
     g = Graph()
     shape = (16,) if axis == -1 else (12, 16)
-    y = g.op("LayerNormalization", g.data("x", 2, 12, 16, zero_point=5), g.const(g.normal(*shape)), g.const(g.normal(*shape)), axis=axis)
-    program = check(g.model(g.q(y, 0.03 if dtype == "int8" else 0.0002, dtype=dtype)), steps=1 if dtype == "int8" else 2)
+    y = g.op(
+        "LayerNormalization",
+        g.data("x", 2, 12, 16, zero_point=5),
+        g.const(g.normal(*shape)),
+        g.const(g.normal(*shape)),
+        axis=axis,
+    )
+    program = check(
+        g.model(g.q(y, 0.03 if dtype == "int8" else 0.0002, dtype=dtype)), steps=1 if dtype == "int8" else 2
+    )
     assert ops(program)["layer_norm"] == 1
 
 
@@ -121,7 +130,6 @@ def test_rms_norm():
     g = Graph()
     y = g.op("RMSNormalization", g.data("x", 2, 12, 16), g.const(g.normal(16)), axis=-1)
     assert ops(check(g.model(g.q(y, 0.03), opset=23)))["layer_norm"] == 1
-
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 5, 6), (2, 8, 12)])

@@ -1,12 +1,31 @@
 """Functions become tables, sums and products one rounding, clamps the limits of a grid."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from qdq_models import BOOL, FLOAT, INT32, INT64, Graph, check, ops
 
-UNARY = {"Relu": {}, "LeakyRelu": {"alpha": 0.1}, "Sigmoid": {}, "HardSigmoid": {}, "HardSwish": {}, "Tanh": {}, "Erf": {}, "Elu": {},
-         "Selu": {}, "Softplus": {}, "Exp": {}, "Abs": {}, "Neg": {}, "Sin": {}, "Cos": {}, "Sign": {}, "Gelu": {}, "Mish": {}}
+UNARY = {
+    "Relu": {},
+    "LeakyRelu": {"alpha": 0.1},
+    "Sigmoid": {},
+    "HardSigmoid": {},
+    "HardSwish": {},
+    "Tanh": {},
+    "Erf": {},
+    "Elu": {},
+    "Selu": {},
+    "Softplus": {},
+    "Exp": {},
+    "Abs": {},
+    "Neg": {},
+    "Sin": {},
+    "Cos": {},
+    "Sign": {},
+    "Gelu": {},
+    "Mish": {},
+}
 
 
 @pytest.mark.parametrize("kind", UNARY)
@@ -113,6 +132,8 @@ def test_mean_pooling_over_a_mask():
     g = Graph()
     m = g.op("Cast", g.op("Unsqueeze", g.input("mask", 1, 12, dtype=INT64), g.const(np.array([-1]))), to=FLOAT)
     axis = g.const(np.array([1]))
-    total = g.q(g.op("ReduceSum", g.q(g.op("Mul", g.data("x", 1, 12, 16), m), 0.04), axis, keepdims=0), 0.0012, dtype="int16")
+    total = g.q(
+        g.op("ReduceSum", g.q(g.op("Mul", g.data("x", 1, 12, 16), m), 0.04), axis, keepdims=0), 0.0012, dtype="int16"
+    )
     count = g.op("Clip", g.op("ReduceSum", m, axis, keepdims=0), g.const(np.float32(1e-9)), None)
     check(g.model(g.q(g.op("Div", total, count), 0.0002, dtype="int16")), steps=8, mean=3)

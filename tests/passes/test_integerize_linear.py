@@ -1,4 +1,5 @@
 """Convolutions and products: exact sums, one rounding, channels last without transposes between layers."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +9,10 @@ from qdq_models import Graph, check, ops
 CONV = {
     "plain": ((6, 8, 3, 3), {}),
     "padded": ((6, 8, 3, 3), {"pads": [1, 1, 1, 1]}),
-    "asymmetric pads, strides, dilations": ((6, 8, 3, 3), {"pads": [0, 1, 2, 1], "strides": [2, 1], "dilations": [1, 2]}),
+    "asymmetric pads, strides, dilations": (
+        (6, 8, 3, 3),
+        {"pads": [0, 1, 2, 1], "strides": [2, 1], "dilations": [1, 2]},
+    ),
     "grouped": ((8, 2, 3, 3), {"group": 4}),
     "depthwise": ((8, 1, 3, 3), {"group": 8, "pads": [1, 1, 1, 1]}),
     "depthwise, two filters a channel": ((16, 1, 3, 3), {"group": 8}),
@@ -18,7 +22,9 @@ CONV = {
 
 
 @pytest.mark.parametrize("name", CONV)
-@pytest.mark.parametrize("grid", [{}, {"zero_point": -7}, {"zero_point": 131, "dtype": "uint8"}], ids=["symmetric", "int8", "uint8"])
+@pytest.mark.parametrize(
+    "grid", [{}, {"zero_point": -7}, {"zero_point": 131, "dtype": "uint8"}], ids=["symmetric", "int8", "uint8"]
+)
 def test_conv2d(name, grid):
     shape, attrs = CONV[name]
     g = Graph()
@@ -46,14 +52,26 @@ TRANSPOSED = {
 def test_conv_transpose(name):
     shape, attrs = TRANSPOSED[name]
     g = Graph()
-    weight = g.weight(*shape, axis=1) if attrs.get("group", 1) == 1 else g.op(
-        "DequantizeLinear", g.const(g.rng.integers(-127, 128, shape).astype(np.int8)), g.const(np.float32(0.01)), g.const(np.int8(0)))
+    weight = (
+        g.weight(*shape, axis=1)
+        if attrs.get("group", 1) == 1
+        else g.op(
+            "DequantizeLinear",
+            g.const(g.rng.integers(-127, 128, shape).astype(np.int8)),
+            g.const(np.float32(0.01)),
+            g.const(np.int8(0)),
+        )
+    )
     check(g.model(g.q(g.op("ConvTranspose", g.data("x", 1, 8, 5, 6, zero_point=3), weight, **attrs), 0.3)))
 
 
 def test_conv_transpose_1d():
     g = Graph()
-    check(g.model(g.q(g.op("ConvTranspose", g.data("x", 1, 8, 9), g.weight(8, 6, 4, axis=1), strides=[2], pads=[1, 1]), 0.3)))
+    check(
+        g.model(
+            g.q(g.op("ConvTranspose", g.data("x", 1, 8, 9), g.weight(8, 6, 4, axis=1), strides=[2], pads=[1, 1]), 0.3)
+        )
+    )
 
 
 def test_neighbouring_convolutions_need_no_transposes():

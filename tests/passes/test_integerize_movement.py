@@ -1,4 +1,5 @@
 """Data movement, windows and reductions."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -43,7 +44,11 @@ def test_movement(name):
 @pytest.mark.parametrize("axis", [1, -1])
 def test_concat_of_different_grids_rescales_each_input_once(axis):
     g = Graph()
-    parts = [g.data("x", 1, 4, 6, scale=0.03), g.data("y", 1, 4, 6, scale=0.05, zero_point=4), g.const(g.normal(1, 4, 6))]
+    parts = [
+        g.data("x", 1, 4, 6, scale=0.03),
+        g.data("y", 1, 4, 6, scale=0.05, zero_point=4),
+        g.const(g.normal(1, 4, 6)),
+    ]
     assert ops(check(g.model(g.q(g.op("Concat", *parts, axis=axis), 0.05, 4)))) == {"requantize": 1, "concat": 1}
 
 
@@ -52,7 +57,9 @@ def test_concat_of_accumulators_rounds_each_once():
     x = g.data("x", 1, 4, 6, 6)
     parts = [g.op("Conv", x, g.weight(n, 4, 1, 1)) for n in (3, 5)]
     program = check(g.model(g.q(g.op("Relu", g.op("Concat", *parts, axis=1)), 0.05, -128)))
-    assert ops(program) == {"transpose": 2, "conv2d": 2, "requantize": 2, "concat": 1} or ops(program)["requantize"] <= 3
+    assert (
+        ops(program) == {"transpose": 2, "conv2d": 2, "requantize": 2, "concat": 1} or ops(program)["requantize"] <= 3
+    )
 
 
 def test_split():
@@ -73,8 +80,12 @@ def test_channel_shuffle_stays_between_two_transposes():
 @pytest.mark.parametrize("dtype", [INT64, INT32])
 def test_embedding(dtype):
     g = Graph()
-    table = g.op("DequantizeLinear", g.const(g.rng.integers(-127, 128, (20, 16)).astype(np.int8)), g.const(np.float32(0.02)),
-                 g.const(np.int8(0)))
+    table = g.op(
+        "DequantizeLinear",
+        g.const(g.rng.integers(-127, 128, (20, 16)).astype(np.int8)),
+        g.const(np.float32(0.02)),
+        g.const(np.int8(0)),
+    )
     y = g.op("MatMul", g.q(g.op("Gather", table, g.input("ids", 1, 7, dtype=dtype)), 0.02), g.weight(16, 5, axis=1))
     assert ops(check(g.model(g.q(y, 0.1)))) == {"take": 1, "dense": 1, "requantize": 1}
 
@@ -93,7 +104,9 @@ POOLS = {
 def test_pool(name, kind):
     g = Graph()
     extra = {"count_include_pad": 1} if "over" in kind else {}
-    check(g.model(g.q(g.op(kind.split()[0], g.data("x", 1, 4, 10, 9, zero_point=-5), **POOLS[name], **extra), 0.0371, -5)))
+    check(
+        g.model(g.q(g.op(kind.split()[0], g.data("x", 1, 4, 10, 9, zero_point=-5), **POOLS[name], **extra), 0.0371, -5))
+    )
 
 
 @pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
@@ -131,8 +144,16 @@ def test_argmax_is_an_integer_output(kind):
 @pytest.mark.parametrize("size", [(20, 18), (15, 7), (5, 3)], ids=str)
 def test_resize(mode, coordinates, size):
     g = Graph()
-    y = g.op("Resize", g.data("x", 1, 4, 10, 9), None, None, g.const(ints(1, 4, *size)), mode=mode,
-             coordinate_transformation_mode=coordinates, nearest_mode="floor")
+    y = g.op(
+        "Resize",
+        g.data("x", 1, 4, 10, 9),
+        None,
+        None,
+        g.const(ints(1, 4, *size)),
+        mode=mode,
+        coordinate_transformation_mode=coordinates,
+        nearest_mode="floor",
+    )
     check(g.model(g.q(y, 0.0371)), mean=0.2)
 
 

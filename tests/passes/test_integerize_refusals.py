@@ -1,4 +1,5 @@
 """What has no integer form is refused with one message that names the node."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -34,7 +35,9 @@ def negative_scale(g):
 
 def scale_per_channel(g):
     scale, zero = g.const(np.float32([0.1, 0.2, 0.3])), g.const(np.zeros(3, np.int8))
-    return g.op("DequantizeLinear", g.op("QuantizeLinear", g.input("x", 3, 16), scale, zero, axis=0), scale, zero, axis=0)
+    return g.op(
+        "DequantizeLinear", g.op("QuantizeLinear", g.input("x", 3, 16), scale, zero, axis=0), scale, zero, axis=0
+    )
 
 
 def computed_exponent(g):
@@ -54,7 +57,9 @@ def wrapped_pad(g):
 
 
 def comparison_of_tensors(g):
-    return g.op("Where", g.op("Greater", g.data("x", 3, 16), g.data("y", 3, 16)), g.data("z", 3, 16), g.const(np.float32(0)))
+    return g.op(
+        "Where", g.op("Greater", g.data("x", 3, 16), g.data("y", 3, 16)), g.data("z", 3, 16), g.const(np.float32(0))
+    )
 
 
 def overflow(g):
@@ -93,4 +98,14 @@ def test_refused_by_name(build):
 def test_ids_in_place_of_floats():
     g = Graph()
     with pytest.raises(CompileError, match="ids|MatMul"):
-        compiled(g.model(g.q(g.op("MatMul", g.op("Cast", g.input("ids", 3, 16, dtype=INT64), to=TensorProto.FLOAT), g.weight(16, 4, axis=1)))))
+        compiled(
+            g.model(
+                g.q(
+                    g.op(
+                        "MatMul",
+                        g.op("Cast", g.input("ids", 3, 16, dtype=INT64), to=TensorProto.FLOAT),
+                        g.weight(16, 4, axis=1),
+                    )
+                )
+            )
+        )

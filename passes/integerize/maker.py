@@ -1,0 +1,289 @@
+"""Turns values into integer tensors: layouts, requantization, tables, and sums with one rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, dyadic
+from qcompile.passes.integerize.builder import Builder
+from qcompile.passes.integerize.values import (
+    NO_CLAMP,
+    Accumulator,
+    Function,
+    Grid,
+    Integers,
+    Quantized,
+    Real,
+    Sum,
+    Value,
+    Weights,
+    identity,
+    symmetric_grid,
+    value_range,
+)
+from qcompile.targets.errors import CompileError
+
+BIAS_BITS = 26  # larger bias codes make their channel's weights coarser
+
+
+class Maker:
+    """Turns values into integer tensors; owns the builder."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.b = builder
+
+    # ---- layout ------------------------------------------------------------------------------------------------------
+    def physical(self, name: str, axes: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+        """`name` (logical = physical.transpose(axes)) laid out so that logical = physical.transpose(wanted)."""
+        if axes == wanted:
+            return name
+        inverse = np.argsort(wanted)  # new physical axis i is logical axis inverse[i]
+        order = [axes[i] for i in inverse]
+        shape = self.b.types[name].shape
+        if [i for i in order if shape[i] != 1] == sorted(i for i in order if shape[i] != 1):
+            return self.b.emit("reshape", [name], shape=[shape[i] for i in order])
+        return self.b.emit("transpose", [name], axes=order)
+
+    def relayout(self, q: Quantized, wanted: tuple[int, ...]) -> Quantized:
+        if q.axes == wanted:
+            return q
+        if not q.per_tensor and int(np.argsort(q.axes)[-1]) != int(np.argsort(wanted)[-1]):
+            q = self.settle(q)
+        return replace(q, name=self.physical(q.name, q.axes, wanted), axes=wanted)
+
+    def plain(self, q: Quantized) -> Quantized:
+        """Laid out in logical order."""
+        return self.relayout(q, identity(len(q.shape)))
+
+    # ---- values to grids ---------------------------------------------------------------------------------------------
+    def quantize(self, v: Value, grid: Grid) -> Quantized:
+        """The value on `grid`: emits what is needed."""
+        if isinstance(v, Integers):
+            raise CompileError(f"{v.name}: an integer tensor is quantized as if it were float")
+        if isinstance(v, Accumulator):
+            v = self.balanced(self._saturated_bias(v, grid), dyadic(np.asarray(v.scale) / grid.scale).pre)
+        limited = grid if isinstance(v, Real | Function | Weights) else grid.clamp(v.clamp)
+        axes = v.axes if not isinstance(v, Real) else identity(v.values.ndim)
+        if isinstance(v, Real):
+            codes = np.clip(np.rint(v.values / grid.scale) + grid.zero_point, grid.lo, grid.hi)
+            name = self.b.constant(np.where(np.isnan(codes), grid.zero_point, codes).astype(grid.dtype))
+        elif isinstance(v, Quantized):
+            name = self._rescale_quantized(v, limited)
+        elif isinstance(v, Function):
+            name = self._table(v, grid)
+        elif isinstance(v, Accumulator):
+            name = self._requantize(v, limited)
+        elif isinstance(v, Sum):
+            name, axes = self._sum(v, limited)
+        elif isinstance(v, Weights):
+            name = v.normalised.make(grid)
+        else:
+            name = v.make(replace(limited, scale=limited.scale / v.factor))
+        shape = v.shape
+        return Quantized(name, axes, shape, grid.scale, grid.zero_point, grid.dtype, limited.lo, limited.hi)
+
+    def settle(self, v: Value, dtype: str = "int16") -> Quantized:
+        """Some per-tensor Quantized for a value that nobody quantized: on the grid that its proved range asks for."""
+        if (
+            isinstance(v, Quantized)
+            and v.per_tensor
+            and v.clamp == NO_CLAMP
+            and (dtype == "int16" or v.dtype == "int8")
+        ):
+            return v
+        low, high = value_range(v)
+        if (
+            isinstance(v, Accumulator)
+            and np.ndim(v.scale) == 0
+            and dtype == "int16"
+            and max(-low, high) <= 32767 * abs(v.scale)
+        ):
+            return self.quantize(v, Grid(abs(float(v.scale)), 0, "int16", -32767, 32767))  # every sum has its own code
+        if isinstance(v, Quantized) and v.per_tensor and (dtype == "int16" or v.dtype == "int8"):
+            return self.quantize(v, Grid(float(v.scale), v.zero_point, v.dtype, v.lo, v.hi))
+        return self.quantize(v, symmetric_grid(low, high, dtype))
+
+    @staticmethod
+    def _saturated_bias(v: Accumulator, grid: Grid) -> Accumulator:
+        """Biases no larger than what saturates the grid whatever the sum is: the result is the same, 32 bits suffice."""
+        if np.ndim(v.bias) == 0 or np.ndim(v.scale) == 0:
+            return v
+        ends = [(q - grid.zero_point) * grid.scale for q in (grid.lo - 1, grid.hi + 1)]
+        reach = np.abs(v.scale) * v.bound
+        return replace(v, bias=np.clip(v.bias, ends[0] - reach, ends[1] + reach))
+
+    @staticmethod
+    def balanced(v: Accumulator, pre: int = 0) -> Accumulator:
+        """Channels whose weights are tiny beside their bias get coarser weights, so that the bias leaves headroom in 32 bits."""
+        if v.coarsen is None or np.ndim(v.scale) == 0:
+            return v
+        codes = np.abs(np.asarray(v.bias, np.float64) / v.scale) + np.zeros(np.shape(v.scale))
+        excess = np.maximum(0, np.ceil(np.log2(np.maximum(codes, 1))) - (BIAS_BITS - pre))
+        return replace(v, emit=v.coarsen(excess), scale=v.scale * 2.0**excess) if excess.any() else v
+
+    def accumulate(self, v: Accumulator) -> tuple[str, float]:
+        """(int32 tensor with the bias in it, proved bound); `v` balanced."""
+        top = v.bound
+        if np.all(np.asarray(v.bias) == 0):
+            return self._checked(v.emit(None), top, v)
+        channels = self.b.types[v.emit(None)].shape[-1] if not v.takes_bias else np.size(v.bias)
+        bias = np.rint(np.broadcast_to(np.asarray(v.bias, np.float64) / v.scale, (max(channels, np.size(v.scale)),)))
+        top = top + float(np.abs(bias).max())
+        if np.abs(bias).max() > INT32_MAX:
+            raise CompileError(
+                f"{v.what}: a bias of {np.abs(v.bias).max():.3g} overflows 32 bits at the scale of its accumulator"
+            )
+        bias = bias.astype(np.int32)
+        if v.takes_bias:
+            return self._checked(v.emit(bias), top, v)
+        return self._checked(self.b.emit("bias_add", [v.emit(None), self.b.constant(bias, "bias")]), top, v)
+
+    @staticmethod
+    def _checked(name: str, bound: float, v: Accumulator) -> tuple[str, float]:
+        if bound > INT32_MAX:
+            raise CompileError(
+                f"{v.what}: the accumulator may reach {bound:.3g}, more than 32 bits hold; split the layer's inputs"
+            )
+        return name, bound
+
+    def _requantize(self, v: Accumulator, grid: Grid) -> str:
+        name, bound = self.accumulate(v)
+        d = dyadic(np.asarray(v.scale) / grid.scale, int(bound))
+        return self.b.emit(
+            "requantize",
+            [name, self.b.constant(d.multiplier, "multiplier")],
+            x_zero_point=0,
+            shift=d.shift,
+            pre=d.pre,
+            **grid.attrs(),
+        )
+
+    def _rescale_quantized(self, v: Quantized, grid: Grid) -> str:
+        same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype
+        if same and v.zero_point == grid.zero_point and grid.lo <= v.lo and v.hi <= grid.hi:
+            return v.name
+        d = dyadic(np.asarray(v.scale) / grid.scale, v.magnitude)
+        return self.b.emit(
+            "requantize",
+            [v.name, self.b.constant(d.multiplier, "multiplier")],
+            x_zero_point=v.zero_point,
+            shift=d.shift,
+            pre=d.pre,
+            **grid.attrs(),
+        )
+
+    def _table(self, f: Function, grid: Grid) -> str:
+        codes = np.nan_to_num(
+            np.rint(f.values / grid.scale) + grid.zero_point, nan=grid.zero_point, posinf=grid.hi, neginf=grid.lo
+        )
+        table = np.clip(codes, grid.lo, grid.hi).astype(grid.dtype)
+        first = f.source.lo
+        if f.source.dtype == "int8":  # byte tables cover all 256 codes
+            table = table[np.clip(np.arange(-128, 128) - first, 0, len(table) - 1)]
+            first = -128
+        return self.b.emit("lut", [f.source.name, self.b.constant(table, "table")], first=first)
+
+    # ---- sums --------------------------------------------------------------------------------------------------------
+    def _sum(self, v: Sum, grid: Grid) -> tuple[str, tuple[int, ...]]:
+        a, b = v.a, v.b
+        if not isinstance(a, Accumulator) and isinstance(b, Accumulator):
+            a, b = b, a
+        if isinstance(a, Accumulator) and a.shape == v.shape and a.clamp == NO_CLAMP:
+            a = self.balanced(a)
+            if isinstance(b, Real):
+                return self._add_constant(a, b, grid)
+            b = self.settle(b) if not isinstance(b, Accumulator) else self.quantize(b, self._fine(b, grid))
+            if b.shape == a.shape:
+                return self._add_residual(a, b, grid), a.axes
+        a, b = (self._addend(t, len(v.shape), grid) for t in (a, b))
+        axes = max((t for t in (a, b)), key=lambda t: np.prod(t.shape)).axes
+        a, b = self.relayout(a, axes), self.relayout(b, axes)
+        return self._add(a, b, grid), axes
+
+    def _addend(self, t: Value, rank: int, grid: Grid) -> Quantized:
+        """An operand of a sum as per-tensor integers of the sum's rank."""
+        if isinstance(t, Real):
+            q = self.quantize(t, symmetric_grid(*value_range(t)))
+        else:
+            q = self.quantize(t, self._fine(t, grid)) if isinstance(t, Accumulator) else self.settle(t)
+        return self.with_rank(q, rank)
+
+    def with_rank(self, q: Quantized, rank: int) -> Quantized:
+        """Leading axes of size 1 added, for broadcasting."""
+        missing = rank - len(q.shape)
+        if missing == 0:
+            return q
+        q = self.plain(q)
+        shape = (1,) * missing + q.shape
+        return replace(q, name=self.b.emit("reshape", [q.name], shape=list(shape)), axes=identity(rank), shape=shape)
+
+    @staticmethod
+    def _fine(t: Value, grid: Grid) -> Grid:
+        """16 bits for a term of a sum whose result lies on `grid`: some 16 times finer than it where the range allows."""
+        low, high = value_range(t)
+        reach = max(abs(grid.lo - grid.zero_point), abs(grid.hi - grid.zero_point)) * grid.scale * 4
+        return symmetric_grid(max(low, -reach), min(high, reach))
+
+    def _add_constant(self, a: Accumulator, c: Real, grid: Grid) -> tuple[str, tuple[int, ...]]:
+        name, bound = self.accumulate(a)
+        values = (
+            np.broadcast_to(c.values, a.shape)
+            if c.values.ndim == len(a.shape)
+            else c.values.reshape((1,) * (len(a.shape) - c.values.ndim) + c.values.shape)
+        )
+        offset = np.rint(np.broadcast_to(values, a.shape).transpose(np.argsort(a.axes)) / a.scale)
+        bound += float(np.abs(offset).max())
+        self._checked(name, bound, a)
+        name = self.b.emit("bias_add", [name, self.b.constant(offset.astype(np.int32), "bias")])
+        d = dyadic(np.asarray(a.scale) / grid.scale, int(bound))
+        return self.b.emit(
+            "requantize",
+            [name, self.b.constant(d.multiplier, "multiplier")],
+            x_zero_point=0,
+            shift=d.shift,
+            pre=d.pre,
+            **grid.attrs(),
+        ), a.axes
+
+    def _add_residual(self, a: Accumulator, r: Quantized, grid: Grid) -> str:
+        name, bound = self.accumulate(a)
+        r = self.relayout(r, a.axes)
+        factor, ratio = np.atleast_1d(np.asarray(a.scale) / grid.scale), float(r.scale) / grid.scale
+        largest = float(np.abs(factor).max())
+        top = largest * bound + r.magnitude * abs(ratio) + 2
+        shift = int(min(MAX_SHIFT, np.floor(np.log2(INT32_MAX / top))))
+        pre = max(0, int(np.floor(np.log2(max(largest, 1e-30)))) + 2 + shift)  # |multiplier| < 2^31
+        lost = r.magnitude * abs(
+            round(ratio * 2.0**shift) / 2.0**shift - ratio
+        )  # by rounding the residual's multiplier
+        if shift < 1 or bound * 2.0**pre > INT32_MAX or lost > max(0.125, (grid.hi - grid.lo) / 2048):
+            x = self.quantize(a, self._fine(a, grid))  # too far apart for one sum in 32 bits
+            return self._add(x, r, grid)
+        multiplier = np.rint(factor * 2.0 ** (32 + shift - pre)).astype(np.int32)
+        return self.b.emit(
+            "add_residual",
+            [name, r.name, self.b.constant(multiplier, "multiplier")],
+            r_zero_point=r.zero_point,
+            r_multiplier=round(ratio * 2**shift),
+            shift=shift,
+            pre=pre,
+            **grid.attrs(),
+        )
+
+    def _add(self, a: Quantized, b: Quantized, grid: Grid) -> str:
+        ra, rb = float(a.scale) / grid.scale, float(b.scale) / grid.scale
+        top = a.magnitude * abs(ra) + b.magnitude * abs(rb) + 2
+        shift = int(min(22, np.floor(np.log2(INT32_MAX / top)), 30 - np.ceil(np.log2(max(abs(ra), abs(rb))))))
+        if shift < 1:
+            raise CompileError("a sum's output scale is far too small for its operands: recalibrate the model")
+        return self.b.emit(
+            "add",
+            [a.name, b.name],
+            x_zero_point=a.zero_point,
+            x_multiplier=round(ra * 2**shift),
+            r_zero_point=b.zero_point,
+            r_multiplier=round(rb * 2**shift),
+            shift=shift,
+            **grid.attrs(),
+        )
