@@ -1,7 +1,7 @@
 """Converters that replace or add to those of TVM's ONNX frontend.
 
-TVM writes Clip, Pad, Gather, Tile, Max and InstanceNormalization as several ops or as opaque TIR calls; here each is one or
-two Relax ops. Raised ValueErrors become one message that names the node.
+TVM writes Clip, Pad, Gather, Tile, Max and InstanceNormalization as several ops or as opaque TIR calls; here each is
+one or two Relax ops. Raised ValueErrors become one message that names the node.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Imported:
 
 
 def import_onnx(model: onnx.ModelProto) -> Imported:
-    """A normalised model (static shapes, one opset) as Relax. Raises CompileError naming a node that has no converter."""
+    """A normalised model (static shapes, one opset) as Relax. Raises CompileError naming a node without converter."""
     table = onnx_frontend._get_convert_map() | CONVERTERS
     for node in model.graph.node:
         if node.op_type not in table:
@@ -41,6 +41,7 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
         except CompileError:
             raise
         except Exception as e:
+            importer.bb._end_block()  # else the block builder warns when it goes
             done = set(importer._nodes)
             node = next((n for n in model.graph.node if n.output and n.output[0] not in done), None)
             reason = str(e).strip().splitlines()[-1][:200] if str(e).strip() else type(e).__name__

@@ -92,15 +92,18 @@ class ConvTranspose(Converter):
                 bb, relax.op.nn.conv2d_transpose(x, w, strides, pads, extra, dilations, groups), inputs[2]
             )
         w4 = bb.normalize(relax.op.expand_dims(w, 2))
-        op = lambda x4: relax.op.nn.conv2d_transpose(
-            x4,
-            w4,
-            [1, *strides],
-            [0, pads[0], 0, pads[1]],
-            [0, *extra],  # noqa: E731
-            [1, *dilations],
-            groups,
-        )
+
+        def op(x4: Any) -> Any:
+            return relax.op.nn.conv2d_transpose(
+                x4,
+                w4,
+                [1, *strides],
+                [0, pads[0], 0, pads[1]],
+                [0, *extra],
+                [1, *dilations],
+                groups,
+            )
+
         return as_2d(bb, x, lambda x4: _with_bias(bb, op(x4), inputs[2]))
 
 
@@ -163,14 +166,17 @@ class Resize(Converter):
             text(attr, "coordinate_transformation_mode", "half_pixel"),
             text(attr, "nearest_mode", "round_prefer_floor"),
         )
-        resize = lambda x4, size: relax.op.image.resize2d(
-            x4,
-            relax.ShapeExpr(size),
-            layout="NCHW",
-            method=method,  # noqa: E731
-            coordinate_transformation_mode=coordinates,
-            rounding_method=rounding,
-        )
+
+        def resize(x4: Any, size: list[int]) -> Any:
+            return relax.op.image.resize2d(
+                x4,
+                relax.ShapeExpr(size),
+                layout="NCHW",
+                method=method,
+                coordinate_transformation_mode=coordinates,
+                rounding_method=rounding,
+            )
+
         return resize(x, out[2:]) if n == 2 else as_2d(bb, x, lambda x4: resize(x4, [1, *out[2:]]))
 
 

@@ -30,7 +30,7 @@ from tvm import relax
 def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: str = "exact") -> Program:
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
-    Program.info gets "inputs" and "outputs": name -> [scale, zero_point] (absent for plain integers), "types": ONNX dtypes.
+    Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers.
     Raises CompileError naming the tensor whose op has no integer form.
     """
     reader = Reader(module["main"], names, approx)

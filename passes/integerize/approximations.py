@@ -1,7 +1,7 @@
 """What `--approx` changes: which real function a table holds.
 
-exact: the function itself, correctly rounded. ibert: I-BERT's second-order polynomials (Kim et al., 2021, equations 8, 12 and
-13), for models that were fine-tuned with them; the tables then hold the polynomial, and nothing else differs.
+exact: the function itself, correctly rounded. ibert: I-BERT's second-order polynomials (Kim et al., 2021, equations 8,
+12 and 13), for models that were fine-tuned with them; the tables then hold the polynomial, and nothing else differs.
 """
 
 from __future__ import annotations

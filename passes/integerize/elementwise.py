@@ -174,7 +174,7 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
             **grid.attrs(),
         )
 
-    # an integer input without calibration is a mask of 0 and 1 as far as the grid is concerned (larger products saturate)
+    # an integer input without calibration counts as a mask of 0 and 1 for the grid (larger products saturate)
     ranges = [(0.0, 1.0) if flag else t.range() for flag, t in zip(flags, (x, y))]
     ends = [p * q for p in ranges[0] for q in ranges[1]]
     return Deferred(make, axes, shape, min(ends), max(ends))
@@ -239,7 +239,7 @@ COMPARE = {
 
 
 def _relative(r: Reader, v: Value, constant: Real) -> tuple[Value, float]:
-    """An integer tensor minus an integer that it is compared with, so that 8 bits hold all that matters; and what is left of it."""
+    """An integer tensor minus the integer it is compared with, so that 8 bits hold what matters; what is left of it."""
     c = float(constant.values.ravel()[0])
     if not isinstance(v, Integers) or v.graph_input or r.builder.types[v.name].dtype not in ("int16", "int32") or c % 1:
         return v, c

@@ -125,15 +125,18 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
     t, left, b, right = integers(a.padding)
     oh, ow = integers(a.output_padding)
     c, og, kh, kw = w.shape
-    regroup = lambda v: (
-        v.reshape(groups, c // groups, og, kh, kw)
-        .swapaxes(1, 2)
-        .reshape(groups * og, c // groups, kh, kw)[:, :, ::-1, ::-1]
-    )
+
+    def regroup(v: np.ndarray) -> np.ndarray:
+        return (
+            v.reshape(groups, c // groups, og, kh, kw)
+            .swapaxes(1, 2)
+            .reshape(groups * og, c // groups, kh, kw)[:, :, ::-1, ::-1]
+        )
+
     w = w.map(regroup)
     codes, scale = weight_codes(w.values, w.step)
     x = r.make.relayout(x, (0, 3, 1, 2))
-    n, _, h, wd = x.shape
+    _, _, h, wd = x.shape
     name = x.name
     for axis, (stride, size) in ((1, (sh, h)), (2, (sw, wd))):  # zero_point rows and columns between the pixels
         if stride == 1:
@@ -216,12 +219,15 @@ def contraction_last(r: Reader, b: Quantized) -> tuple[Quantized, bool]:
 def product(r: Reader, a: Quantized, b: Quantized, out: tuple[int, ...]) -> Accumulator:
     a = r.make.plain(a)
     b, transposed = contraction_last(r, b)
-    name = lambda _: r.builder.emit(
-        "matmul", [a.name, b.name], transpose_b=transposed, a_zero_point=a.zero_point, b_zero_point=b.zero_point
-    )
+
+    def emit(_: np.ndarray | None) -> str:
+        return r.builder.emit(
+            "matmul", [a.name, b.name], transpose_b=transposed, a_zero_point=a.zero_point, b_zero_point=b.zero_point
+        )
+
     bound = float(a.magnitude) * b.magnitude * a.shape[-1]
     return Accumulator(
-        name,
+        emit,
         identity(len(out)),
         out,
         float(a.scale) * float(b.scale),

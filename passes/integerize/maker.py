@@ -106,7 +106,7 @@ class Maker:
 
     @staticmethod
     def _saturated_bias(v: Accumulator, grid: Grid) -> Accumulator:
-        """Biases no larger than what saturates the grid whatever the sum is: the result is the same, 32 bits suffice."""
+        """Biases no larger than what saturates the grid whatever the sum is: the same result, in 32 bits."""
         if np.ndim(v.bias) == 0 or np.ndim(v.scale) == 0:
             return v
         ends = [(q - grid.zero_point) * grid.scale for q in (grid.lo - 1, grid.hi + 1)]
@@ -115,7 +115,7 @@ class Maker:
 
     @staticmethod
     def balanced(v: Accumulator, pre: int = 0) -> Accumulator:
-        """Channels whose weights are tiny beside their bias get coarser weights, so that the bias leaves headroom in 32 bits."""
+        """Channels whose weights are tiny beside their bias get coarser weights: their bias leaves headroom."""
         if v.coarsen is None or np.ndim(v.scale) == 0:
             return v
         codes = np.abs(np.asarray(v.bias, np.float64) / v.scale) + np.zeros(np.shape(v.scale))
@@ -220,7 +220,7 @@ class Maker:
 
     @staticmethod
     def _fine(t: Value, grid: Grid) -> Grid:
-        """16 bits for a term of a sum whose result lies on `grid`: some 16 times finer than it where the range allows."""
+        """16 bits for a term of a sum whose result lies on `grid`: some 16 times finer where the range allows."""
         low, high = value_range(t)
         reach = max(abs(grid.lo - grid.zero_point), abs(grid.hi - grid.zero_point)) * grid.scale * 4
         return symmetric_grid(max(low, -reach), min(high, reach))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from qcompile.targets.errors import CompileError
 
 
 def move(r: Reader, v: Value, op: str, out: tuple[int, ...], **attrs: Any) -> Value:
-    """Emits a movement op (on the logical layout) of an integer tensor, of shape `out`; functions move with their source."""
+    """A movement op (on the logical layout) with result shape `out`; functions move with their source."""
     if isinstance(v, Function):
         return replace(v, source=move(r, v.source, op, out, **attrs))
     if isinstance(v, Integers):
@@ -60,7 +61,7 @@ def reshape(r: Reader, call: Any, args: list[Any]) -> Value:
 
 
 def _unit_axes(v: Any, shape: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]] | None:
-    """(physical shape, layout) of a value that only gains or loses axes of size 1: those go first, the others stay as they are."""
+    """(physical shape, layout) of a value that only gains or loses axes of size 1: those go first, the others stay."""
     old, new = ([i for i, n in enumerate(s) if n != 1] for s in (v.shape, shape))
     if [v.shape[i] for i in old] != [shape[i] for i in new]:
         return None
@@ -155,7 +156,9 @@ def shape_after(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]
 
 @handles("relax.strided_slice")
 def strided_slice(r: Reader, call: Any, args: list[Any]) -> Value:
-    numbers = lambda t: [int(scalar(i)) for i in (t.fields if hasattr(t, "fields") else t)]
+    def numbers(t):
+        return [int(scalar(i)) for i in (t.fields if hasattr(t, "fields") else t)]
+
     axes, begin, end = (numbers(t) for t in call.args[1:4])
     step = numbers(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
     v = args[0]
@@ -195,10 +198,10 @@ def split(r: Reader, call: Any, args: list[Any]) -> list[Value]:
     )
     edges = [0, *points, size]
     if isinstance(v, Real):
-        return [v.map(lambda x, a=a, b=b: np.take(x, np.arange(a, b), axis)) for a, b in zip(edges, edges[1:])]
+        return [v.map(lambda x, a=a, b=b: np.take(x, np.arange(a, b), axis)) for a, b in itertools.pairwise(edges)]
     v = r.settled(v, r.call_var)
     parts = []
-    for a, b in zip(edges, edges[1:]):
+    for a, b in itertools.pairwise(edges):
         begin, end = [0] * len(v.shape), list(v.shape)
         begin[axis], end[axis] = a, b
         parts.append(cut(r, v, begin, end, [1] * len(v.shape), shape_after(v.shape, axis, b - a)))

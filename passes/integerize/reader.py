@@ -160,8 +160,8 @@ class Reader:
         return grids.pop() if len(grids) == 1 else None
 
     def settled(self, v: Value, var: Any) -> Value:
-        """`v` ready to be moved about: constants, integers and quantized tensors as they are; what is deferred is made now,
-        on the grid that is asked for later if that is known."""
+        """`v` ready to be moved about: constants, integers and quantized tensors as they are; what is deferred is made
+        now, on the grid that is asked for later if that is known."""
         if isinstance(v, Real | Integers | Quantized):
             return v
         if isinstance(v, Function) and len(v.values) <= 256:

@@ -55,9 +55,12 @@ def avg_pool(r: Reader, call: Any, args: list[Any]) -> Value:
         for i in range(2)
     ]
     if len(np.unique(np.outer(*counts))) == 1:
-        emit = lambda _: r.builder.emit(
-            "sum_pool2d", [x.name], kernel=kernel, strides=strides, pads=pads, x_zero_point=x.zero_point
-        )
+
+        def emit(_):
+            return r.builder.emit(
+                "sum_pool2d", [x.name], kernel=kernel, strides=strides, pads=pads, x_zero_point=x.zero_point
+            )
+
         n = float(counts[0][0] * counts[1][0])
         return Accumulator(emit, x.axes, out, float(x.scale) / n, float(x.magnitude) * kernel[0] * kernel[1], r.where)
     return _uneven_average(r, x, kernel, strides, pads, counts, out)
@@ -79,8 +82,8 @@ def _uneven_average(
     counts: list[np.ndarray],
     out: tuple[int, ...],
 ) -> Deferred:
-    """Windows at the border have fewer elements: the sums are multiplied by their own reciprocal (int16) before the rounding."""
-    n, c, h, w = out
+    """Windows at the border have fewer elements: each sum times its int16 reciprocal, one rounding."""
+    _, _, h, w = out
     bound = x.magnitude * kernel[0] * kernel[1]
     if bound > 32767:
         raise CompileError(

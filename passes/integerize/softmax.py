@@ -204,7 +204,7 @@ def _normalised(
 
 
 def row_division(factor: float, smallest_sum: int) -> tuple[int, int]:
-    """(numerator, shift) with floor(numerator / l) * 2^-(32 + shift) ~ factor / l for every row sum l >= smallest_sum."""
+    """(numerator, shift): floor(numerator / l) * 2^-(32 + shift) ~ factor / l for every row sum l >= smallest_sum."""
     shift = 15
     while factor * 2.0 ** (32 + shift) / smallest_sum >= INT32_MAX and shift > 1:
         shift -= 1

@@ -1,9 +1,9 @@
 """What a float tensor of the QDQ graph is in integers, while the graph is being read.
 
-A value is either known (Real, a constant), integers with a scale (Quantized), or deferred: a computation whose result is
-only made when a QuantizeLinear says on which grid. So bias, activation, clamp, residual sum and requantization become one
-rounding, whatever order the exporter wrote them in. Transposes are deferred too: a value remembers how its logical axes lie
-in memory (`axes`: logical = physical.transpose(axes)), and channels-last neighbours never see NCHW.
+A value is either known (Real, a constant), integers with a scale (Quantized), or deferred: a computation whose result
+is only made when a QuantizeLinear says on which grid. So bias, activation, clamp, residual sum and requantization
+become one rounding, whatever order the exporter wrote them in. Transposes are deferred too: a value remembers how its
+logical axes lie in memory (`axes`: logical = physical.transpose(axes)), and channels-last neighbours never see NCHW.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def random_feeds(model, count=4, ids=10):
         for i in model.graph.input:
             t = i.type.tensor_type
             shape, dtype = [d.dim_value for d in t.shape.dim], helper.tensor_dtype_to_np_dtype(t.elem_type)
-            integers = 2 if "mask" in i.name or dtype == bool else ids
+            integers = 2 if "mask" in i.name or dtype == np.bool_ else ids
             feed[i.name] = (
                 rng.standard_normal(shape) * 2 if dtype == np.float32 else rng.integers(0, integers, shape)
             ).astype(dtype)
@@ -114,7 +114,7 @@ def run_program(program: Program, feed):
 
 
 def check(model: onnx.ModelProto, steps: float = 1.0, feeds=None, mean: float = 0.1) -> Program:
-    """Compiles the model and compares it with ONNX Runtime: at most `steps` output steps off anywhere, `mean` on average."""
+    """Compiles and compares with ONNX Runtime: at most `steps` output steps off anywhere, `mean` on average."""
     program = compiled(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
