@@ -11,7 +11,7 @@ import numpy as np
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
 
-GOALS = {   # case -> (metric, the least or most it may be, from float; the same from the QDQ file that comes with it)
+GOALS = {  # case -> (metric, the least or most it may be, from float; the same from the QDQ file that comes with it)
     "kws_dscnn": ("accuracy", lambda s, f: s >= 0.905, lambda s, f: s >= 0.897, ">= 0.905 (QDQ file: 0.897)"),
     "ic_resnet8": ("accuracy", lambda s, f: s >= f - 0.005, lambda s, f: s >= f - 0.005, "within 0.005 of float"),
     "vww_mobilenetv1_025": ("agrees_with_float", lambda s, f: s >= 0.99, None, ">= 0.99"),
@@ -24,7 +24,8 @@ GOALS = {   # case -> (metric, the least or most it may be, from float; the same
 
 
 def load_cases() -> dict[str, Any]:
-    """shared/models/cases.py's table, without the nets that have no goal here; exits with a message where it is absent."""
+    """shared/models/cases.py's table, without the nets that have no goal here; exits with a message where it is
+    absent."""
     file = FOLDER / "cases.py"
     if not file.exists():
         raise SystemExit(f"{FOLDER} is not there: this program measures the real nets in it")

@@ -1,4 +1,5 @@
 """compile(): the way of a model from an ONNX file to an artifact."""
+
 from __future__ import annotations
 
 import time
@@ -31,7 +32,8 @@ WEIGHT_BITS = (8,)
 
 @dataclass
 class Compiled:
-    """path: the artifact's folder; manifest: what it says of itself; notes: remarks for the user; seconds: time per stage."""
+    """path: the artifact's folder; manifest: what it says of itself; notes: remarks for the user; seconds: time per
+    stage."""
 
     path: Path
     manifest: dict[str, Any]
@@ -40,16 +42,29 @@ class Compiled:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: int = 8, calibration: Calibration = None,
-            output: str | Path = "build", shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None,
-            approx: str = "exact", keep: bool = False, threads: int = 1, options: QuantizeOptions | None = None,
-            progress: Progress | None = None) -> Compiled:
+def compile(
+    model: str | Path | onnx.ModelProto,
+    target: str = "host",
+    *,
+    bits: int = 8,
+    calibration: Calibration = None,
+    output: str | Path = "build",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    name: str | None = None,
+    approx: str = "exact",
+    keep: bool = False,
+    threads: int = 1,
+    options: QuantizeOptions | None = None,
+    progress: Progress | None = None,
+) -> Compiled:
     """Compiles an ONNX model, float or with Q/DQ pairs, into the artifact folder `output/NAME-TARGET`.
 
-    calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input: array};
+    calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input:
+    array};
     used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials for GELU.
     threads: recorded in the manifest as the number to run with. keep: also write the program after each pass.
-    The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy meaning). Raises CompileError, and leaves nothing behind.
+    The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
+    meaning). Raises CompileError, and leaves nothing behind.
     """
     cpu = get_target(target)
     if bits not in WEIGHT_BITS:
@@ -92,9 +107,23 @@ def compile(model: str | Path | onnx.ModelProto, target: str = "host", *, bits: 
     if keep:
         files["ir/main.c"] = code.source.encode()
     clock.start("link and prove")
-    spec = ArtifactSpec(label, cpu, code.objects, code.weights, code.arena_bytes, *_borders(reference), macs=macs(reference),
-                        extra={"bits": bits, "threads": threads, "ops": len(reference.nodes), "kernels": len(code.kernels), "kernel_calls": code.calls},
-                        files=files)
+    spec = ArtifactSpec(
+        label,
+        cpu,
+        code.objects,
+        code.weights,
+        code.arena_bytes,
+        *_borders(reference),
+        macs=macs(reference),
+        extra={
+            "bits": bits,
+            "threads": threads,
+            "ops": len(reference.nodes),
+            "kernels": len(code.kernels),
+            "kernel_calls": code.calls,
+        },
+        files=files,
+    )
     artifact = build_artifact(spec, output)
     clock.stop()
     notes = list(dict.fromkeys(notes))
@@ -118,7 +147,12 @@ def relax_text(program: Program) -> bytes:
 
 
 def _report(artifact: Artifact, seconds: dict[str, float], notes: list[str]) -> dict[str, Any]:
-    return {**artifact.manifest, "path": str(artifact.path), "notes": notes, "seconds": {k: round(v, 3) for k, v in seconds.items()}}
+    return {
+        **artifact.manifest,
+        "path": str(artifact.path),
+        "notes": notes,
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+    }
 
 
 class _Clock:

@@ -6,23 +6,31 @@ A real factor f becomes an int32 multiplier M and a shift S = 32 + p (HAWQ-V3, s
 
 which equals ((a << pre) * M >> 32) + 2^(p-1) >> p, since floors of nested divisions compose. Ties go toward +infinity.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-
 from qcompile.targets.errors import CompileError
 
-MAX_SHIFT = 15          # p: the largest rounding shift that ARM's sqrshrn (p + 1 <= 16) takes
+MAX_SHIFT = 15  # p: the largest rounding shift that ARM's sqrshrn (p + 1 <= 16) takes
 INT32_MAX = 2**31 - 1
-RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535),
-          "int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "bool": (0, 1)}
+RANGES = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "int32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
+    "bool": (0, 1),
+}
 
 
 @dataclass(frozen=True)
 class Dyadic:
-    """Real factors as integers: factor[c] ~ multiplier[c] * 2^pre / 2^(32 + shift); multiplier int32, shift in [1, 15]."""
+    """Real factors as integers: factor[c] ~ multiplier[c] * 2^pre / 2^(32 + shift); multiplier int32, shift in [1,
+    15]."""
 
     multiplier: np.ndarray
     shift: int
@@ -49,8 +57,10 @@ def dyadic(factor, accumulator_bound: int = 0) -> Dyadic:
     pre = max(0, 1 - shift)
     shift = max(shift, 1)
     if pre and accumulator_bound * 2.0**pre > INT32_MAX:
-        raise CompileError(f"a rescaling factor of {top:.3g} overflows 32 bits for accumulators up to {accumulator_bound}; "
-                           "the output's scale is far too small for its range")
+        raise CompileError(
+            f"a rescaling factor of {top:.3g} overflows 32 bits for accumulators up to {accumulator_bound}; "
+            "the output's scale is far too small for its range"
+        )
     return Dyadic(np.rint(factor * 2.0 ** (32 + shift - pre)).astype(np.int32), shift, pre)
 
 

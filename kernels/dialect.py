@@ -9,8 +9,10 @@ An op is declared once, in kernels/ops/, and is then a Relax op `qc.<name>` (typ
         def evaluate(x, *, zero_point): return np.maximum(x, zero_point)
 
 Arguments are tensors, keyword-only arguments are attributes (integers, strings, booleans and lists of them).
-`parameters` names the arguments that are weights, tables or multipliers rather than activations. Every op has one result.
+`parameters` names the arguments that are weights, tables or multipliers rather than activations. Every op has one
+result.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -39,13 +41,13 @@ class Type:
 
 @dataclass(frozen=True)
 class IntegerOp:
-    name: str                      # without the "qc." prefix
+    name: str  # without the "qc." prefix
     infer: Callable[..., Type]
     evaluate: Callable[..., np.ndarray]
     arguments: tuple[str, ...]
     attributes: tuple[str, ...]
     parameters: frozenset[str]
-    elementwise: bool              # result[i] depends on the same position of its first argument only: can be fused
+    elementwise: bool  # result[i] depends on the same position of its first argument only: can be fused
 
     def infer_type(self, types: list[Type], attrs: dict[str, Any]) -> Type:
         return self.infer(*types, **attrs)
@@ -55,7 +57,9 @@ class IntegerOp:
         out = np.ascontiguousarray(self.evaluate(*arrays, **attrs))
         want = self.infer_type([Type(a.shape, str(a.dtype)) for a in arrays], attrs)
         if (out.shape, str(out.dtype)) != (want.shape, want.dtype):
-            raise TypeError(f"qc.{self.name} gave {out.dtype}{list(out.shape)}, its type rule says {want.dtype}{list(want.shape)}")
+            raise TypeError(
+                f"qc.{self.name} gave {out.dtype}{list(out.shape)}, its type rule says {want.dtype}{list(want.shape)}"
+            )
         return out
 
 
@@ -68,10 +72,15 @@ def integer_op(name: str, parameters: tuple[str, ...] = (), elementwise: bool = 
     def register(cls: type) -> IntegerOp:
         evaluate = cls.__dict__["evaluate"]
         params = inspect.signature(evaluate).parameters.values()
-        op = IntegerOp(name, cls.__dict__["infer"], evaluate,
-                       tuple(p.name for p in params if p.kind is not inspect.Parameter.KEYWORD_ONLY),
-                       tuple(p.name for p in params if p.kind is inspect.Parameter.KEYWORD_ONLY),
-                       frozenset(parameters), elementwise)
+        op = IntegerOp(
+            name,
+            cls.__dict__["infer"],
+            evaluate,
+            tuple(p.name for p in params if p.kind is not inspect.Parameter.KEYWORD_ONLY),
+            tuple(p.name for p in params if p.kind is inspect.Parameter.KEYWORD_ONLY),
+            frozenset(parameters),
+            elementwise,
+        )
         OPS[name] = op
         return op
 

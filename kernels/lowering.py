@@ -3,6 +3,7 @@
 A kernel is one native function; a node of the program becomes one or more calls of kernels. The planner gives every
 tensor, workspace and packed constant its address and writes one function that makes the calls in order.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.program import Node
 
-SLACK_BYTES = 64     # kernels may read (never write) this far past the end of any buffer, and from 0 bytes before it
+SLACK_BYTES = 64  # kernels may read (never write) this far past the end of any buffer, and from 0 bytes before it
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Workspace:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """Read-only data that the kernel wants in this form (packed weights, folded biases); equal bytes are stored once."""
+    """Read-only data that the kernel wants in this form (packed weights, folded biases); equal bytes are stored
+    once."""
 
     array: np.ndarray
 
@@ -44,7 +45,8 @@ class Constant:
 class Kernel:
     """A native function. `name` is its specification and its symbol: calls with equal names share one function.
 
-    build() -> tvm.tirx.PrimFunc whose parameters are plain pointers (T.handle of the element dtype) and int32 scalars in the
+    build() -> tvm.tirx.PrimFunc whose parameters are plain pointers (T.handle of the element dtype) and int32 scalars
+    in the
     order of the call's operands, returning int32 0. Parallel loops use T.parallel on an outermost axis.
     """
 
@@ -54,7 +56,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """operands: Buffer, Workspace or Constant (pointers, 64-byte aligned but for Buffer offsets) and int (int32 scalars)."""
+    """operands: Buffer, Workspace or Constant (pointers, 64-byte aligned but for Buffer offsets) and int (int32
+    scalars)."""
 
     kernel: Kernel
     operands: tuple[Buffer | Workspace | Constant | int, ...]
@@ -62,7 +65,8 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class NodeContext:
-    """What a lowering knows of its node: types of its inputs and of its result, and the values of the constant inputs."""
+    """What a lowering knows of its node: types of its inputs and of its result, and the values of the constant
+    inputs."""
 
     node: Node
     types: dict[str, Type]

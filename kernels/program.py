@@ -3,6 +3,7 @@
 A Program is what the last Relax module says, without TVM: it is stored in the artifact's folder, so that the reference
 needs numpy only. `Program.run` is the definition of what every artifact computes.
 """
+
 from __future__ import annotations
 
 import io
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 import qcompile.kernels.ops  # noqa: F401  (registers the ops)
 from qcompile.kernels.dialect import OPS, Type
 
@@ -32,12 +32,19 @@ class Node:
     body: tuple[Node, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "op": self.op, "inputs": list(self.inputs), "attrs": self.attrs,
-                **({"body": [n.to_json() for n in self.body]} if self.body else {})}
+        return {
+            "name": self.name,
+            "op": self.op,
+            "inputs": list(self.inputs),
+            "attrs": self.attrs,
+            **({"body": [n.to_json() for n in self.body]} if self.body else {}),
+        }
 
     @staticmethod
     def from_json(d: dict[str, Any]) -> Node:
-        return Node(d["name"], d["op"], tuple(d["inputs"]), d["attrs"], tuple(Node.from_json(n) for n in d.get("body", ())))
+        return Node(
+            d["name"], d["op"], tuple(d["inputs"]), d["attrs"], tuple(Node.from_json(n) for n in d.get("body", ()))
+        )
 
 
 def evaluate_node(node: Node, values: dict[str, np.ndarray]) -> np.ndarray:
@@ -61,7 +68,8 @@ def infer_node(node: Node, types: dict[str, Type]) -> Type:
 
 @dataclass
 class Program:
-    """inputs, outputs: name -> Type, in order; outputs name nodes (or inputs); constants: name -> array; nodes in execution order."""
+    """inputs, outputs: name -> Type, in order; outputs name nodes (or inputs); constants: name -> array; nodes in
+    execution order."""
 
     inputs: dict[str, Type]
     outputs: list[str]
@@ -93,8 +101,15 @@ class Program:
 
     def to_bytes(self) -> bytes:
         """A deterministic .npz: the structure as JSON and each constant as an array."""
-        text = json.dumps({"inputs": {n: [list(t.shape), t.dtype] for n, t in self.inputs.items()}, "outputs": self.outputs,
-                           "constants": list(self.constants), "nodes": [n.to_json() for n in self.nodes], "info": self.info})
+        text = json.dumps(
+            {
+                "inputs": {n: [list(t.shape), t.dtype] for n, t in self.inputs.items()},
+                "outputs": self.outputs,
+                "constants": list(self.constants),
+                "nodes": [n.to_json() for n in self.nodes],
+                "info": self.info,
+            }
+        )
         out = io.BytesIO()
         arrays = {f"c{i}": a for i, a in enumerate(self.constants.values())}
         np.savez(out, program=np.frombuffer(text.encode(), np.uint8), **arrays)
@@ -109,5 +124,10 @@ class Program:
                 constants = {name: z[f"c{i}"] for i, name in enumerate(d["constants"])}
         except Exception as e:
             raise ValueError(f"not a stored program: {e}") from e
-        return Program({n: Type(tuple(s), t) for n, (s, t) in d["inputs"].items()}, d["outputs"], constants,
-                       [Node.from_json(n) for n in d["nodes"]], d["info"])
+        return Program(
+            {n: Type(tuple(s), t) for n, (s, t) in d["inputs"].items()},
+            d["outputs"],
+            constants,
+            [Node.from_json(n) for n in d["nodes"]],
+            d["info"],
+        )

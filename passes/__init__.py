@@ -5,8 +5,10 @@
     unsigned_activations   targets with unsigned dot products only: int8 activations become uint8, same numbers
     fuse                   an op and the elementwise ops after it become one node
 
-After `tidy` the program is what the artifact means on every target (`Model.reference` runs it); the later passes choose how.
+After `tidy` the program is what the artifact means on every target (`Model.reference` runs it); the later passes
+choose how.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -3,13 +3,13 @@
 Each rule gets the intervals of its arguments (whole tensors; per output channel for weights) and returns the result's;
 accumulators and every 32-bit intermediate of the op's meaning are checked on the way. Padding counts as zero_point.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
@@ -21,7 +21,9 @@ Rule = Callable[[Node, list[Interval], list[np.ndarray | None], list[Type]], Int
 
 def _fits(node: Node, what: str, low: float, high: float) -> None:
     if low < -INT32_MAX - 1 or high > INT32_MAX:
-        raise CompileError(f"{node.name}: {what} of {node.op} may reach [{low:.4g}, {high:.4g}], more than 32 bits hold")
+        raise CompileError(
+            f"{node.name}: {what} of {node.op} may reach [{low:.4g}, {high:.4g}], more than 32 bits hold"
+        )
 
 
 def _shift(x: Interval, zero_point: int) -> Interval:
@@ -67,7 +69,9 @@ def _rescaled(node: Node, intervals: list[Interval], constants: list[np.ndarray 
 
 
 def _mul(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
-    low, high = _product(_shift(intervals[0], node.attrs["x_zero_point"]), _shift(intervals[1], node.attrs["r_zero_point"]))
+    low, high = _product(
+        _shift(intervals[0], node.attrs["x_zero_point"]), _shift(intervals[1], node.attrs["r_zero_point"])
+    )
     _fits(node, "the product", low * 2 ** node.attrs["pre"], high * 2 ** node.attrs["pre"])
     return _clamped(node)
 
@@ -80,7 +84,9 @@ def _add(node: Node, intervals: list[Interval], constants: list[np.ndarray | Non
     return _clamped(node)
 
 
-def _add_residual(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+def _add_residual(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
     a, multiplier = node.attrs, constants[2]
     assert multiplier is not None
     _fits(node, "the shifted input", intervals[0][0] * 2 ** a["pre"], intervals[0][1] * 2 ** a["pre"])
@@ -99,11 +105,15 @@ def _bias_add(node: Node, intervals: list[Interval], constants: list[np.ndarray 
 def _lut(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
     low, high = _shift(intervals[0], node.attrs["first"])
     if low < 0 or high >= types[1].size:
-        raise CompileError(f"{node.name}: codes {intervals[0]} leave the table of {types[1].size} entries from {node.attrs['first']}")
+        raise CompileError(
+            f"{node.name}: codes {intervals[0]} leave the table of {types[1].size} entries from {node.attrs['first']}"
+        )
     return intervals[1]
 
 
-def _window_sum(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+def _window_sum(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
     low, high = _shift(intervals[0], node.attrs["x_zero_point"])
     count = int(np.prod(node.attrs["kernel"])) if node.op == "sum_pool2d" else types[0].shape[1]
     low, high = min(low, 0) * count, max(high, 0) * count
@@ -111,7 +121,9 @@ def _window_sum(node: Node, intervals: list[Interval], constants: list[np.ndarra
     return low, high
 
 
-def _attention(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+def _attention(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
     a = node.attrs
     q, k, v = (_shift(i, a[f"{n}_zero_point"]) for n, i in zip("qkv", intervals))
     low, high = (e * types[0].shape[-1] for e in _product(q, k))
@@ -133,7 +145,9 @@ def _first(node: Node, intervals: list[Interval], constants: list[np.ndarray | N
 
 def _pad(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
     value = node.attrs["value"]
-    return (min(intervals[0][0], value), max(intervals[0][1], value)) if node.attrs["mode"] == "constant" else intervals[0]
+    return (
+        (min(intervals[0][0], value), max(intervals[0][1], value)) if node.attrs["mode"] == "constant" else intervals[0]
+    )
 
 
 def _cast(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
@@ -143,11 +157,27 @@ def _cast(node: Node, intervals: list[Interval], constants: list[np.ndarray | No
 
 
 RULES: dict[str, Rule] = {
-    "conv2d": _weighted, "dense": _weighted, "matmul": _matmul, "requantize": _rescaled, "prelu": _rescaled, "mul": _mul, "add": _add,
-    "add_residual": _add_residual, "bias_add": _bias_add, "lut": _lut, "sum_pool2d": _window_sum, "reduce_sum": _window_sum,
-    "attention": _attention, "concat": _hull, "where": lambda n, i, c, t: _hull(n, i[1:], c, t), "pad": _pad, "cast": _cast,
-    "argmax": lambda n, i, c, t: (0, t[0].shape[1] - 1), "softmax": lambda n, i, c, t: _clamped(n),
-    "log_softmax": lambda n, i, c, t: _clamped(n), "layer_norm": lambda n, i, c, t: _clamped(n),
+    "conv2d": _weighted,
+    "dense": _weighted,
+    "matmul": _matmul,
+    "requantize": _rescaled,
+    "prelu": _rescaled,
+    "mul": _mul,
+    "add": _add,
+    "add_residual": _add_residual,
+    "bias_add": _bias_add,
+    "lut": _lut,
+    "sum_pool2d": _window_sum,
+    "reduce_sum": _window_sum,
+    "attention": _attention,
+    "concat": _hull,
+    "where": lambda n, i, c, t: _hull(n, i[1:], c, t),
+    "pad": _pad,
+    "cast": _cast,
+    "argmax": lambda n, i, c, t: (0, t[0].shape[1] - 1),
+    "softmax": lambda n, i, c, t: _clamped(n),
+    "log_softmax": lambda n, i, c, t: _clamped(n),
+    "layer_norm": lambda n, i, c, t: _clamped(n),
     "resize_linear": lambda n, i, c, t: _clamped(n),
     **dict.fromkeys(("reshape", "transpose", "slice", "broadcast", "take", "max_pool2d", "reduce_max"), _first),
 }
@@ -160,12 +190,17 @@ def prove_bounds(program: Program) -> dict[str, Interval]:
     for name, array in program.constants.items():
         known[name] = (int(array.min()), int(array.max())) if array.size else (0, 0)
     for node in program.nodes:
-        arguments: list[Any] = [[known[i] for i in node.inputs], [program.constants.get(i) for i in node.inputs],
-                                [types[i] for i in node.inputs]]
+        arguments: list[Any] = [
+            [known[i] for i in node.inputs],
+            [program.constants.get(i) for i in node.inputs],
+            [types[i] for i in node.inputs],
+        ]
         low, high = RULES[node.op](node, *arguments)
         least, most = RANGES[types[node.name].dtype]
         if low < least or high > most:
-            raise CompileError(f"{node.name}: {node.op} may give [{low}, {high}], more than {types[node.name].dtype} holds")
+            raise CompileError(
+                f"{node.name}: {node.op} may give [{low}, {high}], more than {types[node.name].dtype} holds"
+            )
         known[node.name] = (low, high)
     return known
 

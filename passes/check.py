@@ -1,10 +1,10 @@
 """What every stage must leave: a table of rules, run between passes. A failure prints the node with its inputs."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program, infer_node
 
@@ -53,8 +53,11 @@ def _limits(node: Node, types: Types, program: Program) -> str:
 
 
 RULES: dict[str, Callable[[Node, Types, Program], str]] = {
-    "ops are known": _known_op, "attributes are complete": _attributes, "tensors are integers": _integer,
-    "weights are symmetric": _weights, "limits are in range": _limits,
+    "ops are known": _known_op,
+    "attributes are complete": _attributes,
+    "tensors are integers": _integer,
+    "weights are symmetric": _weights,
+    "limits are in range": _limits,
 }
 
 
@@ -70,7 +73,9 @@ def check(program: Program, stage: str) -> None:
             problem = _known_op(node, types, program) or ""
         if not problem:
             types[node.name] = infer_node(node, types)
-            problem = next((f"{name}: {found}" for name, rule in RULES.items() if (found := rule(node, types, program))), "")
+            problem = next(
+                (f"{name}: {found}" for name, rule in RULES.items() if (found := rule(node, types, program))), ""
+            )
         if problem:
             sources = "".join(f"\n    {i}: {types[i].dtype}{list(types[i].shape)}" for i in node.inputs if i in types)
             raise TypeError(f"after {stage}: {node.name} = {node.op}({', '.join(node.inputs)}) {problem}{sources}")

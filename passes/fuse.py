@@ -2,6 +2,7 @@
 
 The meaning of a "fused" node is its body, run in order; nothing is rounded differently.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ def fuse(program: Program, fusable: Fusable) -> Program:
         for i in set(node.inputs):
             users.setdefault(i, []).append(node)
     taken: set[str] = set()
-    groups: dict[str, list[Node]] = {}                 # last node of a group -> its nodes
+    groups: dict[str, list[Node]] = {}  # last node of a group -> its nodes
     for head in program.nodes:
         if head.name in taken or not (head.op in HEADS or OPS[head.op].elementwise):
             continue
@@ -33,7 +34,12 @@ def fuse(program: Program, fusable: Fusable) -> Program:
             if len(readers) != 1 or last in program.outputs:
                 break
             step = readers[0]
-            if step.name in taken or not OPS[step.op].elementwise or step.inputs.count(last) != 1 or not fusable(step, last, types):
+            if (
+                step.name in taken
+                or not OPS[step.op].elementwise
+                or step.inputs.count(last) != 1
+                or not fusable(step, last, types)
+            ):
                 break
             body.append(step)
         if len(body) > 1:

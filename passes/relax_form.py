@@ -3,6 +3,7 @@
 The ops are registered with their type rules, so Relax checks every call, TVMScript prints it, and any Relax tool can
 read it. A fused node is one call of `qc.fused` whose body is an attribute.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import tvm
+from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.program import Node, Program, infer_node
 from tvm import relax
 from tvm.ir import Op, register_op_attr
 from tvm.ir.expr import GenericConst
-
-from qcompile.kernels.dialect import OPS, Type
-from qcompile.kernels.program import Node, Program, infer_node
 
 
 def _type(expr: Any) -> Type:
@@ -31,6 +31,7 @@ def _tensor_type(t: Type) -> Any:
 def register_ops() -> None:
     """Makes `qc.<name>` of every op of the dialect, and `qc.fused`, known to Relax; done once a process."""
     for name in [*OPS, "fused"]:
+
         def infer(call: Any, _builder: Any) -> Any:
             node, inputs = _node("result", call, [f"i{k}" for k in range(len(call.args))])
             return _tensor_type(infer_node(node, dict(zip(inputs, map(_type, call.args)))))
@@ -65,9 +66,15 @@ def to_relax(program: Program) -> Any:
     with builder.function("main", list(values[n] for n in program.inputs)):
         with builder.dataflow():
             for node in program.nodes:
-                given = {"inputs": list(node.inputs), "body": json.dumps([n.to_json() for n in node.body])} if node.body else node.attrs
+                given = (
+                    {"inputs": list(node.inputs), "body": json.dumps([n.to_json() for n in node.body])}
+                    if node.body
+                    else node.attrs
+                )
                 attrs = tvm.ir.make_node("ir.DictAttrs", **given)
-                values[node.name] = builder.emit(relax.Call(Op.get(f"qc.{node.op}"), [values[i] for i in node.inputs], attrs), node.name)
+                values[node.name] = builder.emit(
+                    relax.Call(Op.get(f"qc.{node.op}"), [values[i] for i in node.inputs], attrs), node.name
+                )
             result = builder.emit_output(relax.Tuple([values[o] for o in program.outputs]))
         builder.emit_func_output(result)
     return builder.get()
@@ -99,7 +106,9 @@ def from_relax(module: Any, info: dict[str, Any] | None = None) -> Program:
                 node, inner = _node(binding.var.name, value, inputs)
                 if node.body:
                     renamed = dict(zip(inner, inputs))
-                    body = tuple(Node(s.name, s.op, tuple(renamed.get(i, i) for i in s.inputs), s.attrs) for s in node.body)
+                    body = tuple(
+                        Node(s.name, s.op, tuple(renamed.get(i, i) for i in s.inputs), s.attrs) for s in node.body
+                    )
                     node = Node(node.name, node.op, tuple(inputs), node.attrs, body)
                 names[binding.var] = node.name
                 program.nodes.append(node)

@@ -3,6 +3,7 @@
 Every int8 activation becomes uint8 with zero points, limits and tables moved by 128, which changes no result: the
 meaning of each op holds for both. Graph inputs and outputs keep their int8, masks stay 0 and 1.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -13,7 +14,11 @@ from qcompile.kernels.dialect import OPS
 from qcompile.kernels.program import Node, Program
 
 OFFSET = 128
-PLAIN = {"where": {"condition"}, "softmax": {"mask"}, "attention": {"mask_bias"}}   # arguments that are flags, not quantities
+PLAIN = {
+    "where": {"condition"},
+    "softmax": {"mask"},
+    "attention": {"mask_bias"},
+}  # arguments that are flags, not quantities
 
 
 def unsigned_activations(program: Program) -> Program:
@@ -21,8 +26,8 @@ def unsigned_activations(program: Program) -> Program:
     types = program.types()
     constants = dict(program.constants)
     nodes: list[Node] = []
-    shifted: dict[str, str] = {}        # int8 tensor -> its uint8 form
-    plain: dict[str, str] = {}          # int8 tensor whose node now gives uint8 -> its int8 form
+    shifted: dict[str, str] = {}  # int8 tensor -> its uint8 form
+    plain: dict[str, str] = {}  # int8 tensor whose node now gives uint8 -> its int8 form
 
     def as_unsigned(name: str) -> str:
         if name not in shifted:
@@ -84,5 +89,3 @@ def unsigned_activations(program: Program) -> Program:
     for before, after in zip(program.outputs, outputs):
         assert known[after] == types[before], f"{before} changed its type"
     return result
-
-

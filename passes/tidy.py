@@ -1,4 +1,6 @@
-"""Removes what the reading of the float graph leaves behind: reshapes between an op and its elementwise steps, dead nodes."""
+"""Removes what the reading of the float graph leaves behind: reshapes between an op and its elementwise steps, dead
+nodes."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -51,13 +53,23 @@ def sink_reshapes(program: Program) -> Program:
     produced: dict[str, Node] = {}
     for node in program.nodes:
         source = produced.get(node.inputs[0]) if node.inputs else None
-        if OPS[node.op].elementwise and source is not None and source.op == "reshape" and users[source.name] == 1 \
-                and source.name not in program.outputs and source.inputs[0] in by_name:
+        if (
+            OPS[node.op].elementwise
+            and source is not None
+            and source.op == "reshape"
+            and users[source.name] == 1
+            and source.name not in program.outputs
+            and source.inputs[0] in by_name
+        ):
             inner, outer = types[source.inputs[0]], types[source.name]
             others = tensor_inputs(node)[1:]
             kinds = {o: operand_kind(outer.shape, types[o].shape) for o in others}
-            if inner.shape and outer.shape and inner.shape[-1] == outer.shape[-1] and all(
-                    kind in ("same", "scalar", "channel") for kind in kinds.values()):
+            if (
+                inner.shape
+                and outer.shape
+                and inner.shape[-1] == outer.shape[-1]
+                and all(kind in ("same", "scalar", "channel") for kind in kinds.values())
+            ):
                 views = {"same": inner.shape, "channel": inner.shape[-1:], "scalar": (1,)}
                 moved = []
                 for i in node.inputs[1:]:

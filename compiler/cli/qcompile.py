@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from qcompile.cli.messages import one_line_errors, write_whole
+from qcompile.targets import CompileError, target_names
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from qcompile.cli.messages import one_line_errors, write_whole
-from qcompile.targets import CompileError, target_names
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -33,21 +32,58 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", default="host", show_default=True, help=f"CPU to compile for: {', '.join(target_names())}.")
 @click.option("--bits", default=8, show_default=True, type=int, help="Width of the weights.")
-@click.option("--calib", type=click.Path(path_type=Path),
-              help="npz file with arrays named as the inputs, samples along the first axis (float models only).")
-@click.option("-o", "--output", default="build", show_default=True, type=click.Path(path_type=Path), help="Folder that gets NAME-TARGET/.")
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    help="npz file with arrays named as the inputs, samples along the first axis (float models only).",
+)
+@click.option(
+    "-o",
+    "--output",
+    default="build",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder that gets NAME-TARGET/.",
+)
 @click.option("--name", help="Name of the artifact and of its C functions; default: the model's file name.")
 @click.option("--shapes", multiple=True, metavar="NAME:1x3x224x224", help="Fixes dynamic axes of an input; repeatable.")
-@click.option("--approx", default="exact", show_default=True, type=click.Choice(["exact", "ibert"]),
-              help="Activations: correctly rounded tables, or I-BERT's polynomials for models fine-tuned with them.")
+@click.option(
+    "--approx",
+    default="exact",
+    show_default=True,
+    type=click.Choice(["exact", "ibert"]),
+    help="Activations: correctly rounded tables, or I-BERT's polynomials for models fine-tuned with them.",
+)
 @click.option("--keep", is_flag=True, help="Also write the program after each pass (ir/).")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1),
-              help="Threads that the artifact will be given; recorded in the manifest as a default for qrun and qbench.")
-@click.option("--json", "json_file", type=click.Path(allow_dash=True), help="Write what was done as JSON to this file, or - for standard output.")
+@click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Threads that the artifact will be given; recorded in the manifest as a default for qrun and qbench.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(allow_dash=True),
+    help="Write what was done as JSON to this file, or - for standard output.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show times per stage and all remarks.")
 @one_line_errors
-def main(model: Path, target: str, bits: int, calib: Path | None, output: Path, name: str | None, shapes: tuple[str, ...],
-         approx: str, keep: bool, threads: int, json_file: str | None, verbose: bool) -> None:
+def main(
+    model: Path,
+    target: str,
+    bits: int,
+    calib: Path | None,
+    output: Path,
+    name: str | None,
+    shapes: tuple[str, ...],
+    approx: str,
+    keep: bool,
+    threads: int,
+    json_file: str | None,
+    verbose: bool,
+) -> None:
     """Compiles the ONNX file MODEL (float, or quantized with Q/DQ pairs) into integer instructions only.
 
     \b
@@ -55,17 +91,36 @@ def main(model: Path, target: str, bits: int, calib: Path | None, output: Path, 
     qrun build/model-arm-a76 --input x.npz --output y.npz
     """
     warnings.simplefilter("ignore")
-    from qcompile.pipeline import STAGES, compile       # late: TVM takes a moment, --help should not
+    from qcompile.pipeline import STAGES, compile  # late: TVM takes a moment, --help should not
+
     console = Console(stderr=True)
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console,
-                  transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("starting", total=len(STAGES))
 
         def show(stage: str) -> None:
             bar.update(task, description=stage, completed=STAGES.index(stage))
 
-        result = compile(model, target, bits=bits, calibration=calib, output=output, shapes=parse_shapes(shapes), name=name,
-                         approx=approx, keep=keep, threads=threads, progress=show)
+        result = compile(
+            model,
+            target,
+            bits=bits,
+            calibration=calib,
+            output=output,
+            shapes=parse_shapes(shapes),
+            name=name,
+            approx=approx,
+            keep=keep,
+            threads=threads,
+            progress=show,
+        )
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     if json_file == "-":
@@ -79,11 +134,19 @@ def main(model: Path, target: str, bits: int, calib: Path | None, output: Path, 
 def _print_summary(r: dict[str, Any], verbose: bool) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2))
     proof = r["proof"]
-    rows = [("artifact", r["path"]), ("ops", f"{r['ops']} in {r['kernel_calls']} calls of {r['kernels']} kernels"),
-            ("weights", f"{r['weights_bytes']:,} bytes"), ("code", f"{r['code_bytes']:,} bytes"), ("arena", f"{r['arena_bytes']:,} bytes"),
-            ("MACs", f"{r['macs']:,}"),
-            ("proof", f"{proof['float_instructions']} float instructions in {proof['instructions']:,}, "
-                      f"{proof['undefined_symbols']} undefined symbols")]
+    rows = [
+        ("artifact", r["path"]),
+        ("ops", f"{r['ops']} in {r['kernel_calls']} calls of {r['kernels']} kernels"),
+        ("weights", f"{r['weights_bytes']:,} bytes"),
+        ("code", f"{r['code_bytes']:,} bytes"),
+        ("arena", f"{r['arena_bytes']:,} bytes"),
+        ("MACs", f"{r['macs']:,}"),
+        (
+            "proof",
+            f"{proof['float_instructions']} float instructions in {proof['instructions']:,}, "
+            f"{proof['undefined_symbols']} undefined symbols",
+        ),
+    ]
     if verbose:
         rows += [(f"time: {k}", f"{v:.2f} s") for k, v in r["seconds"].items()]
     for label, value in rows:

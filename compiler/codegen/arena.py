@@ -1,4 +1,5 @@
 """One static arena: buffers whose lives do not overlap share memory."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ def align(n: int) -> int:
 def place(lifetimes: list[Lifetime]) -> tuple[dict[str, int], int]:
     """(offset of each buffer, bytes in all): largest first, each at the smallest gap that fits (best fit).
 
-    Greedy by size, as in Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020, section 5.2.
+    Greedy by size, as in Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020,
+    section 5.2.
     """
     placed: list[tuple[int, int, Lifetime]] = []
     for b in sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name)):

@@ -1,9 +1,10 @@
 """Lowers every node, gives everything an address, and writes `qc_main` (in C: calls with constant addresses)."""
+
 from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from qcompile.targets import CompileError, Target
 
 @dataclass(frozen=True)
 class Generated:
-    """objects: relocatable ELF files that define qc_main; kernels: names of the native functions; source: qc_main in C."""
+    """objects: relocatable ELF files that define qc_main; kernels: names of the native functions; source: qc_main in
+    C."""
 
     objects: list[bytes]
     weights: bytes
@@ -46,16 +48,19 @@ class _Step:
 
 def generate(program: Program, target: Target) -> Generated:
     """Code for a program whose nodes the target's kernels know. Raises CompileError naming a node that they do not."""
+    program = replace(program, constants=dict(program.constants))
     types = program.types()
-    root: dict[str, str] = {}                       # a reshaped tensor is its source, seen differently
+    root: dict[str, str] = {}  # a reshaped tensor is its source, seen differently
 
     def storage(name: str) -> str:
         while name in root:
             name = root[name]
         return name
 
-    steps = [_Step(f"input {n}", [copy(_Callers("inputs", i), Buffer(n), t.nbytes)])
-             for i, (n, t) in enumerate(program.inputs.items())]
+    steps = [
+        _Step(f"input {n}", [copy(_Callers("inputs", i), Buffer(n), t.nbytes)])
+        for i, (n, t) in enumerate(program.inputs.items())
+    ]
     for node in program.nodes:
         if node.op == "reshape" and node.inputs[0] not in program.constants:
             root[node.name] = node.inputs[0]
@@ -74,7 +79,7 @@ def generate(program: Program, target: Target) -> Generated:
             for operand in call.operands:
                 if isinstance(operand, Buffer) and operand.name != step.node:
                     reads[storage(operand.name)] = reads.get(storage(operand.name), 0) + 1
-    direct: dict[str, int] = {}                     # tensors made straight in the caller's output buffer
+    direct: dict[str, int] = {}  # tensors made straight in the caller's output buffer
     for index, name in enumerate(program.outputs):
         made = storage(name)
         if made in produced and made not in direct and not reads.get(made):
@@ -127,12 +132,16 @@ def generate(program: Program, target: Target) -> Generated:
         for call in step.calls:
             if call.kernel.name not in kernels:
                 kernels[call.kernel.name] = call.kernel
-                kinds = ", ".join("int32_t" if isinstance(o, int | np.integer) else "const void *" for o in call.operands)
+                kinds = ", ".join(
+                    "int32_t" if isinstance(o, int | np.integer) else "const void *" for o in call.operands
+                )
                 declarations.append(f"int32_t {call.kernel.name}({kinds});")
             lines.append(f"    {call.kernel.name}({', '.join(address(step, o) for o in call.operands)});")
     source = _MAIN.format(declarations="\n".join(declarations), calls="\n".join(lines))
-    objects = compile_kernels(kernels, target) + [_compile_main(source, target)]
-    return Generated(objects, weights.data(), align(used) + SLACK_BYTES, sorted(kernels), sum(len(s.calls) for s in steps), source)
+    objects = [*compile_kernels(kernels, target), _compile_main(source, target)]
+    return Generated(
+        objects, weights.data(), align(used) + SLACK_BYTES, sorted(kernels), sum(len(s.calls) for s in steps), source
+    )
 
 
 _MAIN = """#include <stdint.h>
@@ -182,5 +191,3 @@ class _Weights:
 
     def data(self) -> bytes:
         return b"".join(self._parts)
-
-

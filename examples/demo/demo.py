@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import qcompile
+from qcompile.cli.qbench import measure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-import qcompile
-from qcompile.cli.qbench import measure
 
 HERE = Path(__file__).parent
 MODEL = HERE / "vit_mnist.onnx"
@@ -48,13 +47,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = {t: qcompile.compile(MODEL, t, calibration=samples, output=folder) for t in ("host", "arm-a76")}
         host, arm = (qcompile.load(built[t].path) for t in ("host", "arm-a76"))
-        peers = {"ONNX Runtime float": session(MODEL), "ONNX Runtime int8": session(built["host"].path / "model.qdq.onnx")}
+        peers = {
+            "ONNX Runtime float": session(MODEL),
+            "ONNX Runtime int8": session(built["host"].path / "model.qdq.onnx"),
+        }
 
         quiet = not console.is_terminal
-        ours = [host.run({"image": x[None]})["logits"] for x in track(images, "this machine", console=console, disable=quiet, transient=True)]
+        ours = [
+            host.run({"image": x[None]})["logits"]
+            for x in track(images, "this machine", console=console, disable=quiet, transient=True)
+        ]
         rows = [("qcompile, this machine", accuracy(ours, labels), len(ours))]
         few = images[: arguments.emulated]
-        emulated = [arm.run({"image": x[None]})["logits"] for x in track(few, "Cortex-A76", console=console, disable=quiet, transient=True)]
+        emulated = [
+            arm.run({"image": x[None]})["logits"]
+            for x in track(few, "Cortex-A76", console=console, disable=quiet, transient=True)
+        ]
         rows.append((f"qcompile, Cortex-A76 ({arm.engine.name})", accuracy(emulated, labels), len(emulated)))
         for name, peer in peers.items():
             rows.append((name, accuracy([peer.run(None, {"image": x[None]})[0] for x in images], labels), len(images)))
@@ -67,19 +75,32 @@ def main() -> None:
         for name, value, count in rows:
             table.add_row(name, f"{value:.4f}", str(count))
         console.print(table)
-        console.print(f"bit for bit: Cortex-A76 = this machine on {same} of {len(few)} digits, numpy reference = this machine on "
-                      f"{reference} of {len(few)}", highlight=False)
+        console.print(
+            f"bit for bit: Cortex-A76 = this machine on {same} of {len(few)} digits, numpy reference = this machine on "
+            f"{reference} of {len(few)}",
+            highlight=False,
+        )
 
         x = host.quantize({"image": images[0][None]})
-        calls = [lambda: host.run_integer(x), *(lambda p=p: p.run(None, {"image": images[0][None]}) for p in peers.values())]
+        calls = [
+            lambda: host.run_integer(x),
+            *(lambda p=p: p.run(None, {"image": images[0][None]}) for p in peers.values()),
+        ]
         times = [float(np.median(t)) / 1000 for t in measure(calls, None, 1.0)]
-        console.print(f"latency, one thread, median, Python calls included: qcompile {times[0]:.0f} µs" + "".join(
-            f", {name} {t:.0f} µs ({t / times[0]:.1f} times ours)" for name, t in zip(peers, times[1:])), highlight=False)
+        console.print(
+            f"latency, one thread, median, Python calls included: qcompile {times[0]:.0f} µs"
+            + "".join(f", {name} {t:.0f} µs ({t / times[0]:.1f} times ours)" for name, t in zip(peers, times[1:])),
+            highlight=False,
+        )
         for target, artifact in built.items():
             m, p = artifact.manifest, artifact.manifest["proof"]
-            console.print(f"{target}: {p['float_instructions']} float instructions in {p['instructions']}, {p['undefined_symbols']} "
-                          f"undefined symbols, {m['code_bytes'] / 1000:.0f} kB code, {m['weights_bytes'] / 1000:.0f} kB weights, "
-                          f"{m['arena_bytes'] / 1000:.0f} kB arena", highlight=False)
+            console.print(
+                f"{target}: {p['float_instructions']} float instructions in {p['instructions']}, "
+                f"{p['undefined_symbols']} undefined symbols, "
+                f"{m['code_bytes'] / 1000:.0f} kB code, {m['weights_bytes'] / 1000:.0f} kB weights, "
+                f"{m['arena_bytes'] / 1000:.0f} kB arena",
+                highlight=False,
+            )
     if same != len(few) or reference != len(few):
         raise SystemExit("the targets disagree")
 

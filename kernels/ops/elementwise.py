@@ -2,10 +2,10 @@
 
 Wherever a per-channel constant appears it lies along the last axis (channels last), or has one element.
 """
+
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.kernels.arithmetic import checked_int32, mulhi, rescale, round_shift, saturate
 from qcompile.kernels.dialect import Type, integer_op
 
@@ -21,14 +21,17 @@ class Requantize:
         return Type(x.shape, dtype)
 
     def evaluate(x, multiplier, *, x_zero_point, shift, pre, zero_point, qmin, qmax, dtype):
-        return saturate(rescale(x.astype(np.int64) - x_zero_point, multiplier, shift, pre), zero_point, qmin, qmax, dtype)
+        return saturate(
+            rescale(x.astype(np.int64) - x_zero_point, multiplier, shift, pre), zero_point, qmin, qmax, dtype
+        )
 
 
 @integer_op("add_residual", parameters=("multiplier",), elementwise=True)
 class AddResidual:
     """An accumulator plus a quantized tensor with one rounding at the end (HAWQ-V3, section 3.2, one rounding less):
 
-    y = clamp(zero_point + floor((mulhi(x << pre, multiplier) + (r - r_zero_point) * r_multiplier + 2^(shift-1)) / 2^shift))
+    y = clamp(zero_point + floor((mulhi(x << pre, multiplier) + (r - r_zero_point) * r_multiplier + 2^(shift-1)) /
+    2^shift))
 
     x int32 (accumulator), r int8|uint8|int16 of the same shape, multiplier int32 [C] or [1], r_multiplier int32 > 0.
     All sums fit int32 (proved by whoever chooses the constants).
@@ -48,7 +51,8 @@ class AddResidual:
 class Add:
     """Sum of two differently scaled tensors, one rounding:
 
-    y = clamp(zero_point + floor(((x - x_zero_point) * x_multiplier + (r - r_zero_point) * r_multiplier + 2^(shift-1)) / 2^shift))
+    y = clamp(zero_point + floor(((x - x_zero_point) * x_multiplier + (r - r_zero_point) * r_multiplier + 2^(shift-1))
+    / 2^shift))
 
     x, r int8|uint8|int16, broadcast as in numpy; multipliers int32 (negative: subtraction); all sums fit int32.
     """
@@ -79,9 +83,11 @@ class Mul:
 
 @integer_op("lut", parameters=("table",), elementwise=True)
 class Lut:
-    """y = table[x - first]: any function of a tensor with few codes, correctly rounded. first <= x < first + len(table).
+    """y = table[x - first]: any function of a tensor with few codes, correctly rounded. first <= x < first +
+    len(table).
 
-    x int8|uint8 (table of 256, first = the dtype's minimum) or int16 (any number of codes), table int8|uint8|int16 [codes].
+    x int8|uint8 (table of 256, first = the dtype's minimum) or int16 (any number of codes), table int8|uint8|int16
+    [codes].
     """
 
     def infer(x, table, *, first):
@@ -93,7 +99,8 @@ class Lut:
 
 @integer_op("prelu", parameters=("multiplier", "negative_multiplier"), elementwise=True)
 class Prelu:
-    """A rescaling with one factor per sign: d = x - x_zero_point; y = clamp(zero_point + rescale(d, d < 0 ? negative : positive)).
+    """A rescaling with one factor per sign: d = x - x_zero_point; y = clamp(zero_point + rescale(d, d < 0 ? negative
+    : positive)).
 
     multiplier, negative_multiplier int32 [C] or [1] (of equal length).
     """
@@ -120,7 +127,8 @@ class BiasAdd:
 
 @integer_op("where")
 class Where:
-    """y = condition ? x : r, all broadcast as in numpy; condition int8 (non-zero is true), x and r of the same dtype and scale."""
+    """y = condition ? x : r, all broadcast as in numpy; condition int8 (non-zero is true), x and r of the same dtype
+    and scale."""
 
     def infer(condition, x, r):
         return Type(np.broadcast_shapes(condition.shape, x.shape, r.shape), x.dtype)

@@ -2,10 +2,10 @@
 
 Layouts: activations channels-last, weights output-channel first. 1-D convolutions are 2-D ones of height 1.
 """
+
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.kernels.arithmetic import checked_int32, integer_matmul
 from qcompile.kernels.dialect import Type, integer_op
 
@@ -33,8 +33,15 @@ class Conv2d:
     def infer(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
         n, h, w, _ = x.shape
         o, kh, kw, _ = weight.shape
-        return Type((n, conv_output_size(h, kh, strides[0], dilations[0], pads[0] + pads[2]),
-                     conv_output_size(w, kw, strides[1], dilations[1], pads[1] + pads[3]), o), "int32")
+        return Type(
+            (
+                n,
+                conv_output_size(h, kh, strides[0], dilations[0], pads[0] + pads[2]),
+                conv_output_size(w, kw, strides[1], dilations[1], pads[1] + pads[3]),
+                o,
+            ),
+            "int32",
+        )
 
     def evaluate(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
         o, kh, kw, cg = weight.shape
@@ -67,7 +74,8 @@ class Dense:
 class Matmul:
     """Product of two activations: acc = (a - a_zero_point) @ (b - b_zero_point), int32, exact.
 
-    a int8|uint8 [..., M, K], b int8|uint8 [..., K, N], or [..., N, K] with transpose_b; leading axes broadcast as in numpy.
+    a int8|uint8 [..., M, K], b int8|uint8 [..., K, N], or [..., N, K] with transpose_b; leading axes broadcast as in
+    numpy.
     """
 
     def infer(a, b, *, transpose_b, a_zero_point, b_zero_point):
@@ -76,4 +84,6 @@ class Matmul:
 
     def evaluate(a, b, *, transpose_b, a_zero_point, b_zero_point):
         b = b.astype(np.int32) - b_zero_point
-        return checked_int32(integer_matmul(a.astype(np.int32) - a_zero_point, b.swapaxes(-1, -2) if transpose_b else b), "matmul")
+        return checked_int32(
+            integer_matmul(a.astype(np.int32) - a_zero_point, b.swapaxes(-1, -2) if transpose_b else b), "matmul"
+        )

@@ -1,8 +1,8 @@
 """Data movement: no arithmetic, any dtype."""
+
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.kernels.dialect import Type, integer_op
 
 
@@ -30,10 +30,13 @@ class Transpose:
 
 @integer_op("slice")
 class Slice:
-    """y = x[begin:end:step] along every axis; steps may be negative (ends then as in numpy, -1 - size for "to the front")."""
+    """y = x[begin:end:step] along every axis; steps may be negative (ends then as in numpy, -1 - size for "to the
+    front")."""
 
     def infer(x, *, begin, end, step):
-        return Type(tuple(len(range(*slice(b, e, s).indices(n))) for n, b, e, s in zip(x.shape, begin, end, step)), x.dtype)
+        return Type(
+            tuple(len(range(*slice(b, e, s).indices(n))) for n, b, e, s in zip(x.shape, begin, end, step)), x.dtype
+        )
 
     def evaluate(x, *, begin, end, step):
         return x[tuple(slice(b, e, s) for b, e, s in zip(begin, end, step))]
@@ -60,7 +63,9 @@ class Pad:
         return Type(tuple(n + b + a for n, b, a in zip(x.shape, before, after)), x.dtype)
 
     def evaluate(x, *, before, after, mode, value):
-        return np.pad(x, list(zip(before, after)), mode=mode, **({"constant_values": value} if mode == "constant" else {}))
+        return np.pad(
+            x, list(zip(before, after)), mode=mode, **({"constant_values": value} if mode == "constant" else {})
+        )
 
 
 @integer_op("broadcast")
@@ -76,11 +81,12 @@ class Broadcast:
 
 @integer_op("take")
 class Take:
-    """Rows by number: y[..., i..., ...] = x[..., indices[i...], ...] along `axis`; indices int8..int64, from 0 to size-1;
+    """Rows by number: y[..., i..., ...] = x[..., indices[i...], ...] along `axis`; indices int8..int64, from 0 to
+    size-1;
     an index outside that range is clamped to it, so that hostile ids cannot read foreign memory."""
 
     def infer(x, indices, *, axis):
-        return Type(x.shape[:axis] + indices.shape + x.shape[axis + 1:], x.dtype)
+        return Type(x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype)
 
     def evaluate(x, indices, *, axis):
         return np.take(x, np.clip(indices.astype(np.int64), 0, x.shape[axis] - 1), axis)

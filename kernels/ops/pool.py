@@ -1,8 +1,8 @@
 """Windows: pooling and resizing. Channels last."""
+
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.kernels.arithmetic import rescale, saturate
 from qcompile.kernels.dialect import Type, integer_op
 from qcompile.kernels.ops.linear import conv_output_size, windows
@@ -15,8 +15,15 @@ class MaxPool2d:
 
     def infer(x, *, kernel, strides, dilations, pads):
         n, h, w, c = x.shape
-        return Type((n, conv_output_size(h, kernel[0], strides[0], dilations[0], pads[0] + pads[2]),
-                     conv_output_size(w, kernel[1], strides[1], dilations[1], pads[1] + pads[3]), c), x.dtype)
+        return Type(
+            (
+                n,
+                conv_output_size(h, kernel[0], strides[0], dilations[0], pads[0] + pads[2]),
+                conv_output_size(w, kernel[1], strides[1], dilations[1], pads[1] + pads[3]),
+                c,
+            ),
+            x.dtype,
+        )
 
     def evaluate(x, *, kernel, strides, dilations, pads):
         return windows(x, kernel, strides, dilations, pads, np.iinfo(x.dtype).min).max((-2, -1))
@@ -24,28 +31,63 @@ class MaxPool2d:
 
 @integer_op("sum_pool2d")
 class SumPool2d:
-    """acc = sum of (x - x_zero_point) over each window, padding counts 0; int32. (An average is this and a requantize.)"""
+    """acc = sum of (x - x_zero_point) over each window, padding counts 0; int32. (An average is this and a
+    requantize.)"""
 
     def infer(x, *, kernel, strides, pads, x_zero_point):
         return Type(MaxPool2d.infer(x, kernel=kernel, strides=strides, dilations=[1, 1], pads=pads).shape, "int32")
 
     def evaluate(x, *, kernel, strides, pads, x_zero_point):
-        return windows(x.astype(np.int32) - x_zero_point, kernel, strides, [1, 1], pads, 0).sum((-2, -1), dtype=np.int32)
+        return windows(x.astype(np.int32) - x_zero_point, kernel, strides, [1, 1], pads, 0).sum(
+            (-2, -1), dtype=np.int32
+        )
 
 
 @integer_op("resize_linear", parameters=("rows", "row_weights", "columns", "column_weights"))
 class ResizeLinear:
     """Interpolation with integer weights, one rounding.
 
-    acc = sum_{i,j in 0,1} row_weights[i,oh] * column_weights[j,ow] * (x[n, rows[i,oh], columns[j,ow], c] - x_zero_point),
-    y = clamp(zero_point + rescale(acc, multiplier)). rows, columns int32 [2, OH|OW]; weights int32 [2, OH|OW], each pair adds
+    acc = sum_{i,j in 0,1} row_weights[i,oh] * column_weights[j,ow] * (x[n, rows[i,oh], columns[j,ow], c] -
+    x_zero_point),
+    y = clamp(zero_point + rescale(acc, multiplier)). rows, columns int32 [2, OH|OW]; weights int32 [2, OH|OW], each
+    pair adds
     up to the same power of two (at most 2^7), so that acc fits int32. x [N,H,W,C] int8|uint8|int16.
     """
 
-    def infer(x, rows, row_weights, columns, column_weights, *, x_zero_point, multiplier, shift, pre, zero_point, qmin, qmax, dtype):
+    def infer(
+        x,
+        rows,
+        row_weights,
+        columns,
+        column_weights,
+        *,
+        x_zero_point,
+        multiplier,
+        shift,
+        pre,
+        zero_point,
+        qmin,
+        qmax,
+        dtype,
+    ):
         return Type((x.shape[0], rows.shape[1], columns.shape[1], x.shape[3]), dtype)
 
-    def evaluate(x, rows, row_weights, columns, column_weights, *, x_zero_point, multiplier, shift, pre, zero_point, qmin, qmax, dtype):
+    def evaluate(
+        x,
+        rows,
+        row_weights,
+        columns,
+        column_weights,
+        *,
+        x_zero_point,
+        multiplier,
+        shift,
+        pre,
+        zero_point,
+        qmin,
+        qmax,
+        dtype,
+    ):
         d, acc = x.astype(np.int64) - x_zero_point, 0
         for i in range(2):
             for j in range(2):

@@ -1,8 +1,8 @@
 """Reductions along one block of axes: tensors are seen as [outer, reduced, inner]."""
+
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.kernels.arithmetic import checked_int32
 from qcompile.kernels.dialect import Type, integer_op
 
@@ -31,7 +31,8 @@ class ReduceMax:
 
 @integer_op("argmax")
 class ArgMax:
-    """Index of the largest (minimum=True: smallest) element along r, the first of equals (last=True: the last); int32."""
+    """Index of the largest (minimum=True: smallest) element along r, the first of equals (last=True: the last);
+    int32."""
 
     def infer(x, *, minimum, last):
         return Type((x.shape[0], x.shape[2]), "int32")

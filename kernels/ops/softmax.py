@@ -3,20 +3,26 @@
 Attention never normalises its 8-bit weights: it multiplies the numerators with the values and divides the int32 sums
 by the row's sum afterwards, which keeps all of the numerators' precision for every row length.
 """
+
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.kernels.arithmetic import INT32_MAX, checked_int32, integer_matmul, mulhi, rescale, round_shift, saturate
 from qcompile.kernels.dialect import Type, integer_op
 
-OCTAVE_BITS = 10                       # exponents are in units of 2^-10 octave
-EXP2 = (32765, -22636, 7525, -1270)    # 2^-f in Q15, f in [0, 1): cubic, relative error 1.2e-4 (searched with these floors)
+OCTAVE_BITS = 10  # exponents are in units of 2^-10 octave
+EXP2 = (
+    32765,
+    -22636,
+    7525,
+    -1270,
+)  # 2^-f in Q15, f in [0, 1): cubic, relative error 1.2e-4 (searched with these floors)
 LARGEST_EXPONENT = (31 << OCTAVE_BITS) - 1
 
 
 def exp2_negative(t: np.ndarray) -> np.ndarray:
-    """2^-(t / 2^10) in Q15, for 0 <= t <= LARGEST_EXPONENT: Horner in 32 bits with floor shifts, then a shift by t >> 10."""
+    """2^-(t / 2^10) in Q15, for 0 <= t <= LARGEST_EXPONENT: Horner in 32 bits with floor shifts, then a shift by t >>
+    10."""
     f, c = t & ((1 << OCTAVE_BITS) - 1), EXP2
     y = c[0] + (((c[1] + (((c[2] + ((c[3] * f) >> OCTAVE_BITS)) * f) >> OCTAVE_BITS)) * f) >> OCTAVE_BITS)
     return y >> (t >> OCTAVE_BITS)
@@ -57,7 +63,7 @@ def log2_fixed(v: np.ndarray) -> np.ndarray:
     """floor-like log2 of positive integers below 2^31 with 16 fraction bits, bit by bit: the mantissa is squared, each
     square >= 2 is a 1 bit (Knuth, TAOCP 1.2.2, exercise 25). Exact definition: 31-bit mantissas, floors."""
     v = np.asarray(v, np.int64)
-    e = np.floor(np.log2(v.astype(np.float64))).astype(np.int64)     # exact for v < 2^53
+    e = np.floor(np.log2(v.astype(np.float64))).astype(np.int64)  # exact for v < 2^53
     m, out = v << (30 - e), e
     for _ in range(LOG_BITS):
         m = (m * m) >> 30
@@ -70,17 +76,50 @@ def log2_fixed(v: np.ndarray) -> np.ndarray:
 class LogSoftmax:
     """x - max - log(sum exp(x - max)) along the last axis, one rounding.
 
-    d, e as in softmax; y = clamp(zero_point + round_shift(-mulhi(d << x_pre, x_multiplier) - mulhi(L << log_pre, log_multiplier), out_shift)),
+    d, e as in softmax; y = clamp(zero_point + round_shift(-mulhi(d << x_pre, x_multiplier) - mulhi(L << log_pre,
+    log_multiplier), out_shift)),
     L = log2_fixed(sum e) - 15 * 2^16 (>= 0 up to rounding, units of 2^-16 octave).
     """
 
-    def infer(x, *, multiplier, shift, pre, x_multiplier, x_pre, log_multiplier, log_pre, out_shift, zero_point, qmin, qmax, dtype):
+    def infer(
+        x,
+        *,
+        multiplier,
+        shift,
+        pre,
+        x_multiplier,
+        x_pre,
+        log_multiplier,
+        log_pre,
+        out_shift,
+        zero_point,
+        qmin,
+        qmax,
+        dtype,
+    ):
         return Type(x.shape, dtype)
 
-    def evaluate(x, *, multiplier, shift, pre, x_multiplier, x_pre, log_multiplier, log_pre, out_shift, zero_point, qmin, qmax, dtype):
+    def evaluate(
+        x,
+        *,
+        multiplier,
+        shift,
+        pre,
+        x_multiplier,
+        x_pre,
+        log_multiplier,
+        log_pre,
+        out_shift,
+        zero_point,
+        qmin,
+        qmax,
+        dtype,
+    ):
         d, e = numerators(x.astype(np.int64), None, multiplier, shift, pre)
         log = log2_fixed(e.sum(-1, keepdims=True)) - (15 << LOG_BITS)
-        acc = -mulhi(checked_int32(d << x_pre, "log_softmax"), x_multiplier) - mulhi(checked_int32(log << log_pre, "log_softmax"), log_multiplier)
+        acc = -mulhi(checked_int32(d << x_pre, "log_softmax"), x_multiplier) - mulhi(
+            checked_int32(log << log_pre, "log_softmax"), log_multiplier
+        )
         return saturate(round_shift(acc, out_shift), zero_point, qmin, qmax, dtype)
 
 
@@ -89,21 +128,59 @@ class Attention:
     """softmax(q k^T) v with 8-bit operands and deferred normalisation.
 
     s = (q - q_zero_point) (k - k_zero_point)^T [+ bias], int32;  d = max over unmasked of s, minus s
-    u = min(d >> score_shift, 32767) (score_shift < 0: d << -score_shift);  t = min(255, (u * score_multiplier + 2^14) >> 15)
+    u = min(d >> score_shift, 32767) (score_shift < 0: d << -score_shift);  t = min(255, (u * score_multiplier + 2^14)
+    >> 15)
     p = table[t], 0 where masked;  l = sum p;  o = p (v - v_zero_point), int32
     y = clamp(zero_point + rescale(o, floor(numerator / l), shift)); a row without unmasked elements gives zero_point.
-    q int8|uint8 [..., M, D], k [..., L, D], v [..., L, E] (leading axes broadcast), table uint8 [256] with table[0] > 0,
+    q int8|uint8 [..., M, D], k [..., L, D], v [..., L, E] (leading axes broadcast), table uint8 [256] with table[0] >
+    0,
     then, as has_mask and has_bias say: mask int8 and bias int32, broadcastable to [..., M, L]. -> dtype [..., M, E].
     score_multiplier in [0, 32767]; numerator / table[0] < 2^31; d << -score_shift is compared before it can overflow.
     """
 
-    def infer(q, k, v, table, *mask_bias, has_mask, has_bias, q_zero_point, k_zero_point, v_zero_point, score_shift,
-              score_multiplier, numerator, shift, zero_point, qmin, qmax, dtype):
+    def infer(
+        q,
+        k,
+        v,
+        table,
+        *mask_bias,
+        has_mask,
+        has_bias,
+        q_zero_point,
+        k_zero_point,
+        v_zero_point,
+        score_shift,
+        score_multiplier,
+        numerator,
+        shift,
+        zero_point,
+        qmin,
+        qmax,
+        dtype,
+    ):
         lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         return Type((*lead, q.shape[-2], v.shape[-1]), dtype)
 
-    def evaluate(q, k, v, table, *mask_bias, has_mask, has_bias, q_zero_point, k_zero_point, v_zero_point, score_shift,
-                 score_multiplier, numerator, shift, zero_point, qmin, qmax, dtype):
+    def evaluate(
+        q,
+        k,
+        v,
+        table,
+        *mask_bias,
+        has_mask,
+        has_bias,
+        q_zero_point,
+        k_zero_point,
+        v_zero_point,
+        score_shift,
+        score_multiplier,
+        numerator,
+        shift,
+        zero_point,
+        qmin,
+        qmax,
+        dtype,
+    ):
         s = integer_matmul(q.astype(np.int32) - q_zero_point, (k.astype(np.int32) - k_zero_point).swapaxes(-1, -2))
         if has_bias:
             s = s + mask_bias[-1]

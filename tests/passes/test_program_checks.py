@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from qcompile.kernels.cpu.chain import fusable
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
@@ -20,10 +19,17 @@ REQUANTIZE = {"x_zero_point": 0, "shift": 4, "pre": 0, "zero_point": 3, "qmin": 
 def small_program(k: int = 5, **changes: int) -> Program:
     """dense -> requantize -> lut on [2, k]."""
     random = np.random.default_rng(0)
-    constants = {"w": random.integers(-127, 128, (3, k), dtype=np.int8), "b": np.array([7, -9, 100], np.int32),
-                 "m": np.array([1 << 30, 1 << 29, 1 << 28], np.int32), "t": np.arange(-128, 128).astype(np.int8)[::-1].copy()}
-    nodes = [Node("acc", "dense", ("x", "w", "b"), {"x_zero_point": 4}), Node("q", "requantize", ("acc", "m"), REQUANTIZE | changes),
-             Node("y", "lut", ("q", "t"), {"first": -128})]
+    constants = {
+        "w": random.integers(-127, 128, (3, k), dtype=np.int8),
+        "b": np.array([7, -9, 100], np.int32),
+        "m": np.array([1 << 30, 1 << 29, 1 << 28], np.int32),
+        "t": np.arange(-128, 128).astype(np.int8)[::-1].copy(),
+    }
+    nodes = [
+        Node("acc", "dense", ("x", "w", "b"), {"x_zero_point": 4}),
+        Node("q", "requantize", ("acc", "m"), REQUANTIZE | changes),
+        Node("y", "lut", ("q", "t"), {"first": -128}),
+    ]
     return Program({"x": Type((2, k), "int8")}, ["y"], constants, nodes, {"note": "kept"})
 
 
@@ -64,14 +70,20 @@ def test_a_table_with_too_few_entries_is_refused():
         prove_bounds(program)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda p: replace(p, nodes=p.nodes[::-1]), "not made before it"),
-    (lambda p: replace(p, nodes=[*p.nodes, p.nodes[-1]]), "made twice"),
-    (lambda p: replace(p, nodes=[replace(p.nodes[0], op="convolve"), *p.nodes[1:]]), "unknown op convolve"),
-    (lambda p: replace(p, constants=p.constants | {"w": np.full((3, 5), -128, np.int8)}), "weights are symmetric"),
-    (lambda p: replace(p, nodes=[p.nodes[0], replace(p.nodes[1], attrs=REQUANTIZE | {"qmax": 300}), p.nodes[2]]), "limits are in range"),
-    (lambda p: replace(p, outputs=["z"]), "output z is not made"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: replace(p, nodes=p.nodes[::-1]), "not made before it"),
+        (lambda p: replace(p, nodes=[*p.nodes, p.nodes[-1]]), "made twice"),
+        (lambda p: replace(p, nodes=[replace(p.nodes[0], op="convolve"), *p.nodes[1:]]), "unknown op convolve"),
+        (lambda p: replace(p, constants=p.constants | {"w": np.full((3, 5), -128, np.int8)}), "weights are symmetric"),
+        (
+            lambda p: replace(p, nodes=[p.nodes[0], replace(p.nodes[1], attrs=REQUANTIZE | {"qmax": 300}), p.nodes[2]]),
+            "limits are in range",
+        ),
+        (lambda p: replace(p, outputs=["z"]), "output z is not made"),
+    ],
+)
 def test_the_checker_names_stage_rule_and_node(change, message):
     check(small_program(), "start")
     with pytest.raises(TypeError, match=f"after test: .*{message}"):
