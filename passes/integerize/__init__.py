@@ -24,7 +24,6 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
 from qcompile.passes.integerize.reader import Reader
 from qcompile.passes.integerize.values import Integers, Real, identity
 from qcompile.targets.errors import CompileError
-from tvm import relax
 
 
 def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: str = "exact") -> Program:
@@ -63,4 +62,4 @@ def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: s
     return program
 
 
-__all__ = ["integerize", "relax"]
+__all__ = ["integerize"]

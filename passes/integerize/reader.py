@@ -169,13 +169,6 @@ class Reader:
         grid = self.upcoming_grid(var) if var is not None else None
         return self.make.quantize(v, grid) if grid else self.make.settle(v)
 
-    def argument_var(self, call: Any, index: int) -> Any:
-        """The variable behind an argument, for looking ahead from it."""
-        return call.args[index] if isinstance(call.args[index], relax.Var) else None
-
-    def single_use(self, var: Any) -> bool:
-        return len(self.users.get(var, [])) == 1
-
     def quantize_input(self, v: Integers, grid: Grid) -> Quantized:
         """A float graph input on the grid of its first (or its first 16-bit) QuantizeLinear; others rescale it."""
         if v.name in self.input_grids:
