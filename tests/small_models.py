@@ -12,13 +12,18 @@ def value(name, shape, dtype=FLOAT):
 
 
 def model(*nodes, inputs=None, outputs=("y",), constants=None, dtypes=None, initializers=(), opset=17):
-    """A model of nodes (op, inputs, outputs, attributes); node k is called after its first output, shapes are inferred."""
+    """A model of nodes (op, inputs, outputs, attributes), each called the_ and its first output."""
     dtypes = dtypes or {}
     graph = helper.make_graph(
-        [helper.make_node(op, reads, makes, name=f"the_{makes[0]}", **attributes) for op, reads, makes, attributes in nodes], "small",
+        [
+            helper.make_node(op, reads, makes, name=f"the_{makes[0]}", **attributes)
+            for op, reads, makes, attributes in nodes
+        ],
+        "small",
         [value(n, s, dtypes.get(n, FLOAT)) for n, s in ({"x": [1, 8]} if inputs is None else inputs).items()],
         [value(n, None, dtypes.get(n, FLOAT)) for n in outputs],
-        [*(numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()), *initializers])
+        [*(numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()), *initializers],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
@@ -32,18 +37,35 @@ def dense(weight=WEIGHT):
 
 def quantized_dense(scale=0.1, weight_scale=0.03, **changed):
     """The same with Q/DQ pairs; `changed` replaces constants."""
-    constants = {"s": np.float32(scale), "z": np.int8(0), "w": (WEIGHT * 30).astype(np.int8), "ws": np.float32(weight_scale),
-                 "wz": np.int8(0), "ys": np.float32(0.2)} | changed
-    return model(("QuantizeLinear", ["x", "s", "z"], ["q"], {}), ("DequantizeLinear", ["q", "s", "z"], ["d"], {}),
-                 ("DequantizeLinear", ["w", "ws", "wz"], ["wd"], {}), ("MatMul", ["d", "wd"], ["m"], {}),
-                 ("QuantizeLinear", ["m", "ys", "z"], ["yq"], {}), ("DequantizeLinear", ["yq", "ys", "z"], ["y"], {}), constants=constants)
+    constants = {
+        "s": np.float32(scale),
+        "z": np.int8(0),
+        "w": (WEIGHT * 30).astype(np.int8),
+        "ws": np.float32(weight_scale),
+        "wz": np.int8(0),
+        "ys": np.float32(0.2),
+    } | changed
+    return model(
+        ("QuantizeLinear", ["x", "s", "z"], ["q"], {}),
+        ("DequantizeLinear", ["q", "s", "z"], ["d"], {}),
+        ("DequantizeLinear", ["w", "ws", "wz"], ["wd"], {}),
+        ("MatMul", ["d", "wd"], ["m"], {}),
+        ("QuantizeLinear", ["m", "ys", "z"], ["yq"], {}),
+        ("DequantizeLinear", ["yq", "ys", "z"], ["y"], {}),
+        constants=constants,
+    )
 
 
 def embedding():
     """Rows of a table of 10, then a product: int64 ids [1, 3] to [1, 3, 4]."""
     table = np.random.default_rng(0).standard_normal((10, 8)).astype(np.float32)
-    return model(("Gather", ["table", "ids"], ["e"], {}), ("MatMul", ["e", "w"], ["y"], {}), inputs={"ids": [1, 3]},
-                 dtypes={"ids": TensorProto.INT64}, constants={"table": table, "w": WEIGHT})
+    return model(
+        ("Gather", ["table", "ids"], ["e"], {}),
+        ("MatMul", ["e", "w"], ["y"], {}),
+        inputs={"ids": [1, 3]},
+        dtypes={"ids": TensorProto.INT64},
+        constants={"table": table, "w": WEIGHT},
+    )
 
 
 def with_dims(dims):

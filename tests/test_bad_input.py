@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def conv(channels=2, **attributes):
-    return model(("Conv", ["x", "w"], ["y"], attributes), inputs={"x": [1, channels, 8, 8]}, constants={"w": np.ones((4, 2, 3, 3), np.float32)})
+    return model(
+        ("Conv", ["x", "w"], ["y"], attributes),
+        inputs={"x": [1, channels, 8, 8]},
+        constants={"w": np.ones((4, 2, 3, 3), np.float32)},
+    )
 
 
 def unary(op, *extra, inputs=None, **constants):
@@ -35,10 +39,15 @@ def spoiled(number):
 
 
 def loop():
-    body = helper.make_graph([helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Relu", ["v"], ["v2"])], "body",
-                             [value("i", [], TensorProto.INT64), value("c", [], TensorProto.BOOL), value("v", [1, 8])],
-                             [value("c2", [], TensorProto.BOOL), value("v2", [1, 8])])
-    return model(("Loop", ["times", "go", "x"], ["y"], {"body": body}), constants={"times": np.int64(3), "go": np.bool_(True)})
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Relu", ["v"], ["v2"])],
+        "body",
+        [value("i", [], TensorProto.INT64), value("c", [], TensorProto.BOOL), value("v", [1, 8])],
+        [value("c2", [], TensorProto.BOOL), value("v2", [1, 8])],
+    )
+    return model(
+        ("Loop", ["times", "go", "x"], ["y"], {"body": body}), constants={"times": np.int64(3), "go": np.bool_(True)}
+    )
 
 
 BAD_MODELS = {
@@ -46,8 +55,14 @@ BAD_MODELS = {
     "unsupported operator": (unary("Det", inputs={"x": [1, 4, 4]}), ["the_y", "Det"]),
     "result size depends on data": (unary("NonZero"), ["NonZero 'the_y'"]),
     "float-only TopK": (unary("TopK", "i", k=np.array([3])), ["the_y", "TopK"]),
-    "float-only STFT": (model(("STFT", ["x", "step", "", "length"], ["y"], {}), inputs={"x": [1, 64, 1]},
-                              constants={"step": np.int64(8), "length": np.int64(16)}), ["the_y", "STFT"]),
+    "float-only STFT": (
+        model(
+            ("STFT", ["x", "step", "", "length"], ["y"], {}),
+            inputs={"x": [1, 64, 1]},
+            constants={"step": np.int64(8), "length": np.int64(16)},
+        ),
+        ["the_y", "STFT"],
+    ),
     "control flow": (loop(), ["Loop 'the_y'", "control flow"]),
     "dynamic shape": (model(("Relu", ["x"], ["y"], {}), inputs={"x": [1, "n", 8]}), ["'x'", "axis 1", "--shapes x:"]),
     "unknown rank": (model(("Relu", ["x"], ["y"], {}), inputs={"x": None}), ["'x'", "--shapes x:"]),
@@ -64,28 +79,52 @@ BAD_MODELS = {
     "no inputs": (model(("Relu", ["w"], ["y"], {}), inputs={}, constants={"w": WEIGHT}), ["y", "constant"]),
     "output is an input": (model(("Relu", ["x"], ["y"], {}), outputs=("y", "x")), ["'x'", "handed through"]),
     "output twice": (model(("Relu", ["x"], ["y"], {}), outputs=("y", "y")), ["'y'", "twice"]),
-    "text input": (model(("Identity", ["x"], ["y"], {}), dtypes={"x": TensorProto.STRING, "y": TensorProto.STRING}), ["'x'", "numbers"]),
+    "text input": (
+        model(("Identity", ["x"], ["y"], {}), dtypes={"x": TensorProto.STRING, "y": TensorProto.STRING}),
+        ["'x'", "numbers"],
+    ),
     "ancient opset": (model(("Relu", ["x"], ["y"], {}), opset=1), ["opset 1"]),
-    "huge weight shape": (model(("Add", ["x", "w"], ["y"], {}), initializers=[with_dims([2**40, 2**30])]), ["'w'", "shape"]),
-    "negative weight shape": (model(("Add", ["x", "w"], ["y"], {}), initializers=[with_dims([-1])]), ["w", "egative dimension"]),
+    "huge weight shape": (
+        model(("Add", ["x", "w"], ["y"], {}), initializers=[with_dims([2**40, 2**30])]),
+        ["'w'", "shape"],
+    ),
+    "negative weight shape": (
+        model(("Add", ["x", "w"], ["y"], {}), initializers=[with_dims([-1])]),
+        ["w", "egative dimension"],
+    ),
     "huge input": (model(("Relu", ["x"], ["y"], {}), inputs={"x": [1, 2**40, 2**40]}), ["'x'", "elements"]),
     "negative input size": (model(("Relu", ["x"], ["y"], {}), inputs={"x": [1, -5]}), ["'x'", "axis 1"]),
     "empty input": (model(("Relu", ["x"], ["y"], {}), inputs={"x": [1, 0]}), ["'x'", "axis 1"]),
     "huge result": (unary("Expand", s=np.array([2**40, 8])), ["the_y", "elements"]),
-    "cycle": (model(("Add", ["x", "b"], ["a"], {}), ("Relu", ["a"], ["b"], {}), ("Relu", ["b"], ["y"], {})), ["'b'", "sorted"]),
-    "name made twice": (model(("Relu", ["x"], ["a"], {}), ("Sigmoid", ["x"], ["a"], {}), ("Relu", ["a"], ["y"], {})), ["'a'", "multiple"]),
+    "cycle": (
+        model(("Add", ["x", "b"], ["a"], {}), ("Relu", ["a"], ["b"], {}), ("Relu", ["b"], ["y"], {})),
+        ["'b'", "sorted"],
+    ),
+    "name made twice": (
+        model(("Relu", ["x"], ["a"], {}), ("Sigmoid", ["x"], ["a"], {}), ("Relu", ["a"], ["y"], {})),
+        ["'a'", "multiple"],
+    ),
     "missing tensor": (model(("Add", ["x", "nowhere"], ["y"], {})), ["'nowhere'"]),
     "missing output": (model(("Relu", ["x"], ["a"], {})), ["'y'"]),
     "reshape to another size": (unary("Reshape", s=np.array([3, 5])), ["the_y", "shape"]),
     "reshape to a remainder": (unary("Reshape", s=np.array([-1, 3])), ["Reshape 'the_y'", "shape"]),
-    "product of unlike sizes": (model(("MatMul", ["x", "w"], ["y"], {}), constants={"w": np.ones((5, 4), np.float32)}), ["the_y", "shape"]),
-    "sum of unlike sizes": (model(("Add", ["x", "w"], ["y"], {}), constants={"w": np.ones(5, np.float32)}), ["the_y", "shape"]),
+    "product of unlike sizes": (
+        model(("MatMul", ["x", "w"], ["y"], {}), constants={"w": np.ones((5, 4), np.float32)}),
+        ["the_y", "shape"],
+    ),
+    "sum of unlike sizes": (
+        model(("Add", ["x", "w"], ["y"], {}), constants={"w": np.ones(5, np.float32)}),
+        ["the_y", "shape"],
+    ),
     "wrong channels": (conv(channels=3), ["hannel"]),
     "zero groups": (conv(group=0), ["group"]),
     "zero stride": (conv(strides=[0, 0]), ["the_y", "stride"]),
     "huge padding": (conv(pads=[2**40] * 4), ["the_y", "elements"]),
     "axis out of range": (model(("Softmax", ["x"], ["y"], {"axis": 9})), ["the_y", "axis"]),
-    "constant index out of range": (model(("Gather", ["x", "i"], ["y"], {"axis": 1}), constants={"i": np.array([100])}), ["the_y", "index"]),
+    "constant index out of range": (
+        model(("Gather", ["x", "i"], ["y"], {"axis": 1}), constants={"i": np.array([100])}),
+        ["the_y", "index"],
+    ),
     "missing operand": (model(("MatMul", ["x"], ["y"], {})), ["the_y", "input"]),
 }
 
@@ -118,16 +157,25 @@ def test_bad_model(case, tmp_path):
     refused(tmp_path, net, *words)
 
 
-@pytest.mark.parametrize("case", ["unsupported operator", "dynamic shape", "NaN weight", "zero scale", "cycle", "control flow"])
+@pytest.mark.parametrize(
+    "case", ["unsupported operator", "dynamic shape", "NaN weight", "zero scale", "cycle", "control flow"]
+)
 def test_bad_model_by_command(case, tmp_path):
     net, words = BAD_MODELS[case]
     refused_by_command(tmp_path, [save(net, tmp_path / "net.onnx")], *words)
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (None, ["net.onnx", "no such file"]), (b"", ["empty graph"]), (dense().SerializeToString()[:-40], ["net.onnx", "truncated"]),
-    (np.random.default_rng(0).bytes(3000), ["net.onnx", "not an ONNX model"]), (b"<html>" * 100, ["net.onnx", "not an ONNX model"])],
-    ids=["missing", "empty", "truncated", "random bytes", "a web page"])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, ["net.onnx", "no such file"]),
+        (b"", ["empty graph"]),
+        (dense().SerializeToString()[:-40], ["net.onnx", "truncated"]),
+        (np.random.default_rng(0).bytes(3000), ["net.onnx", "not an ONNX model"]),
+        (b"<html>" * 100, ["net.onnx", "not an ONNX model"]),
+    ],
+    ids=["missing", "empty", "truncated", "random bytes", "a web page"],
+)
 def test_bad_file(data, words, tmp_path):
     if data is not None:
         (tmp_path / "net.onnx").write_bytes(data)
@@ -159,8 +207,12 @@ def test_bad_calibration(case, tmp_path):
     np.savez(tmp_path / "calib.npz", **arrays)
     refused(tmp_path, dense(), *words, calibration=tmp_path / "calib.npz")
     rows = len(next(iter(arrays.values()), ()))
-    refused(tmp_path, dense(), *([] if case == "no arrays" else words),
-            calibration=[{name: array[i:i + 1] for name, array in arrays.items()} for i in range(rows)])
+    refused(
+        tmp_path,
+        dense(),
+        *([] if case == "no arrays" else words),
+        calibration=[{name: array[i : i + 1] for name, array in arrays.items()} for i in range(rows)],
+    )
     refused_by_command(tmp_path, [save(dense(), tmp_path / "net.onnx"), "--calib", tmp_path / "calib.npz"], *words)
 
 
@@ -170,10 +222,18 @@ def test_calibration_file_is_none(tmp_path):
     refused(tmp_path, dense(), "none.npz", "no such file", calibration=tmp_path / "none.npz")
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (["--target", "pdp-11"], ["pdp-11", "arm-a76"]), (["--bits", "7"], ["7", "8"]), (["--shapes", "x=1,8"], ["--shapes", "NAME:"]),
-    (["--shapes", "z:1x8"], ["z", "x"]), (["--shapes", "x:1x9"], ["x:1x9", "contradicts"]), (["--shapes", "x:0x8"], ["--shapes"])],
-    ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "pdp-11"], ["pdp-11", "arm-a76"]),
+        (["--bits", "7"], ["7", "8"]),
+        (["--shapes", "x=1,8"], ["--shapes", "NAME:"]),
+        (["--shapes", "z:1x8"], ["z", "x"]),
+        (["--shapes", "x:1x9"], ["x:1x9", "contradicts"]),
+        (["--shapes", "x:0x8"], ["--shapes"]),
+    ],
+    ids=lambda v: " ".join(v),
+)
 def test_bad_option(options, words, tmp_path):
     refused_by_command(tmp_path, [save(dense(), tmp_path / "net.onnx"), *options], *words)
 
@@ -232,15 +292,21 @@ def test_full_disk(earlier, tmp_path, monkeypatch):
 
 def test_killed_while_writing(tmp_path):
     """SIGKILL in the middle of the library: no folder of the artifact's name, and the next compile succeeds."""
-    script = ("import sys, time, pathlib, qcompile, small_models as s\nwrite = pathlib.Path.write_bytes\n"
-              "def slow(path, data):\n"
-              "    if path.name == 'libnet.so' and sys.argv[1] in str(path):\n"
-              "        write(path, data[:100]); print('half', flush=True); time.sleep(60)\n"
-              "    return write(path, data)\n"
-              "pathlib.Path.write_bytes = slow\n"
-              "qcompile.compile(s.quantized_dense(), output=sys.argv[1], name='net')\n")
-    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT / "tests")])})
+    script = (
+        "import sys, time, pathlib, qcompile, small_models as s\nwrite = pathlib.Path.write_bytes\n"
+        "def slow(path, data):\n"
+        "    if path.name == 'libnet.so' and sys.argv[1] in str(path):\n"
+        "        write(path, data[:100]); print('half', flush=True); time.sleep(60)\n"
+        "    return write(path, data)\n"
+        "pathlib.Path.write_bytes = slow\n"
+        "qcompile.compile(s.quantized_dense(), output=sys.argv[1], name='net')\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT / "tests")])},
+    )
     assert child.stdout.readline() == "half\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -263,9 +329,16 @@ def test_ids_out_of_range_cannot_read_foreign_memory(words_model):
         np.testing.assert_array_equal(got, words_model.run_integer({"ids": np.clip(ids, 0, 9)})["y"])
 
 
-@pytest.mark.parametrize(("inputs", "words"), [
-    ({"ids": np.zeros((1, 4), np.int64)}, "shape"), ({"ids": np.zeros((1, 3), np.float32)}, "ids"), ({}, "missing"),
-    ({"ids": np.zeros((1, 3), np.int64), "mask": np.ones(3)}, "mask")], ids=["shape", "type", "missing", "unknown"])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"ids": np.zeros((1, 4), np.int64)}, "shape"),
+        ({"ids": np.zeros((1, 3), np.float32)}, "ids"),
+        ({}, "missing"),
+        ({"ids": np.zeros((1, 3), np.int64), "mask": np.ones(3)}, "mask"),
+    ],
+    ids=["shape", "type", "missing", "unknown"],
+)
 def test_bad_values_at_run_time(words_model, inputs, words):
     with pytest.raises(qcompile.ArtifactError, match=words):
         words_model.run(inputs)
@@ -275,7 +348,7 @@ def test_bad_values_at_run_time(words_model, inputs, words):
 def test_damaged_artifact(damage, tmp_path):
     path = qcompile.compile(quantized_dense(), output=tmp_path, name="net").path
     data = (path / damage).read_bytes()
-    (path / damage).write_bytes(data[:len(data) // 2])
+    (path / damage).write_bytes(data[: len(data) // 2])
     with pytest.raises(qcompile.ArtifactError, match=damage):
         qcompile.load(path).reference({"x": np.zeros((1, 8), np.float32)})
     (path / damage).unlink()
@@ -291,12 +364,19 @@ def test_a_bad_model_costs_no_time(tmp_path):
 
 
 def test_half_precision_and_names_from_hell_compile(tmp_path):
-    half = onnx.helper.make_model(dense(WEIGHT.astype(np.float16)).graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    half = onnx.helper.make_model(
+        dense(WEIGHT.astype(np.float16)).graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
     for tensor in (*half.graph.input, *half.graph.output):
         tensor.type.tensor_type.elem_type = TensorProto.FLOAT16
-    names = model(("MatMul", ["in:0", "w"], ["a*/b"], {}), ("Softmax", ["a*/b"], ["/* c\n\"\\"], {}),
-                  ("MatMul", ["/* c\n\"\\", "v"], ["out:0"], {}), inputs={"in:0": [1, 8]}, outputs=("out:0",),
-                  constants={"w": WEIGHT, "v": WEIGHT.T.copy()})
+    names = model(
+        ("MatMul", ["in:0", "w"], ["a*/b"], {}),
+        ("Softmax", ["a*/b"], ['/* c\n"\\'], {}),
+        ("MatMul", ['/* c\n"\\', "v"], ["out:0"], {}),
+        inputs={"in:0": [1, 8]},
+        outputs=("out:0",),
+        constants={"w": WEIGHT, "v": WEIGHT.T.copy()},
+    )
     for net, name in ((half, "x"), (names, "in:0")):
         loaded = qcompile.load(qcompile.compile(net, output=tmp_path).path)
         x = {name: np.ones((1, 8), np.float32)}

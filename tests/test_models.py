@@ -11,7 +11,7 @@ CALIBRATION_SAMPLES = 6
 CODE_BYTES = 100_000
 SOURCES = [(name, "float") for name in NAMES] + [(name, "int8_qdq_from_tflite") for name in NAMES[:5]]
 # Share of output elements that equal ONNX Runtime's, and the largest difference in 8-bit steps of the output. Plain
-# integer nets differ by a tie here and there. Where softmax or layer normalisation stand between, ONNX Runtime rounds what we keep.
+# integer nets differ by a tie here and there; behind softmax and layer normalisation ONNX Runtime rounds what we keep.
 AGREEMENT = {"fsdd_quartz_ctc": (0.10, 5), "vit_mnist": (0.30, 4), "minilm_l6": (0.005, 16)}
 EXACT = (0.75, 1)
 
@@ -19,7 +19,9 @@ EXACT = (0.75, 1)
 def compiled(name, source, target, folder, keep=False):
     """The artifact of a case, calibrated on a few of its samples where it is float."""
     case = cases().CASES[name]
-    model, calibration = (case.model, case.calibration()[:CALIBRATION_SAMPLES]) if source == "float" else (case.quantized, None)
+    model, calibration = (
+        (case.model, case.calibration()[:CALIBRATION_SAMPLES]) if source == "float" else (case.quantized, None)
+    )
     return qcompile.compile(model, target, calibration=calibration, output=folder, name=name, keep=keep)
 
 
@@ -28,7 +30,7 @@ def samples(model, name):
     chosen = [cases().CASES[name].inputs()[i] for i in (0, 7)]
     if set(chosen[0]) == {tensor.name for tensor in model.inputs}:
         return chosen
-    (tensor,) = model.inputs          # the converted files name their one input otherwise
+    (tensor,) = model.inputs  # the converted files name their one input otherwise
     return [{tensor.name: next(iter(sample.values())).reshape(tensor.shape)} for sample in chosen]
 
 
@@ -56,25 +58,34 @@ def test_same_bits_everywhere_and_as_onnxruntime(name, source, tmp_path):
         reference = native.reference_integer(integers)
         for kind, result in results.items():
             for output, values in result.items():
-                np.testing.assert_array_equal(values, reference[output], err_msg=f"{kind}, {output}: not the reference's bits")
+                np.testing.assert_array_equal(
+                    values, reference[output], err_msg=f"{kind}, {output}: not the reference's bits"
+                )
         ours = native.dequantize(reference)
-        theirs = run_onnxruntime(built["host"].path / "model.qdq.onnx", as_declared(native, sample, integers, built["host"]))
+        theirs = run_onnxruntime(
+            built["host"].path / "model.qdq.onnx", as_declared(native, sample, integers, built["host"])
+        )
         for tensor in native.outputs:
             got, want = (relevant(name, sample, v[tensor.name].astype(np.float64)) for v in (ours, theirs))
             if theirs[tensor.name].dtype.kind != "f":
                 want = (want - tensor.zero_point) * tensor.scale
             steps = np.abs(got - want) / tensor.scale
             coarse = steps / (256 if tensor.dtype == "int16" else 1)
-            assert (steps < 0.25).mean() >= least_equal, f"{tensor.name}: {(steps < 0.25).mean():.3f} equal to ONNX Runtime"
+            assert (steps < 0.25).mean() >= least_equal, (
+                f"{tensor.name}: {(steps < 0.25).mean():.3f} equal to ONNX Runtime"
+            )
             assert coarse.max() < most_steps + 0.25, f"{tensor.name}: {coarse.max():.1f} 8-bit steps from ONNX Runtime"
 
 
 def as_declared(model, sample, integers, artifact):
     """The sample in the types that the QDQ model's inputs have: floats, or integers where its border is quantized."""
     import onnx
+
     graph = onnx.load(str(artifact.path / "model.qdq.onnx")).graph
     floats = {v.name for v in graph.input if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    return {name: sample[name] if name in floats or sample[name].dtype.kind != "f" else integers[name] for name in sample}
+    return {
+        name: sample[name] if name in floats or sample[name].dtype.kind != "f" else integers[name] for name in sample
+    }
 
 
 @pytest.mark.parametrize(("name", "target"), [("kws_dscnn", "host"), ("ad_autoencoder", "arm-a76")])
