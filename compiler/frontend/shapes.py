@@ -120,8 +120,9 @@ def check_static(graph: Graph) -> None:
 
 
 def _check_size(what: str, shape: tuple[int, ...]) -> None:
-    if element_count(shape) > LARGEST:
-        raise CompileError(f"{what} has {element_count(shape)} elements, shape {shape}; at most {LARGEST} are supported")
+    count = element_count(shape)
+    if count > LARGEST:
+        raise CompileError(f"{what} has {count} elements, shape {shape}; at most {LARGEST} are supported")
 
 
 def element_count(shape: tuple[int, ...]) -> int:

@@ -57,7 +57,8 @@ def _run(session: ort.InferenceSession, outputs: list[str], sample: Feed) -> lis
     try:
         return session.run(outputs, sample)
     except Exception as e:  # as above
-        raise CompileError(f"ONNX Runtime cannot run the model on a calibration sample: {str(e).splitlines()[0]}") from e
+        reason = str(e).splitlines()[0]
+        raise CompileError(f"ONNX Runtime cannot run the model on a calibration sample: {reason}") from e
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
