@@ -159,7 +159,8 @@ class _Clock:
     """Times the stages and tells whoever watches."""
 
     def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.seconds = progress, {}
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
         self._stage, self._since = "", 0.0
 
     def start(self, stage: str) -> None:

@@ -112,7 +112,7 @@ class Program:
         )
         out = io.BytesIO()
         arrays = {f"c{i}": a for i, a in enumerate(self.constants.values())}
-        np.savez(out, program=np.frombuffer(text.encode(), np.uint8), **arrays)
+        np.savez(out, **{"program": np.frombuffer(text.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
         return out.getvalue()
 
     @staticmethod

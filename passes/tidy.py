@@ -23,7 +23,10 @@ def remove_dead(program: Program) -> Program:
 
 def merge_reshapes(program: Program) -> Program:
     """reshape(reshape(x)) becomes one; a reshape to the same shape disappears."""
-    types, alias, source, nodes = program.types(), {}, {}, []
+    types = program.types()
+    alias: dict[str, str] = {}  # a reshape without effect -> its input
+    source: dict[str, str] = {}  # a reshape -> what its input is a reshape of
+    nodes: list[Node] = []
     for node in program.nodes:
         node = replace(node, inputs=tuple(alias.get(i, i) for i in node.inputs))
         if node.op == "reshape":
@@ -70,6 +73,7 @@ def sink_reshapes(program: Program) -> Program:
                 and inner.shape[-1] == outer.shape[-1]
                 and all(kind in ("same", "scalar", "channel") for kind in kinds.values())
             ):
+                views: dict[str | None, tuple[int, ...]]
                 views = {"same": inner.shape, "channel": inner.shape[-1:], "scalar": (1,)}
                 moved = []
                 for i in node.inputs[1:]:

@@ -28,7 +28,8 @@ def batch_norm_to_affine(graph: Graph) -> None:
         shape = (-1,) + (1,) * max(rank - 2, 0)
         y = node.output[0]
         scaled = graph.add("Mul", [node.input[0], graph.constant(f"{y}_factor", _f32(factor, shape))], f"{y}_scaled")
-        for known in (graph.shapes, graph.dtypes):
+        tables: tuple[dict, ...] = (graph.shapes, graph.dtypes)
+        for known in tables:
             if y in known:
                 known[scaled] = known[y]
         graph.replace(node, "Add", [scaled, graph.constant(f"{y}_shift", _f32(beta - mean * factor, shape))])
@@ -197,7 +198,8 @@ def hoist_matmul_factors(graph: Graph) -> None:
             (path[-1] if path else node).input[0 if path else i] = scale.input[1 - k]
             y = node.output[0]
             product = graph.add("MatMul", node.input, f"{y}_unscaled")
-            for known in (graph.shapes, graph.dtypes):
+            tables: tuple[dict, ...] = (graph.shapes, graph.dtypes)
+            for known in tables:
                 if y in known:
                     known[product] = known[y]
             graph.replace(node, scale.op_type, [product, graph.constant(f"{y}_factor", np.array(factor))])

@@ -67,7 +67,7 @@ class Histogram:
 
     def _widen(self) -> None:
         target = np.rint(np.arange(-BINS, BINS + 1) / 2).astype(int) + BINS
-        self.counts = np.bincount(target, self.counts, minlength=2 * BINS + 1)
+        self.counts = np.bincount(target, self.counts, minlength=2 * BINS + 1).astype(np.float64)
         self.width *= 2
 
     def merge(self, other: Histogram) -> None:
@@ -96,7 +96,7 @@ class Histogram:
         mass = np.cumsum(self.counts) / max(self.counts.sum(), 1.0)
         tail = (100.0 - percent) / 100.0
         low = self.values[np.searchsorted(mass, tail)] if self.low < 0 else 0.0
-        high = self.values[min(np.searchsorted(mass, 1.0 - tail), 2 * BINS)] if self.high > 0 else 0.0
+        high = self.values[min(int(np.searchsorted(mass, 1.0 - tail)), 2 * BINS)] if self.high > 0 else 0.0
         return max(min(low, 0.0), self.low), min(max(high, 0.0), self.high)
 
 

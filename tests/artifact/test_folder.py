@@ -164,7 +164,8 @@ def test_c_example_runs(tmp_path):
     assert printed.splitlines()[1].split() == ["y:", *(f"{0.25 * 2 * w:g}" for w in (*range(-12, 0), 0, 1, 2, 3))]
 
 
-@pytest.mark.parametrize("name", ["model", "qc_model", "qc", "float", "run", "static", "launch", "my-net.v2", "2nd net"])
+@pytest.mark.parametrize(
+    "name", ["model", "qc_model", "qc", "float", "run", "static", "launch", "my-net.v2", "2nd net"])
 def test_any_model_name_links(tmp_path, name):
     spec = replace(multiply_spec(tmp_path / "objects", "host"), name=name)
     assert load(build_artifact(spec, tmp_path / "build").path).outputs

@@ -167,7 +167,8 @@ def test_attention_is_close_to_float_for_every_row_length():
         multiplier = round(exponent * steps * 2.0 ** (15 + shift))
         table = np.rint(255 * 2.0 ** -(np.arange(256) / steps)).astype(np.uint8)
         y = run("attention", q, k, v, table, has_mask=False, has_bias=False,
-                q_zero_point=3, k_zero_point=-2, v_zero_point=1, score_shift=shift, score_multiplier=multiplier, numerator=2**36, shift=4, zero_point=0, qmin=-32768,
+                q_zero_point=3, k_zero_point=-2, v_zero_point=1, score_shift=shift,
+                score_multiplier=multiplier, numerator=2**36, shift=4, zero_point=0, qmin=-32768,
                 qmax=32767, dtype="int16")  # fmt: skip
         s = np.einsum("bmd,bld->bml", q.astype(float) - 3, k.astype(float) + 2) * scale
         want = np.einsum("bml,ble->bme", softmax_of(s), v.astype(float) - 1)
