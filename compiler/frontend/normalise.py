@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from qcompile.frontend.expand_norms import expand_group_norm
 from qcompile.frontend.fold_constants import fold_constants
 from qcompile.frontend.fold_scales import (
     batch_norm_to_affine,
@@ -36,6 +37,7 @@ PASSES = [
     move_into_weights,  # Transpose of a dequantized weight
     plain_gemm,  # Gemm without alpha, beta, transA
     unflatten_gemm,  # Reshape, Gemm, Reshape: MatMul and Add
+    expand_group_norm,  # GroupNormalization: InstanceNormalization of groups, Mul, Add
     fuse_norms,  # LayerNormalization, InstanceNormalization, RMSNormalization
     fuse_activations,  # Gelu, HardSwish, HardSigmoid, Mish
     batch_norm_to_affine,  # BatchNormalization: Mul and Add

@@ -92,7 +92,8 @@ def move_into_weights(graph: Graph) -> None:
 
 
 def plain_gemm(graph: Graph) -> None:
-    """Gemm with constant weights: alpha and beta into the constants, transA into a Transpose."""
+    """Gemm with constant weights: alpha and beta into the constants, transA into a Transpose, a bias that differs from
+    row to row (or is computed) into an Add."""
     for node in list(graph.nodes):
         if node.op_type != "Gemm":
             continue
@@ -104,6 +105,20 @@ def plain_gemm(graph: Graph) -> None:
         if len(inputs) > 2 and inputs[2] in graph.constants and beta != 1.0:
             inputs[2] = graph.constant(f"{inputs[2]}_scaled", graph.constants[inputs[2]] * np.float32(beta))
             beta = 1.0
+        if len(inputs) > 2 and beta == 1.0:
+            bias = graph.constants.get(inputs[2])
+            if bias is None or (bias.ndim > 1 and bias.shape[0] > 1) or (bias.ndim > 1 and bias.shape[-1] == 1):
+                product = graph.add(
+                    "Gemm",
+                    inputs[:2],
+                    f"{node.output[0]}_product",
+                    alpha=alpha,
+                    transA=attribute(node, "transA", 0),
+                    transB=attribute(node, "transB", 0),
+                )
+                graph.replace(node, "Add", [product, inputs[2]])
+                graph.update()
+                continue
         trans_a = attribute(node, "transA", 0)
         if trans_a:
             inputs[0] = graph.add("Transpose", [inputs[0]], f"{inputs[0]}_t", perm=[1, 0])
