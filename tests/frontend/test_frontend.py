@@ -206,5 +206,6 @@ def test_group_normalization_becomes_instance_normalization():
 @pytest.mark.parametrize(("shape", "want"), [((5,), ["Gemm"]), ((1, 5), ["Gemm"]), ((3, 5), ["Gemm", "Add"]),
                                              ((3, 1), ["Gemm", "Add"])])
 def test_gemm_bias_that_differs_by_row_is_added_after_it(shape, want):
-    m = model_of([("Gemm", ["x", "w", "c"], ["y"], {})], {"x": [3, 8]}, {"y": [3, 5]}, {"w": f32(8, 5), "c": f32(*shape)})
+    constants = {"w": f32(8, 5), "c": f32(*shape)}
+    m = model_of([("Gemm", ["x", "w", "c"], ["y"], {})], {"x": [3, 8]}, {"y": [3, 5]}, constants)
     check_same(m, {"x": f32(3, 8)}, want)
