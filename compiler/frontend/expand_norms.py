@@ -6,7 +6,6 @@ ONNX's shape inference does not see through GroupNormalization, and PyTorch writ
 from __future__ import annotations
 
 import numpy as np
-
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.frontend.shapes import infer_shapes
 

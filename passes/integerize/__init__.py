@@ -52,11 +52,7 @@ def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: s
     program.info["outputs"] = scales
     program.info["output_names"] = list(outputs)
     for param in reader.function.params:
-        if reader.names.get(param.name, param.name) not in program.inputs:
-            raise CompileError(
-                f"input {reader.names.get(param.name, param.name)} is not used by any quantized operator; "
-                "remove it from the model"
-            )
+        reader.keep_input(param)
     order = [names.get(p.name, p.name) for p in reader.function.params]
     program.inputs = {n: program.inputs[n] for n in order}
     return program

@@ -169,6 +169,13 @@ class Reader:
         grid = self.upcoming_grid(var) if var is not None else None
         return self.make.quantize(v, grid) if grid else self.make.settle(v)
 
+    def keep_input(self, param: Any) -> None:
+        """An input that nothing reads stays an input (int8, scale 1), so that callers need not change."""
+        name = self.names.get(param.name, param.name)
+        if name not in self.builder.program.inputs:
+            self.builder.input(name, Type(shape_of(param), "int8"))
+            self.builder.program.info.setdefault("inputs", {})[name] = [1.0, 0]
+
     def quantize_input(self, v: Integers, grid: Grid) -> Quantized:
         """A float graph input on the grid of its first (or its first 16-bit) QuantizeLinear; others rescale it."""
         if v.name in self.input_grids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,12 @@ from qcompile.passes.integerize.values import (
     Value,
     Weights,
     identity,
+    symmetric_grid,
     value_range,
 )
 from qcompile.targets.errors import CompileError
 
+FINEST_ROW_DIVISION = 32.0  # output steps per step of the values, so that floor(numerator / sum) fits 31 bits
 MASKED = -1e3  # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
 
 
@@ -277,7 +279,17 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
     bound = w.scores.bound
 
     def make(grid: Grid) -> str:
-        rows = key.name
+        factor = float(value.scale) / grid.scale
+        if factor > FINEST_ROW_DIVISION:  # too fine for one division a row: made on a coarser grid, then rescaled
+            coarse = replace(symmetric_grid(-1.0, 1.0), scale=float(value.scale) / FINEST_ROW_DIVISION)
+            made = Deferred(make, identity(len(shape)), shape, 0.0, 0.0)
+            return r.make.quantize(r.make.quantize(made, coarse), grid).name
+        rows, asked = key.name, query.name
+        lead = np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        added = [*(r.builder.types[m].shape for m in masks), *(b.shape for b in biases)]
+        full = np.broadcast_shapes(lead, *(a[:-2] for a in added))
+        if full != lead:  # the mask has more batches than the operands
+            asked = r.builder.emit("broadcast", [query.name], shape=[*full, *query.shape[-2:]])
         if not transposed:  # attention wants k as [..., L, D]
             rank = len(key.shape)
             rows = r.builder.emit("transpose", [key.name], axes=[*range(rank - 2), rank - 1, rank - 2])
@@ -292,13 +304,12 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
         if 255.0 * value.magnitude * length > INT32_MAX:
             raise CompileError(f"{r.where}: attention over {length} keys overflows 32 bits")
         steps = scale * np.log2(np.e) * STEPS  # table steps per unit of score
-        shift = max(
-            -15, int(np.floor(-3 - np.log2(steps)))
-        )  # 2^11 <= multiplier < 2^12: u and t both resolve 1/16 step
+        # 2^11 <= multiplier < 2^12: u and t both resolve 1/16 step
+        shift = max(-15, int(np.floor(-3 - np.log2(steps))))
         multiplier = min(int(np.rint(steps * 2.0 ** (shift + 15))), 32767)
         numerators = r.approximation.numerators()
-        numerator, out_shift = row_division(float(value.scale) / grid.scale, int(numerators[0]))
-        names = [query.name, rows, r.make.plain(value).name, r.builder.constant(numerators, "numerators"), *extra]
+        numerator, out_shift = row_division(factor, int(numerators[0]))
+        names = [asked, rows, r.make.plain(value).name, r.builder.constant(numerators, "numerators"), *extra]
         return r.builder.emit(
             "attention",
             names,
