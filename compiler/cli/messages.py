@@ -24,12 +24,17 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*arguments, **options)
         except (CompileError, ArtifactError) as error:
             message = str(error)
-        except BrokenPipeError:
+        except (BrokenPipeError, click.ClickException, click.Abort):
             raise
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except MemoryError:
             message = "out of memory"
+        except Exception as error:  # a defect of ours, but a user's terminal is no place for its traceback
+            if os.environ.get("QCOMPILE_TRACEBACK"):
+                raise
+            message = (f"unexpected {type(error).__name__}: {error}; this is a defect of qcompile "
+                       "(QCOMPILE_TRACEBACK=1 shows where)")
         click.echo(f"{Path(sys.argv[0]).stem}: error: {' '.join(message.split())}", err=True)
         sys.exit(2)
 

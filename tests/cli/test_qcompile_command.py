@@ -66,3 +66,18 @@ def test_both_approximations_compile(tmp_path):
     for approximation in ("exact", "ibert"):
         result = call(qcompile, path, "-o", tmp_path / approximation, "--approx", approximation)
         assert result.exit_code == 0, result.output
+
+
+def test_a_defect_is_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys):
+    import qcompile.pipeline
+    from qcompile.cli.qcompile import main
+
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(qcompile.pipeline, "compile", fails)
+    monkeypatch.delenv("QCOMPILE_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "net.onnx")])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.count("\n") == 1 and "unexpected ZeroDivisionError: by zero" in message
