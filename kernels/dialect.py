@@ -56,8 +56,8 @@ class IntegerOp:
         """The op's meaning; checks that the result has the type that the type rule promised."""
         out = np.asarray(self.evaluate(*arrays, **attrs), order="C")
         want = self.infer_type([Type(a.shape, str(a.dtype)) for a in arrays], attrs)
-        if self.elementwise and out.size == want.size:      # a constant of one element adds an axis to a scalar
-            out = out.reshape(want.shape)
+        if want.shape == () and out.size == 1:  # a constant of one element adds an axis to a scalar
+            out = out.reshape(())
         if (out.shape, str(out.dtype)) != (want.shape, want.dtype):
             raise TypeError(
                 f"qc.{self.name} gave {out.dtype}{list(out.shape)}, its type rule says {want.dtype}{list(want.shape)}"

@@ -54,3 +54,8 @@ def test_an_unused_input_stays_an_input(tmp_path):
     compile_and_compare(tmp_path, [NODE("Relu", ["x"], ["y"])],
                         [("x", TensorProto.FLOAT, [1, 6, 16]), ("u", TensorProto.FLOAT, [2, 3])], {},
                         samples(8, u=unused), 0.02)
+
+
+def test_a_mean_over_everything_is_a_scalar(tmp_path):
+    compile_and_compare(tmp_path, [NODE("ReduceMean", ["x"], ["y"], keepdims=0)],
+                        [("x", TensorProto.FLOAT, [1, 6, 16])], {}, samples(8), 0.05)
