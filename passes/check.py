@@ -53,7 +53,6 @@ def _limits(node: Node, types: Types, program: Program) -> str:
 
 
 RULES: dict[str, Callable[[Node, Types, Program], str]] = {
-    "ops are known": _known_op,
     "attributes are complete": _attributes,
     "tensors are integers": _integer,
     "weights are symmetric": _weights,
@@ -70,7 +69,7 @@ def check(program: Program, stage: str) -> None:
         if not problem and node.name in types:
             problem = "is made twice"
         if not problem:
-            problem = _known_op(node, types, program) or ""
+            problem = _known_op(node, types, program)  # before its type is inferred
         if not problem:
             types[node.name] = infer_node(node, types)
             problem = next(

@@ -147,31 +147,27 @@ class Maker:
             )
         return name, bound
 
-    def _requantize(self, v: Accumulator, grid: Grid) -> str:
-        name, bound = self.accumulate(v)
-        d = dyadic(np.asarray(v.scale) / grid.scale, int(bound))
+    def _rescale(self, name: str, zero_point: int, scale: float | np.ndarray, bound: float, grid: Grid) -> str:
+        """Integers with real = scale * (q - zero_point), |q - zero_point| <= bound, on `grid`."""
+        d = dyadic(np.asarray(scale) / grid.scale, int(bound))
         return self.b.emit(
             "requantize",
             [name, self.b.constant(d.multiplier, "multiplier")],
-            x_zero_point=0,
+            x_zero_point=zero_point,
             shift=d.shift,
             pre=d.pre,
             **grid.attrs(),
         )
 
+    def _requantize(self, v: Accumulator, grid: Grid) -> str:
+        name, bound = self.accumulate(v)
+        return self._rescale(name, 0, v.scale, bound, grid)
+
     def _rescale_quantized(self, v: Quantized, grid: Grid) -> str:
         same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype
         if same and v.zero_point == grid.zero_point and grid.lo <= v.lo and v.hi <= grid.hi:
             return v.name
-        d = dyadic(np.asarray(v.scale) / grid.scale, v.magnitude)
-        return self.b.emit(
-            "requantize",
-            [v.name, self.b.constant(d.multiplier, "multiplier")],
-            x_zero_point=v.zero_point,
-            shift=d.shift,
-            pre=d.pre,
-            **grid.attrs(),
-        )
+        return self._rescale(v.name, v.zero_point, v.scale, v.magnitude, grid)
 
     def _table(self, f: Function, grid: Grid) -> str:
         codes = np.nan_to_num(
@@ -197,7 +193,7 @@ class Maker:
             if b.shape == a.shape:
                 return self._add_residual(a, b, grid), a.axes
         a, b = (self._addend(t, len(v.shape), grid) for t in (a, b))
-        axes = max((t for t in (a, b)), key=lambda t: np.prod(t.shape)).axes
+        axes = max(a, b, key=lambda t: np.prod(t.shape)).axes
         a, b = self.relayout(a, axes), self.relayout(b, axes)
         return self._add(a, b, grid), axes
 
@@ -227,24 +223,11 @@ class Maker:
 
     def _add_constant(self, a: Accumulator, c: Real, grid: Grid) -> tuple[str, tuple[int, ...]]:
         name, bound = self.accumulate(a)
-        values = (
-            np.broadcast_to(c.values, a.shape)
-            if c.values.ndim == len(a.shape)
-            else c.values.reshape((1,) * (len(a.shape) - c.values.ndim) + c.values.shape)
-        )
-        offset = np.rint(np.broadcast_to(values, a.shape).transpose(np.argsort(a.axes)) / a.scale)
+        offset = np.rint(np.broadcast_to(c.values, a.shape).transpose(np.argsort(a.axes)) / a.scale)
         bound += float(np.abs(offset).max())
         self._checked(name, bound, a)
         name = self.b.emit("bias_add", [name, self.b.constant(offset.astype(np.int32), "bias")])
-        d = dyadic(np.asarray(a.scale) / grid.scale, int(bound))
-        return self.b.emit(
-            "requantize",
-            [name, self.b.constant(d.multiplier, "multiplier")],
-            x_zero_point=0,
-            shift=d.shift,
-            pre=d.pre,
-            **grid.attrs(),
-        ), a.axes
+        return self._rescale(name, 0, a.scale, bound, grid), a.axes
 
     def _add_residual(self, a: Accumulator, r: Quantized, grid: Grid) -> str:
         name, bound = self.accumulate(a)
