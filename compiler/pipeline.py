@@ -120,7 +120,7 @@ def compile(
             "threads": threads,
             "ops": len(reference.nodes),
             "kernels": len(code.kernels),
-            "kernel_calls": code.calls,
+            "kernel_calls": len(code.listing),
         },
         files=files,
     )

@@ -1,4 +1,5 @@
 """What a program costs, counted from its ops."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,16 +10,17 @@ from qcompile.kernels.program import Node, Program, infer_node
 def macs(program: Program) -> int:
     """Multiply-accumulates of all convolutions and products of one inference."""
     types = program.types()
-    return sum(_node_macs(node, types) for node in program.nodes)
+    return sum(node_macs(node, types) for node in program.nodes)
 
 
-def _node_macs(node: Node, types: dict[str, Type]) -> int:
+def node_macs(node: Node, types: dict[str, Type]) -> int:
+    """Multiply-accumulates of one node; types: of the tensors that it reads and makes."""
     if node.op == "fused":
         inner = {i: types[i] for i in node.inputs}
         total = 0
         for step in node.body:
             inner[step.name] = infer_node(step, inner)
-            total += _node_macs(step, inner)
+            total += node_macs(step, inner)
         return total
     if node.op in ("conv2d", "dense"):
         weight = types[node.inputs[1]]

@@ -11,6 +11,7 @@ import click
 import numpy as np
 from qcompile.cli.messages import one_line_errors, read_npz, write_whole
 from qcompile.cli.peers import Peer, open_peer
+from qcompile.cli.profile import print_profile, profile
 from qcompile.runtime import ArtifactError, Model, Tensor, load
 from qcompile.runtime.native import NativeEngine
 from rich.console import Console
@@ -28,10 +29,12 @@ _TURN_NS = 5_000_000  # how long one contender runs before the next takes its tu
 @click.option("--repeat", type=click.IntRange(1), help="Measured calls of each; by default as many as fit --seconds.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Time for each contender.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads, of the peers too.")
+@click.option("--profile", "with_profile", is_flag=True,
+              help="Also the time per op, from the same kernels with a time stamp around each.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the figures as JSON; '-' for standard output.")
 @one_line_errors
 def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repeat: int | None, seconds: float,
-         threads: int, json_file: str | None) -> None:
+         threads: int, with_profile: bool, json_file: str | None) -> None:
     """Measures the latency of the compiled ARTIFACT folder on this machine.
 
     Peers run in the same process in turns of a few milliseconds, so that a busy moment slows all alike; a ratio is
@@ -47,8 +50,12 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
     ours = Peer(model.manifest.name, str(artifact), lambda: function(*arguments))
     samples = measure([contender.call for contender in (ours, *peers)], repeat, seconds)
     report = _report(model, threads, [ours, *peers], samples)
+    if with_profile:
+        report["profile"] = profile(model, inputs, seconds, threads)
     if json_file != "-":
         _print(report)
+        if with_profile:
+            print_profile(report["profile"])
     if json_file:
         text = json.dumps(report, indent=2) + "\n"
         if json_file == "-":

@@ -21,15 +21,25 @@ from qcompile.targets import CompileError, Target
 
 @dataclass(frozen=True)
 class Generated:
-    """objects: relocatable ELF files that define qc_main; kernels: names of the native functions; source: qc_main in
-    C."""
+    """objects: relocatable ELF files, of the kernels and last of qc_main; kernels: names of the native functions;
+    source: qc_main in C, which declares the kernels by `declarations` and makes the calls of `listing` in order."""
 
     objects: list[bytes]
     weights: bytes
     arena_bytes: int
     kernels: list[str]
-    calls: int
     source: str
+    declarations: list[str]
+    listing: list[ListedCall]
+
+
+@dataclass(frozen=True)
+class ListedCall:
+    """One call that qc_main makes: for which node of the program, of which kernel, and the call in C."""
+
+    node: str
+    kernel: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -126,9 +136,9 @@ def generate(program: Program, target: Target) -> Generated:
         return str(int(operand))  # type: ignore[call-overload]
 
     kernels: dict[str, Kernel] = {}
-    declarations, lines = [], []
+    declarations: list[str] = []
+    listing: list[ListedCall] = []
     for step in steps:
-        lines.append(f"    /* {re.sub(r'[^ -~]|[*]/|/[*]|[?]{2}', '_', step.node)} */")
         for call in step.calls:
             if call.kernel.name not in kernels:
                 kernels[call.kernel.name] = call.kernel
@@ -136,12 +146,24 @@ def generate(program: Program, target: Target) -> Generated:
                     "int32_t" if isinstance(o, int | np.integer) else "const void *" for o in call.operands
                 )
                 declarations.append(f"int32_t {call.kernel.name}({kinds});")
-            lines.append(f"    {call.kernel.name}({', '.join(address(step, o) for o in call.operands)});")
-    source = _MAIN.format(declarations="\n".join(declarations), calls="\n".join(lines))
-    objects = [*compile_kernels(kernels, target), _compile_main(source, target)]
+            code = f"{call.kernel.name}({', '.join(address(step, o) for o in call.operands)});"
+            listing.append(ListedCall(step.node, call.kernel.name, code))
+    source = main_source(declarations, [f"{c.code} /* {c_comment(c.node)} */" for c in listing])
+    objects = [*compile_kernels(kernels, target), compile_main(source, target)]
     return Generated(
-        objects, weights.data(), align(used) + SLACK_BYTES, sorted(kernels), sum(len(s.calls) for s in steps), source
+        objects, weights.data(), align(used) + SLACK_BYTES, sorted(kernels), source, declarations, listing
     )
+
+
+def c_comment(text: str) -> str:
+    """The text as it may stand in a comment."""
+    return re.sub(r"[^ -~]|[*]/|/[*]|[?]{2}", "_", text)
+
+
+def main_source(declarations: list[str], statements: list[str]) -> str:
+    """qc_main in C."""
+    calls = "\n".join(f"    {s}" for s in statements)
+    return _MAIN.format(declarations="\n".join(declarations), calls=calls)
 
 
 _MAIN = """#include <stdint.h>
@@ -161,7 +183,8 @@ def compile_kernels(kernels: dict[str, Kernel], target: Target) -> list[bytes]:
     return [compile_module({name: kernels[name].build() for name in sorted(kernels)}, target)]
 
 
-def _compile_main(source: str, target: Target) -> bytes:
+def compile_main(source: str, target: Target) -> bytes:
+    """Object code of qc_main."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "main.c").write_text(source)
         try:

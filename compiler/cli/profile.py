@@ -1,0 +1,233 @@
+"""Time per op: the artifact's program, generated anew with a time stamp around every kernel call, and run many times.
+
+The artifact itself is not touched, and its kernels are the ones that run; what the stamps add is some ten nanoseconds a
+call. What a kernel fuses (bias, requantization, tables, a residual sum) is counted as the kernel's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qcompile.runtime import ArtifactError, Model, Tensor
+from qcompile.runtime.native import NativeEngine
+from rich.console import Console
+from rich.table import Table
+
+WARM_UP = 3  # runs that are not counted
+LEAST = 5  # runs, however long they take
+PROGRAM = "program.npz"
+
+# What an op without multiply-accumulates is called in the summary
+KINDS = {
+    "softmax": "softmax", "log_softmax": "softmax", "layer_norm": "norm",
+    "max_pool2d": "pool", "sum_pool2d": "pool", "reduce_sum": "reduce", "reduce_max": "reduce", "argmax": "reduce",
+    "transpose": "layout", "slice": "layout", "concat": "layout", "pad": "layout", "broadcast": "layout",
+    "take": "layout", "reshape": "layout", "resize_linear": "resize", "copy": "copy",
+}  # fmt: skip
+MATMULS = ("conv", "depthwise", "matmul", "attention")
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """What one node spent in one kind of kernel.
+
+    us: median over the runs; macs: 0 where the kernel only prepares operands (padding, packing); shapes: of the
+    activations that it reads and of its result.
+    """
+
+    node: str
+    op: str
+    kind: str
+    shapes: str
+    kernel: str
+    calls: int
+    us: float
+    share: float
+    macs: int
+
+    @property
+    def gmacs_per_s(self) -> float | None:
+        return round(self.macs / self.us / 1e3, 2) if self.macs and self.us else None
+
+
+def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, threads: int = 1) -> dict[str, Any]:
+    """Microseconds of each op of an artifact on this machine, measured for `seconds` on `inputs` (the integers).
+
+    Returns runs, total_us (median of whole runs, stamps included), ops (rows of OpTime, in order), kinds (sums), and
+    outside_matmuls: the share of time that is neither convolution nor product, where attention's own products are
+    taken to run as fast as the net's dense layers. Raises ArtifactError where the artifact has no program.npz.
+    """
+    calls, engine = _timed_engine(model, threads)
+    for buffer, tensor in zip(engine.inputs, model.inputs):
+        buffer[...] = inputs[tensor.name]
+    stamps, us_per_tick = _sample(engine, seconds)
+    spent = np.diff(stamps.astype(np.int64), axis=1) * us_per_tick  # [runs, calls]
+    whole = float(np.median(spent.sum(1)))
+    ops, at = [], 0
+    for _, group in groupby(calls, key=lambda c: (c["node"], c["kernel"])):
+        rows = list(group)
+        own = spent[:, at : at + len(rows)].sum(1)
+        at += len(rows)
+        us = float(np.median(own))
+        ops.append(OpTime(**rows[0], calls=len(rows), us=round(us, 3), share=round(us / whole, 5)))
+    return {
+        "runs": len(stamps),
+        "threads": threads,
+        "total_us": round(whole, 3),
+        "outside_matmuls": _outside_matmuls(ops),
+        "kinds": _by_kind(ops),
+        "ops": [{**asdict(o), "gmacs_per_s": o.gmacs_per_s} for o in ops],
+    }
+
+
+def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], NativeEngine]:
+    """(what each call is for, the timed library in this process); the stamps are its last output."""
+    from qcompile.artifact import ArtifactSpec, TensorInfo  # late: the compiler takes a second to import
+    from qcompile.artifact.linker import link_library
+    from qcompile.codegen import generate
+    from qcompile.codegen.timed import timed_objects
+    from qcompile.kernels.program import Program
+    from qcompile.passes import CPU_PASSES
+    from qcompile.targets import get_target
+
+    manifest = model.manifest
+    file = manifest.folder / PROGRAM
+    if not file.is_file():
+        raise ArtifactError(f"{manifest.folder} has no {PROGRAM}, which a profile needs; compile the model again")
+    target = get_target(manifest.cpu)
+    program = Program.load(file)
+    for _, run in CPU_PASSES:
+        program = run(program, target)
+    code = generate(program, target)
+    stamps = Tensor("time stamps", "uint64", (len(code.listing) + 1,), None, 0)
+    ins, outs = ([TensorInfo(f"{i}", t.dtype, t.shape) for i, t in enumerate(tensors)]
+                 for tensors in (manifest.inputs, (*manifest.outputs, stamps)))
+    objects = timed_objects(code, len(manifest.outputs), target)
+    spec = ArtifactSpec(manifest.name, target, objects, code.weights, code.arena_bytes, ins, outs)
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+        library = Path(folder) / "timed.so"
+        library.write_bytes(link_library(spec)[0])
+        engine = NativeEngine(replace(manifest, library=library, outputs=(*manifest.outputs, stamps)), threads)
+    return _describe(program, [(c.node, c.kernel) for c in code.listing]), engine
+
+
+def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What each call is for: the fields of OpTime. A node's MACs are with the first call of its last kernel."""
+    from qcompile.statistics import node_macs
+
+    nodes, types = {n.name: n for n in program.nodes}, program.types()
+    calls: list[dict[str, Any]] = []
+    for name, group in groupby(listing, key=lambda c: c[0]):
+        kernels = [kernel for _, kernel in group]
+        node = nodes.get(name)
+        if node is None:  # the copy of an input or an output
+            calls += [{"node": name, "op": "copy", "kind": "copy", "shapes": "", "kernel": k, "macs": 0}
+                      for k in kernels]
+            continue
+        head, macs = (node.body or (node,))[0], node_macs(node, types)
+        read = [types[i].shape for i in node.inputs if i not in program.constants]
+        shapes = " ".join([*map(_short, read[:3]), "→", _short(types[name].shape)])
+        for index, kernel in enumerate(kernels):
+            computes = not macs or _family(kernel) == _family(kernels[-1])
+            first = computes and not any(_family(k) == _family(kernel) for k in kernels[:index])
+            calls.append({
+                "node": name, "op": "+".join(n.op for n in node.body) or node.op, "shapes": shapes, "kernel": kernel,
+                "kind": _kind(head, types, bool(macs)) if computes else "layout", "macs": macs if first else 0,
+            })
+    return calls
+
+
+def _family(kernel: str) -> str:
+    """What a kernel does: conv, dense, depthwise, matmul, attention, pad, pack, ..."""
+    return kernel.split("_")[0]
+
+
+def _kind(head: Any, types: Mapping[str, Any], has_macs: bool) -> str:
+    if head.op == "attention":
+        return "attention"
+    if has_macs and head.op == "conv2d":
+        return "depthwise" if 1 < head.attrs["groups"] == types[head.inputs[1]].shape[0] else "conv"
+    return "matmul" if has_macs else KINDS.get(head.op, "elementwise")
+
+
+def _short(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _sample(engine: NativeEngine, seconds: float) -> tuple[np.ndarray, float]:
+    """(time stamps [runs, calls + 1], microseconds in a tick of their counter)."""
+    for _ in range(WARM_UP):
+        engine.function(*engine.arguments)
+    began, first = time.perf_counter_ns(), int(engine.outputs[-1][-1])
+    runs: list[np.ndarray] = []
+    while len(runs) < LEAST or time.perf_counter_ns() < began + seconds * 1e9:
+        engine.function(*engine.arguments)
+        runs.append(engine.outputs[-1].copy())
+    microseconds = (time.perf_counter_ns() - began) / 1e3
+    return np.stack(runs), microseconds / max(1, int(runs[-1][-1]) - first)
+
+
+def _by_kind(ops: list[OpTime]) -> dict[str, dict[str, Any]]:
+    """kind -> sums over its ops, the largest first."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for o in ops:
+        row = kinds.setdefault(o.kind, {"us": 0.0, "share": 0.0, "calls": 0, "macs": 0})
+        row["us"], row["share"] = round(row["us"] + o.us, 3), round(row["share"] + o.share, 5)
+        row["calls"] += o.calls
+        row["macs"] += o.macs
+    for row in kinds.values():
+        row["gmacs_per_s"] = round(row["macs"] / row["us"] / 1e3, 2) if row["macs"] and row["us"] else None
+    return dict(sorted(kinds.items(), key=lambda k: -k[1]["us"]))
+
+
+def _outside_matmuls(ops: list[OpTime]) -> float:
+    """Share of time outside convolutions and products. Attention is one kernel, so that its softmax is not seen by
+    itself: its products are taken to run at the rate of the net's dense layers, what remains of it is outside."""
+    total = sum(o.us for o in ops)
+    inside = sum(o.us for o in ops if o.kind in MATMULS and o.kind != "attention")
+    attention = [o for o in ops if o.kind == "attention"]
+    dense = [o for o in ops if o.kind == "matmul" and o.macs and o.us]
+    if attention:
+        spent, macs = sum(o.us for o in attention), sum(o.macs for o in attention)
+        rate = sum(o.macs for o in dense) / sum(o.us for o in dense) if dense else 0
+        inside += min(spent, macs / rate) if rate else spent
+    return round(1 - inside / total, 4) if total else 0.0
+
+
+def print_profile(report: dict[str, Any], least_share: float = 0.003) -> None:
+    """Tables of the ops in order (those of at least `least_share` of the time) and of the kinds."""
+    console = Console() if Console().is_terminal else Console(width=200)
+    table = Table(title=f"time per op, {report['threads']} thread(s), median of {report['runs']} runs: "
+                        f"{report['total_us']:.1f} µs")
+    for heading in ("node", "op", "shapes", "kernel", "µs", "share", "GMAC/s"):
+        table.add_column(heading, justify="right" if heading in ("µs", "share", "GMAC/s") else "left",
+                         no_wrap=heading in ("µs", "share", "GMAC/s"), overflow="ellipsis" if heading == "kernel" else
+                         "fold", max_width=36 if heading in ("node", "kernel") else None)
+    shown = [o for o in report["ops"] if o["share"] >= least_share]
+    for o in shown:
+        table.add_row(o["node"], o["op"], o["shapes"], o["kernel"], f"{o['us']:.1f}", f"{o['share']:.1%}",
+                      f"{o['gmacs_per_s']:.0f}" if o["gmacs_per_s"] else "")
+    if len(shown) < len(report["ops"]):
+        rest = sum(o["us"] for o in report["ops"] if o["share"] < least_share)
+        table.add_row(f"{len(report['ops']) - len(shown)} smaller ones", "", "", "", f"{rest:.1f}",
+                      f"{rest / report['total_us']:.1%}", "")
+    console.print(table)
+    kinds = Table(title="by kind of op")
+    for heading in ("kind", "calls", "µs", "share", "GMAC/s"):
+        kinds.add_column(heading, justify="left" if heading == "kind" else "right")
+    for kind, row in report["kinds"].items():
+        kinds.add_row(kind, str(row["calls"]), f"{row['us']:.1f}", f"{row['share']:.1%}",
+                      f"{row['gmacs_per_s']:.0f}" if row["gmacs_per_s"] else "")
+    console.print(kinds)
+    console.print(f"outside convolutions and products: {report['outside_matmuls']:.1%}"
+                  + (" (attention's products at the dense layers' rate)" if "attention" in report["kinds"] else ""))
+
+
+__all__ = ["print_profile", "profile"]
