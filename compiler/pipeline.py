@@ -118,6 +118,7 @@ def compile(
         extra={
             "bits": bits,
             "threads": threads,
+            "live_bytes": code.live_bytes,
             "ops": len(reference.nodes),
             "kernels": len(code.kernels),
             "kernel_calls": len(code.listing),

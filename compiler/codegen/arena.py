@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 ALIGNMENT = 64
 
@@ -19,6 +20,15 @@ class Lifetime:
 
 def align(n: int) -> int:
     return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def largest_live_set(lifetimes: list[Lifetime]) -> int:
+    """Bytes of the buffers that are alive at the busiest step: no arena can be smaller."""
+    change: dict[int, int] = {}
+    for b in lifetimes:
+        change[b.first] = change.get(b.first, 0) + align(max(b.nbytes, 1))
+        change[b.last + 1] = change.get(b.last + 1, 0) - align(max(b.nbytes, 1))
+    return max(accumulate(change[step] for step in sorted(change)), default=0)
 
 
 def place(lifetimes: list[Lifetime]) -> tuple[dict[str, int], int]:

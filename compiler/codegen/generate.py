@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from qcompile.artifact.linker import cpu_flags
-from qcompile.codegen.arena import Lifetime, align, place
+from qcompile.codegen.arena import Lifetime, align, largest_live_set, place
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.border import copy
 from qcompile.kernels.cpu.compile import compile_module
@@ -21,12 +21,14 @@ from qcompile.targets import CompileError, Target
 
 @dataclass(frozen=True)
 class Generated:
-    """objects: relocatable ELF files, of the kernels and last of qc_main; kernels: names of the native functions;
-    source: qc_main in C, which declares the kernels by `declarations` and makes the calls of `listing` in order."""
+    """objects: relocatable ELF files, of the kernels and last of qc_main; live_bytes: what is alive at the busiest
+    step, the least that an arena can be; kernels: names of the native functions; source: qc_main in C, which declares
+    the kernels by `declarations` and makes the calls of `listing` in order."""
 
     objects: list[bytes]
     weights: bytes
     arena_bytes: int
+    live_bytes: int
     kernels: list[str]
     source: str
     declarations: list[str]
@@ -150,8 +152,9 @@ def generate(program: Program, target: Target) -> Generated:
             listing.append(ListedCall(step.node, call.kernel.name, code))
     source = main_source(declarations, [f"{c.code} /* {c_comment(c.node)} */" for c in listing])
     objects = [*compile_kernels(kernels, target), compile_main(source, target)]
+    live_bytes = largest_live_set(list(lifetimes.values()))
     return Generated(
-        objects, weights.data(), align(used) + SLACK_BYTES, sorted(kernels), source, declarations, listing
+        objects, weights.data(), align(used) + SLACK_BYTES, live_bytes, sorted(kernels), source, declarations, listing
     )
 
 

@@ -4,7 +4,7 @@ import random
 from itertools import combinations
 
 import pytest
-from qcompile.codegen.arena import ALIGNMENT, Lifetime, align, place
+from qcompile.codegen.arena import ALIGNMENT, Lifetime, align, largest_live_set, place
 
 
 def check(lifetimes):
@@ -17,6 +17,7 @@ def check(lifetimes):
         assert offsets[t.name] % ALIGNMENT == 0 and offsets[t.name] >= 0 and offsets[t.name] + t.nbytes <= used
     steps = range(max((t.last for t in lifetimes), default=0) + 1)
     most = max((sum(align(max(t.nbytes, 1)) for t in lifetimes if t.first <= s <= t.last) for s in steps), default=0)
+    assert largest_live_set(lifetimes) == most
     return used, most
 
 
