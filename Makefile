@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test bench check-models clean
+.PHONY: demo test setup setup-test bench check-models bench-arm clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -33,6 +33,10 @@ check-models: setup-test
 # Latency beside ONNX Runtime, one thread, all real nets in ../shared/models
 bench: setup-test
 	$(BIN)/python benchmarks/bench_models.py
+
+# ARM without ARM: instructions and estimated cycles beside ONNX Runtime and LiteRT (needs ../shared/armlab, minutes)
+bench-arm: setup-test
+	$(BIN)/python benchmarks/bench_arm.py --json build/bench-arm.json --markdown build/bench-arm.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info
