@@ -129,8 +129,7 @@ class Chain:
         self._types, self._constants = dict(types), constants
         self._memories: dict[str, Memory] = {}
         self.steps = [self._plan(step) for step in steps]
-        self.has_table = any(s.node.op == "lut" for s in self.steps)
-        self.width = isa.width if self.has_table else min(isa.width, 16)
+        self.width = isa.width
         if self._scalars:
             self.parameters.append(("scalars", "int32*"))
             self.operands.append(Constant(np.array(self._scalars, np.int64).astype(np.int32)))

@@ -42,6 +42,7 @@ class Dot:
     row_step = 1
     column_step = 4
     tiles: tuple[tuple[int, int], ...] = ()  # (rows, columns) that fit the registers
+    in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
 
     def order(self, columns: int) -> list[int]:
         """Channel at each position of a panel."""
@@ -86,12 +87,13 @@ class Dot:
         """Offset of accumulator `unit` in the local array, for group g of a step."""
         return ((g % tile.split) * self.accumulators(tile.rows, tile.columns) + unit) * self.lanes
 
-    def start(self, tile: Tile) -> Pointer:
-        """Cleared accumulators."""
-        count = self.accumulators(tile.rows, tile.columns) * tile.split
-        acc = local(count * self.lanes, "int32")
-        for unit in range(count):
-            acc.store(unit * self.lanes, splat(0, "int32", self.lanes))
+    def start(self, tile: Tile, bias: Sequence[Expr] = ()) -> Pointer:
+        """Accumulators that begin at zero; at `bias` (vectors of one pixel's channels) where they are in order."""
+        units = self.accumulators(tile.rows, tile.columns)
+        acc = local(units * tile.split * self.lanes, "int32")
+        for unit in range(units * tile.split):
+            biased = bias and unit < units
+            acc.store(unit * self.lanes, bias[unit % len(bias)] if biased else splat(0, "int32", self.lanes))
         return acc
 
     def total(self, tile: Tile, acc: Pointer, unit: int) -> Expr:

@@ -70,6 +70,7 @@ class Smull(Dot):
     """ARMv8.0: smull, smlal, sadalp. Sixteen products in four partial sums of one channel; needs |w| <= 127."""
 
     name = "smull"
+    in_order = False
     group = 8
     unroll = 2
     rate = 0.5
@@ -117,6 +118,7 @@ class Smmla(Dot):
     """smmla: two pixels x two channels x eight products; an accumulator is [pixel][channel]."""
 
     name = "smmla"
+    in_order = False
     group = 8
     unroll = 2
     latency = 4

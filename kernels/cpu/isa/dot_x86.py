@@ -42,6 +42,7 @@ class Madd(Dot):
     """AVX2: bytes widened to int16, vpmaddwd, exact. An accumulator holds two partial sums of each of four channels."""
 
     name = "madd"
+    in_order = False
     lanes = 8
     registers = 16
     rate = 1.0  # a product and an addition

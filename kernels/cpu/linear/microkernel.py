@@ -213,7 +213,11 @@ class Body:
     def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
         """Computes and stores one tile, of whose channels `valid` exist."""
         dot = self.tiling.dot
-        acc = dot.start(tile)
+        bias = []
+        if dot.in_order:
+            first = bind(self.bias_base + here.channel)
+            bias = [bind(self.bias.load(first + at, dot.lanes)) for at in range(0, tile.columns, dot.lanes)]
+        acc = dot.start(tile, bias)
         self._runs(dot, tile, acc, here.offsets, here.weights)
         self._epilogue(dot.finish(tile, acc), tile, valid, here.row, here.channel, emitter)
 
@@ -274,9 +278,12 @@ class Body:
             count = min(width, -(-(valid - at) // lanes) * lanes)
             while count & (count - 1) and count > lanes:
                 count -= lanes
-            bias = bind(self.bias.load(self.bias_base + channel + at, count))
+            if not self.tiling.dot.in_order:
+                bias = bind(self.bias.load(self.bias_base + channel + at, count))
             for i, vectors in enumerate(sums):
-                value = concat(vectors[at // lanes : (at + count) // lanes]) + bias
+                value = concat(vectors[at // lanes : (at + count) // lanes])
+                if not self.tiling.dot.in_order:
+                    value = value + bias
                 if self.row_terms:
                     value = value + splat(self.row_terms.load(row + i), "int32", count)
                 flat = bind((row + i) * channels + (channel + at))
