@@ -76,6 +76,19 @@ def local(count: int, dtype: str) -> Pointer:
     return Pointer(T.alloc_buffer((count,), dtype, scope="local"), dtype)
 
 
+def resident(values: Sequence[Expr]) -> Pointer:
+    """Vectors of one type in stack memory that each `load` reads anew. An accumulator that begins at one of them is
+    then loaded, where LLVM would copy a register that it keeps them in, at the cost of an instruction of the vector
+    units."""
+    lanes, dtype = lanes_of(values[0]), dtype_of(values[0])
+    pointer = Pointer(
+        T.alloc_buffer((lanes * len(values),), dtype, scope="local", annotations={"tirx.volatile": True}), dtype
+    )
+    for i, value in enumerate(values):
+        pointer.store(i * lanes, value)
+    return pointer
+
+
 def bind(value: Expr) -> Expr:
     """Names a value so that further uses do not compute it again."""
     return T.Bind(value)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, lanes_of, splat
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.steps import STEPS, Environment, widen
@@ -72,7 +73,10 @@ def head_and_chain(ctx: NodeContext, isa: Isa) -> tuple[Node, Chain]:
     body = ctx.node.body if ctx.node.op == "fused" else (ctx.node,)
     types = dict(ctx.types)
     types[body[0].name] = infer_node(body[0], types)
-    return body[0], Chain(body[1:], body[0].name, types, ctx.constants, isa, ctx.node.name)
+    # the fewer products an element has, the more the instructions of its epilogue matter
+    weights = ctx.constants.get(body[0].inputs[1]) if len(body[0].inputs) > 1 else None
+    immediate = weights is not None and weights[0].size <= isa.immediate_products
+    return body[0], Chain(body[1:], body[0].name, types, ctx.constants, isa, ctx.node.name, immediate)
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,15 @@ class Step:
     node: Node
     inputs: list[str | Memory]  # name of an earlier value, or memory
     scalars: dict[str, int]  # name -> index in the table of scalars
+    fixed: dict[str, int]  # name -> number that the code knows
     dtype: str
     flags: tuple[str, ...]
 
     def key(self, numbers: dict[str, int]) -> str:
         """What the step's code depends on; numbers: of the values that steps read."""
         inputs = [str(numbers[i]) if isinstance(i, str) else f"{i.kind}:{i.dtype}:{i.index}" for i in self.inputs]
-        return f"_{self.node.op}[{','.join(inputs)}|{','.join(self.flags)}]{self.dtype}"
+        flags = [*self.flags, *(f"{n}{v}".replace("-", "m") for n, v in self.fixed.items())]
+        return f"_{self.node.op}[{','.join(inputs)}|{','.join(flags)}]{self.dtype}"
 
 
 class Chain:
@@ -104,7 +110,7 @@ class Chain:
 
     key: what the code depends on. parameters: (name, dtype*) of the kernel's extra parameters, and operands: the
     call's, in the same order. dtype: of the result, `result` its name. width: channels that one call of emit should
-    carry where it can choose.
+    carry where it can choose. immediate: shifts are part of the code, for instruction sets that gain by it.
     """
 
     def __init__(
@@ -115,8 +121,10 @@ class Chain:
         constants: dict[str, np.ndarray],
         isa: Isa,
         result: str = "",
+        immediate: bool = False,
     ) -> None:
         self.isa = isa
+        self.immediate = immediate
         self.result = result
         self.source = source
         self.shape = types[source].shape
@@ -156,11 +164,13 @@ class Chain:
             table = node.op == "lut" and position == 1
             inputs.append(name if name in self._names else self._memory(node, name, is_parameter, table))
         values, flags = rule.scalars(node, [self._types[i] for i in node.inputs])
+        out = infer_node(node, self._types)
+        fixed = self._fixed(values, out.dtype)
         scalars = {}
         for name, value in values.items():
-            scalars[name] = len(self._scalars)
-            self._scalars.append(int(value))
-        out = infer_node(node, self._types)
+            if name not in fixed:
+                scalars[name] = len(self._scalars)
+                self._scalars.append(int(value))
         if out.dtype not in DTYPES or out.shape != self.shape:
             raise CompileError(
                 f"{node.name}: a fused {node.op} gives {out.dtype}{list(out.shape)}, not one of {', '.join(DTYPES)} "
@@ -169,7 +179,15 @@ class Chain:
         self._types[node.name] = out
         self._names.add(node.name)
         self.dtype = out.dtype
-        return Step(node, inputs, scalars, out.dtype, flags)
+        return Step(node, inputs, scalars, fixed, out.dtype, flags)
+
+    def _fixed(self, values: dict[str, int], dtype: str) -> dict[str, int]:
+        """The numbers worth being part of the code: bounds that clamp nothing, shifts where the chain is immediate."""
+        fixed = {n: v for n, v in (("shift", values.get("shift")),) if self.immediate and v is not None}
+        for name, limit in zip(("qmin", "qmax"), RANGES[dtype]):
+            if self.isa.immediate_bounds and values.get(name) == limit:
+                fixed[name] = limit
+        return fixed
 
     def _memory(self, node: Node, name: str, is_parameter: bool, table: bool) -> Memory:
         key = f"{name}:{node.op if table else ''}"
@@ -232,7 +250,8 @@ class Emitter:
                 n,
                 step.dtype,
                 step.flags,
-                {name: self._scalar(at) for name, at in step.scalars.items()},
+                {name: self._scalar(at) for name, at in step.scalars.items()}
+                | {name: T.int32(value) for name, value in step.fixed.items()},
             )
             values[step.node.name] = bind(STEPS[step.node.op].emit(environment, *inputs))
         return values[self.chain.steps[-1].node.name]

@@ -31,6 +31,8 @@ class Isa:
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 
     def mulhi(self, x: Expr, m: Expr) -> Expr:
+    immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
+    immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
         """floor(x * m / 2^32) of int32 vectors."""
         product = cast(x, "int64") * cast(m, "int64")
         return cast(T.shift_right(product, splat(32, "int64", lanes_of(x))), "int32")
@@ -48,6 +50,12 @@ class Isa:
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""
         n = lanes_of(x)
+    def requantize(
+        self, x: Expr, m: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """saturate(rescale(x, m, shift), zero_point, qmin, qmax)."""
+        return self.saturate(self.rescale(x, m, shift), zero_point, qmin, qmax, dtype)
+
         y = x + splat(zero_point, "int32", n)
         y = T.max(T.min(y, splat(qmax, "int32", n)), splat(qmin, "int32", n))
         return y if dtype == "int32" else cast(y, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tvm.tirx import IntImm
+
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -23,6 +25,8 @@ class Neon(Isa):
     lanes = 4
     registers = 32
     width = 16
+    immediate_bounds = True
+    immediate_products = 256
     table_width = 16
 
     def round_shift(self, x: Expr, shift: Expr) -> Expr:
@@ -36,22 +40,45 @@ class Neon(Isa):
         """sqdmulh gives floor(2 x m / 2^32), one bit more than mulhi; the rounding shift drops it: floors compose."""
         if lanes_of(x) < self.lanes:
             return super().rescale(x, m, shift)
-        doubled = by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqdmulh.v4i32", a, b), x, m)
-        return self.round_shift(doubled, shift + 1)
+        return self.round_shift(self._doubled_mulhi(x, m), shift + 1)
+
+    @staticmethod
+    def _doubled_mulhi(x: Expr, m: Expr) -> Expr:
+        return by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqdmulh.v4i32", a, b), x, m)
+
+    def requantize(
+        self, x: Expr, m: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """int8 with a shift that the code knows: sqrshrn shifts, rounds and saturates to int16 in one."""
+        if dtype != "int8" or lanes_of(x) % 8 or not isinstance(shift, IntImm):
+            return super().requantize(x, m, shift, zero_point, qmin, qmax, dtype)
+        distance = T.int32(shift.value + 1)
+        words = by_parts(
+            4,
+            lambda part: intrinsic("int16x4", PREFIX + "sqrshrn.v4i16", part, distance),
+            self._doubled_mulhi(x, m),
+        )
+        return self._saturate_words(words, zero_point, qmin, qmax)
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """int8: through saturated int16, where the zero point is added; saturating early changes no clamped result."""
-        n = lanes_of(x)
-        if dtype != "int8" or n % 8:
+        if dtype != "int8" or lanes_of(x) % 8:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
-        zp = bind(splat(zero_point, "int16", 8))
+        words = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part), x)
+        return self._saturate_words(words, zero_point, qmin, qmax)
+
+    @staticmethod
+    def _saturate_words(x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
+        """int8 of saturated int16."""
+        n, zp = lanes_of(x), bind(splat(zero_point, "int16", 8))
 
         def narrow(part: Expr) -> Expr:
             return intrinsic("int8x8", PREFIX + "sqxtn.v8i8", intrinsic("int16x8", PREFIX + "sqadd.v8i16", part, zp))
 
-        y = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part), x)
-        y = by_parts(8, narrow, y)
-        return T.max(T.min(y, splat(qmax, "int8", n)), splat(qmin, "int8", n))
+        y = by_parts(8, narrow, x)
+        # bounds that the code knows are those of int8
+        y = y if isinstance(qmax, IntImm) else T.min(y, splat(qmax, "int8", n))
+        return y if isinstance(qmin, IntImm) else T.max(y, splat(qmin, "int8", n))
 
     def lookup(self, table: Pointer, x: Expr) -> Expr:
         """tbl and tbx over four registers of the table at a time; an index out of range leaves the lane as it was."""

@@ -22,6 +22,7 @@ class TapDot:
     group = 4
     lanes = 4
     outputs = 4
+    shared = False  # zipped groups serve outputs that begin anywhere in them; see linear/depthwise_zip.py
 
     @property
     def units(self) -> int:
@@ -108,6 +109,7 @@ class SdotTaps(TapDot):
     """Two rounds of zips, then sdot."""
 
     name = "sdot_taps"
+    shared = True
 
     def zip(self, parts):
         ab, cd = _zip(parts[0], parts[1], 1), _zip(parts[2], parts[3], 1)

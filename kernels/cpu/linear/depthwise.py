@@ -14,6 +14,7 @@ import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, function, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
+from qcompile.kernels.cpu.linear.depthwise_zip import depthwise_zip_calls
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, Workspace
 
@@ -44,6 +45,8 @@ def depthwise_calls(
     chain: Chain, source: Buffer, x: Type, out: Type, weight: np.ndarray, bias: np.ndarray, a: dict
 ) -> list[KernelCall]:
     """conv2d with groups == C == O; weight int8 [C, KH, KW, 1], bias int32 with the zero point folded in."""
+    if TAP_DOTS[chain.isa.name].shared:
+        return depthwise_zip_calls(chain, source, x, out, weight, bias, a)
     n, h, w, c = x.shape
     _, oh, ow, _ = out.shape
     top, left, bottom, right = a["pads"]
