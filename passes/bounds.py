@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
 from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.ops.elementwise import PIECES
 from qcompile.kernels.program import Node, Program
 from qcompile.targets.errors import CompileError
 
@@ -111,6 +112,23 @@ def _lut(node: Node, intervals: list[Interval], constants: list[np.ndarray | Non
     return intervals[1]
 
 
+def _interpolate(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    low, high = _shift(intervals[0], node.attrs["first"])
+    pieces = types[1].shape[-1]
+    if types[1].shape not in [(2, n) for n in PIECES] or low < 0 or high >= pieces << node.attrs["bits"]:
+        raise CompileError(
+            f"{node.name}: codes {intervals[0]} leave the {pieces} pieces of {1 << node.attrs['bits']} codes from "
+            f"{node.attrs['first']}"
+        )
+    base, slope = (row.astype(np.int64) for row in constants[1])  # type: ignore[union-attr]
+    ends = base + slope
+    if min(base.min(), ends.min()) < -32768 or max(base.max(), ends.max()) > 32767:
+        raise CompileError(f"{node.name}: a piece of the interpolated function leaves 16 bits")
+    return _clamped(node)
+
+
 def _window_sum(
     node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
 ) -> Interval:
@@ -167,6 +185,7 @@ RULES: dict[str, Rule] = {
     "add_residual": _add_residual,
     "bias_add": _bias_add,
     "lut": _lut,
+    "interpolate": _interpolate,
     "sum_pool2d": _window_sum,
     "reduce_sum": _window_sum,
     "attention": _attention,

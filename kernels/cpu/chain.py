@@ -161,7 +161,7 @@ class Chain:
         inputs: list[str | Memory] = []
         for position, name in enumerate(node.inputs):
             is_parameter = op.arguments[position] in op.parameters
-            table = node.op == "lut" and position == 1
+            table = op.arguments[position] == "table"
             inputs.append(name if name in self._names else self._memory(node, name, is_parameter, table))
         values, flags = rule.scalars(node, [self._types[i] for i in node.inputs])
         out = infer_node(node, self._types)
@@ -211,10 +211,15 @@ class Chain:
                 inner = len(self._scalars)
                 self._scalars += [int(np.prod(self.shape[outer:-1])), self.shape[-1]]
             operand: Buffer | Constant = Buffer(name)
+            dtype = type_.dtype
             if name in self._constants:
-                operand = Constant(self._constant(self._constants[name], table, self._types[node.inputs[0]].dtype))
-            self._memories[key] = Memory(len(self.parameters), kind, type_.dtype, inner)
-            self.parameters.append((f"e{len(self.parameters)}", type_.dtype + "*"))
+                array = self._constants[name]
+                if node.op == "interpolate" and table:
+                    array = self.isa.pieces(array)
+                    dtype = str(array.dtype)
+                operand = Constant(self._constant(array, table, self._types[node.inputs[0]].dtype))
+            self._memories[key] = Memory(len(self.parameters), kind, dtype, inner)
+            self.parameters.append((f"e{len(self.parameters)}", dtype + "*"))
             self.operands.append(operand)
         return self._memories[key]
 

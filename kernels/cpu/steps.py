@@ -13,6 +13,7 @@ from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of,
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.isa.base import code_bytes
 from qcompile.kernels.dialect import Type
+from qcompile.kernels.ops.elementwise import FRACTION, PIECES
 from qcompile.kernels.program import Node
 from qcompile.targets.errors import CompileError
 
@@ -39,10 +40,10 @@ class Environment:
     def saturate(self, x: Expr) -> Expr:
         return self.isa.saturate(x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.dtype)
 
-
     def requantize(self, x: Expr, multiplier: Expr) -> Expr:
         numbers = (self.scalar(n) for n in ("shift", *BOUNDS))
         return self.isa.requantize(x, multiplier, *numbers, self.dtype)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -156,6 +157,30 @@ def _lut(e: Environment, x: Expr, table: Pointer) -> Expr:
     return table.gather(index)
 
 
+def _interpolate_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+    return {n: node.attrs[n] for n in ("first", "bits", *BOUNDS)}, (
+        f"fraction{FRACTION[node.attrs['dtype']]}",
+        f"pieces{types[1].shape[1]}",
+    )
+
+
+def _interpolate(e: Environment, x: Expr, table: Pointer) -> Expr:
+    def word(name: str) -> Expr:
+        return splat(e.scalar(name), "int16", e.lanes)
+
+    c = bind(cast(x - word("first"), "uint16"))
+    piece = bind(T.shift_right(c, splat(e.scalar("bits"), "uint16", e.lanes)))
+    # the bits below, at the top of 15
+    offset = T.shift_left(c, splat(16 - e.scalar("bits"), "uint16", e.lanes))
+    offset = cast(T.shift_right(offset, splat(1, "uint16", e.lanes)), "int16")
+    base, slope = e.isa.look_up_piece(table, piece, next(n for n in PIECES if e.has(f"pieces{n}")))
+    y = base + e.isa.mul_round(slope, bind(offset))
+    fraction = FRACTION[e.dtype]
+    y = T.shift_right(y, splat(fraction, "int16", e.lanes)) if fraction else y
+    y = T.max(T.min(y + word("zero_point"), word("qmax")), word("qmin"))
+    return y if e.dtype == "int16" else cast(y, e.dtype)
+
+
 def _cast_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
     low, high = RANGES[node.attrs["dtype"]]
     offset = node.attrs["offset"]
@@ -175,6 +200,7 @@ STEPS: dict[str, Rule] = {
     "add": Rule(_add_scalars, _add),
     "add_residual": Rule(_residual_scalars, _add_residual),
     "lut": Rule(_lut_scalars, _lut),
+    "interpolate": Rule(_interpolate_scalars, _interpolate),
     "cast": Rule(_cast_scalars, _cast),
     "bias_add": Rule(_numbers(), lambda e, x, bias: widen(x) + widen(bias)),
 }

@@ -9,6 +9,9 @@ import numpy as np
 from qcompile.kernels.arithmetic import checked_int32, mulhi, rescale, round_shift, saturate
 from qcompile.kernels.dialect import Type, integer_op
 
+PIECES = (64, 128)  # that an interpolated function may have
+FRACTION = {"int8": 6, "uint8": 6, "int16": 0}  # bits that its knots keep beyond its codes
+
 
 @integer_op("requantize", parameters=("multiplier",), elementwise=True)
 class Requantize:
@@ -95,6 +98,30 @@ class Lut:
 
     def evaluate(x, table, *, first):
         return table[x.astype(np.int64) - first]
+
+
+@integer_op("interpolate", parameters=("table",), elementwise=True)
+class Interpolate:
+    """A function of many codes as P = 64 or 128 straight pieces of 2^bits codes each. With c = x - first, i = c >> bits and
+    f = (c mod 2^bits) * 2^(15-bits), all in 16 bits:
+
+    y = clamp(zero_point + ((base[i] + floor((slope[i] * f + 2^14) / 2^15)) >> FRACTION[dtype]))
+
+    x int16 with 0 <= c < P * 2^bits, bits in [1, 10]; table int16 [2, P]: base (rounding constant included) and
+    slope, the difference between a piece's ends; -> `dtype`.
+    """
+
+    def infer(x, table, *, first, bits, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, table, *, first, bits, zero_point, qmin, qmax, dtype):
+        c = x.astype(np.int64) - first
+        if c.size and (c.min() < 0 or c.max() >= table.shape[1] << bits):
+            raise OverflowError("interpolate: a code lies outside the pieces")
+        base, slope = table.astype(np.int64)
+        i, f = c >> bits, (c & ((1 << bits) - 1)) << (15 - bits)
+        y = base[i] + round_shift(slope[i] * f, 15)
+        return saturate(y >> FRACTION[dtype], zero_point, qmin, qmax, dtype)
 
 
 @integer_op("prelu", parameters=("multiplier", "negative_multiplier"), elementwise=True)

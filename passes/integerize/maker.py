@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, dyadic
 from qcompile.passes.integerize.builder import Builder
+from qcompile.passes.integerize.pieces import fit_pieces
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
     Accumulator,
@@ -24,6 +25,7 @@ from qcompile.passes.integerize.values import (
 )
 from qcompile.targets.errors import CompileError
 
+BYTE_CODES = 256  # tables of more are looked up slowly: straight pieces are tried instead
 BIAS_BITS = 26  # larger bias codes make their channel's weights coarser
 
 
@@ -170,6 +172,12 @@ class Maker:
         return self._rescale(v.name, v.zero_point, v.scale, v.magnitude, grid)
 
     def _table(self, f: Function, grid: Grid) -> str:
+        pieces = fit_pieces(f.values, grid) if f.source.dtype == "int16" and len(f.values) > BYTE_CODES else None
+        if pieces:
+            table = self.b.constant(pieces.table, "table")
+            return self.b.emit(
+                "interpolate", [f.source.name, table], first=f.source.lo, bits=pieces.bits, **grid.attrs()
+            )
         codes = np.nan_to_num(
             np.rint(f.values / grid.scale) + grid.zero_point, nan=grid.zero_point, posinf=grid.hi, neginf=grid.lo
         )

@@ -6,14 +6,17 @@ registers. Everything here is exact; each override returns the same bits by anot
 
 from __future__ import annotations
 
+import numpy as np
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
     T,
+    bind,
     cast,
     dtype_of,
     lanes_of,
     reinterpret,
+    shuffle,
     splat,
 )
 
@@ -28,11 +31,11 @@ class Isa:
     lanes = 4
     registers = 16
     width = 16
+    immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
+    immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 
     def mulhi(self, x: Expr, m: Expr) -> Expr:
-    immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
-    immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
         """floor(x * m / 2^32) of int32 vectors."""
         product = cast(x, "int64") * cast(m, "int64")
         return cast(T.shift_right(product, splat(32, "int64", lanes_of(x))), "int32")
@@ -47,15 +50,15 @@ class Isa:
         """round_shift(mulhi(x, m), shift), shift in [1, 15]."""
         return self.round_shift(self.mulhi(x, m), shift)
 
-    def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
-        """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""
-        n = lanes_of(x)
     def requantize(
         self, x: Expr, m: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
         """saturate(rescale(x, m, shift), zero_point, qmin, qmax)."""
         return self.saturate(self.rescale(x, m, shift), zero_point, qmin, qmax, dtype)
 
+    def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
+        """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""
+        n = lanes_of(x)
         y = x + splat(zero_point, "int32", n)
         y = T.max(T.min(y, splat(qmax, "int32", n)), splat(qmin, "int32", n))
         return y if dtype == "int32" else cast(y, dtype)
@@ -63,6 +66,46 @@ class Isa:
     def lookup(self, table: Pointer, x: Expr) -> Expr:
         """table[x] for uint8 x and a table of 256 elements of any dtype."""
         return table.gather(cast(x, "int32"))
+
+    def pieces(self, table: np.ndarray) -> np.ndarray:
+        """The constant that look_up_piece reads, from an interpolated function's int16 [2, pieces]."""
+        return table
+
+    def look_up_piece(self, table: Pointer, piece: Expr, pieces: int) -> tuple[Expr, Expr]:
+        """(base, slope) of each lane's piece; int16 vectors for a uint16 vector below `pieces`, 64 or 128."""
+        index = bind(cast(piece, "int32"))
+        return table.gather(index), table.gather(index + splat(pieces, "int32", lanes_of(piece)))
+
+    def mul_round(self, a: Expr, b: Expr) -> Expr:
+        """floor((a * b + 2^14) / 2^15) of int16 vectors; b >= 0."""
+        n = lanes_of(a)
+        product = cast(a, "int32") * cast(b, "int32") + splat(1 << 14, "int32", n)
+        return cast(T.shift_right(product, splat(15, "int32", n)), "int16")
+
+
+class BytePieces(Isa):
+    """Pieces as four tables of bytes (base low and high, slope low and high), for sets that permute bytes."""
+
+    def pieces(self, table: np.ndarray) -> np.ndarray:
+        planes = table.astype("<i2")[:, :, None].view(np.uint8).transpose(0, 2, 1)
+        return np.ascontiguousarray(planes).reshape(-1)
+
+    def look_up_piece(self, table: Pointer, piece: Expr, pieces: int) -> tuple[Expr, Expr]:
+        index = bind(cast(piece, "uint8"))
+        planes = [bind(self.look_up_byte(table, pieces * t, index, pieces)) for t in range(4)]
+        return self._words(*planes[:2]), self._words(*planes[2:])
+
+    def look_up_byte(self, table: Pointer, at: int, index: Expr, size: int) -> Expr:
+        """table[at + index] for uint8 lanes below `size`, 64 or 128."""
+        return table.gather(cast(index, "int32") + splat(at, "int32", lanes_of(index)))
+
+    @staticmethod
+    def _words(low: Expr, high: Expr) -> Expr:
+        n = lanes_of(low)
+        if n == 1:
+            return cast(low, "int16") | T.shift_left(cast(high, "int16"), T.int16(8))
+        # bytes side by side, 16 lanes at a time: one instruction (punpck, zip) for each half
+        return reinterpret(shuffle([low, high], [i // 2 + n * (i % 2) for i in range(2 * n)]), "int16", n)
 
 
 def code_bytes(x: Expr) -> Expr:

@@ -15,12 +15,12 @@ from qcompile.kernels.cpu.builder import (
     lanes_of,
     splat,
 )
-from qcompile.kernels.cpu.isa.base import Isa
+from qcompile.kernels.cpu.isa.base import BytePieces
 
 PREFIX = "llvm.aarch64.neon."
 
 
-class Neon(Isa):
+class Neon(BytePieces):
     name = "neon"
     lanes = 4
     registers = 32
@@ -88,12 +88,24 @@ class Neon(Isa):
         rows = [bind(table.load(16 * i, 16)) for i in range(16)]
         return by_parts(16, lambda part: self._lookup_register(rows, part), x)
 
+    def look_up_byte(self, table: Pointer, at: int, index: Expr, size: int) -> Expr:
+        n = lanes_of(index)
+        if n < 8:
+            return super().look_up_byte(table, at, index, size)
+        rows = [bind(table.load(at + i, 16)) for i in range(0, size, 16)]
+        return by_parts(16, lambda part: self._lookup_register(rows, part), index)
+
+    def mul_round(self, a: Expr, b: Expr) -> Expr:
+        if lanes_of(a) < 8:
+            return super().mul_round(a, b)
+        return by_parts(8, lambda u, v: intrinsic("int16x8", PREFIX + "sqrdmulh.v8i16", u, v), a, b)
+
     def _lookup_register(self, rows: list[Expr], x: Expr) -> Expr:
         n = lanes_of(x)
         kind = f"{dtype_of(rows[0])}x{n}"
         index = bind(x)
         y = intrinsic(kind, f"{PREFIX}tbl4.v{n}i8", *rows[:4], index)
-        for quarter in range(1, 4):
+        for quarter in range(1, len(rows) // 4):
             y = intrinsic(
                 kind,
                 f"{PREFIX}tbx4.v{n}i8",

@@ -17,7 +17,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
-from qcompile.kernels.cpu.isa.base import Isa
+from qcompile.kernels.cpu.isa.base import BytePieces, Isa
 
 
 class X86(Isa):
@@ -45,7 +45,7 @@ class X86(Isa):
         return shuffle([even, odd], [i + 1 if i % 2 == 0 else 2 * half + i for i in range(2 * half)])
 
 
-class Avx2(X86):
+class Avx2(BytePieces, X86):
     name = "avx2"
     lanes = 8
     registers = 16
@@ -63,6 +63,32 @@ class Avx2(X86):
         y = bind(T.max(T.min(y, splat(qmax, "int16", 16)), splat(qmin, "int16", 16)))
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
+
+
+    def look_up_byte(self, table: Pointer, at: int, index: Expr, size: int) -> Expr:
+        """pshufb over 16 bytes of the table each; the upper bits of the index choose among them."""
+        if lanes_of(index) < 16:
+            return super().look_up_byte(table, at, index, size)
+        rows = [bind(table.load(at + i, 16)) for i in range(0, size, 16)]
+
+        def look_up(part: Expr) -> Expr:
+            part = bind(part)
+            found = [bind(intrinsic("uint8x16", "llvm.x86.ssse3.pshuf.b.128", row, part)) for row in rows]
+            bit = 16
+            while len(found) > 1:
+                odd = T.bitwise_and(part, splat(bit, "uint8", 16)) != splat(0, "uint8", 16)
+                found = [bind(T.Select(odd, b, a)) for a, b in zip(found[::2], found[1::2])]
+                bit *= 2
+            return found[0]
+
+        return by_parts(16, look_up, index)
+
+    def mul_round(self, a: Expr, b: Expr) -> Expr:
+        n = lanes_of(a)
+        if n < 8:
+            return super().mul_round(a, b)
+        name = "llvm.x86.ssse3.pmul.hr.sw.128" if n == 8 else "llvm.x86.avx2.pmul.hr.sw"
+        return by_parts(16, lambda u, v: intrinsic(f"int16x{min(n, 16)}", name, u, v), a, b)
 
 
 class AvxVnni(Avx2):
@@ -105,6 +131,38 @@ class Avx512(X86):
         packed = bind(T.max(T.min(packed, splat(qmax, "int16", 32)), splat(qmin, "int16", 32)))
         quads = shuffle([reinterpret(packed, "int64", 8)], (0, 2, 4, 6, 1, 3, 5, 7))
         return reinterpret(quads, "int16", 32)
+
+    def look_up_piece(self, table: Pointer, piece: Expr, pieces: int) -> tuple[Expr, Expr]:
+        if lanes_of(piece) < 8:
+            return super().look_up_piece(table, piece, pieces)
+        piece = bind(piece)
+
+        def permute(at: int) -> Expr:
+            rows = [bind(table.load(at + i, 32)) for i in range(0, pieces, 32)]
+            return by_parts(32, lambda part: self._permute_words(rows, part), piece)
+
+        return permute(0), permute(pieces)
+
+    @staticmethod
+    def _permute_words(rows: list[Expr], piece: Expr) -> Expr:
+        n = lanes_of(piece)
+        index = bind(reinterpret(piece if n == 32 else concat([piece] * (32 // n)), "int16", 32))
+        found = [
+            intrinsic("int16x32", "llvm.x86.avx512.vpermi2var.hi.512", low, index, high)
+            for low, high in zip(rows[::2], rows[1::2])
+        ]
+        if len(found) > 1:
+            found = [T.Select(index < splat(64, "int16", 32), *found)]
+        return extract(found[0], 0, n)
+
+    def mul_round(self, a: Expr, b: Expr) -> Expr:
+        n = lanes_of(a)
+        if n < 8:
+            return super().mul_round(a, b)
+        name = {8: "llvm.x86.ssse3.pmul.hr.sw.128", 16: "llvm.x86.avx2.pmul.hr.sw"}.get(
+            n, "llvm.x86.avx512.pmul.hr.sw.512"
+        )
+        return by_parts(32, lambda u, v: intrinsic(f"int16x{min(n, 32)}", name, u, v), a, b)
 
     @staticmethod
     def _pack_words(a: Expr, b: Expr) -> Expr:

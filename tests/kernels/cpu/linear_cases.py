@@ -254,3 +254,18 @@ def epilogue_cases(c: Cases, size: int = 300) -> Iterator[Case]:
     )
     lut = Node(c.name("lut"), "lut", (rq.name, "wide_t"), {"first": -600})
     yield c.fuse(h, [rq, lut], {}, {"wide_m": c.multiplier(37), "wide_t": c.activation((1301,))})
+    for bits, pieces, dtype in ((6, 64, c.dtype), (9, 128, "int16")):  # a function of many codes in straight pieces
+        h = head()
+        first = -((pieces << bits) // 2)
+        rq = Node(
+            c.name("rq"),
+            "requantize",
+            (h[0].name, "fine_m"),
+            {"x_zero_point": 0, "shift": 6, "pre": 0, "zero_point": 0, "qmin": first, "qmax": -first - 1}
+            | {"dtype": "int16"},
+        )
+        knots = c.rng.integers(-9000, 9000, pieces + 1)
+        table = np.array([knots[:-1], np.diff(knots)], np.int16)
+        limits = c.bounds() if dtype == c.dtype else {"zero_point": 0, "qmin": -9000, "qmax": 8000, "dtype": dtype}
+        line = Node(c.name("line"), "interpolate", (rq.name, "fine_t"), {"first": first, "bits": bits, **limits})
+        yield c.fuse(h, [rq, line], {}, {"fine_m": c.multiplier(37), "fine_t": table})

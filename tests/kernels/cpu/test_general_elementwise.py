@@ -167,6 +167,29 @@ def cases(rng):
             {f"w{i}": x},
             {f"u{i}": rng.integers(-128, 128, size).astype(np.int8 if i else np.int16)},
         )
+    for i, (first, bits, pieces, to) in enumerate(
+        [
+            (-2048, 6, 64, "int8"),
+            (-1700, 6, 128, "uint8"),
+            (-32768, 9, 128, "int16"),
+            (100, 1, 64, "int16"),
+            (-32768, 10, 64, "uint8"),
+        ]
+    ):
+        limit = min(first + (pieces << bits), 32768)
+        codes = rng.integers(first, limit, (3, 149)).astype(np.int16)
+        codes[0, :4] = first, limit - 1, first + 1, limit - 2
+        knots = rng.integers(-32768 if to == "int16" else -9000, 32768 if to == "int16" else 17000, pieces + 1)
+        table = np.array([knots[:-1], np.clip(np.diff(knots), -32768, 32767)])
+        table[0] = np.clip(table[0], -32768 - np.minimum(table[1], 0), 32767 - np.maximum(table[1], 0))
+        low, high = np.iinfo(to).min, np.iinfo(to).max
+        attrs = {"first": first, "bits": bits, "dtype": to}
+        attrs |= {"zero_point": 0 if to == "int16" else 7, "qmin": low + 3, "qmax": high - 2}
+        yield Case(
+            node(f"pieces{i}", "interpolate", [f"i{i}", f"k{i}"], attrs),
+            {f"i{i}": codes},
+            {f"k{i}": table.astype(np.int16)},
+        )
     x = rng.integers(-(2**30), 2**30, (6, 45)).astype(np.int32)
     for i, shape in enumerate([(45,), (6, 1), (1,), (6, 45)]):
         yield Case(
