@@ -1,19 +1,24 @@
 # make demo    set up and compile a real transformer for this machine and for ARM; run both on real digits
 # make test    set up and pass the tests
-# More: make bench, make check-models, make clean. Nothing but Python 3.11 and make is needed.
+# More: make bench, make bench-report, make check-models, make clean. Nothing but Python 3.11 and make is needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test bench check-models bench-arm clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models bench-arm clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
+setup-bench: $(VENV)/.ready-bench
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready
@@ -30,9 +35,14 @@ test: setup-test
 check-models: setup-test
 	$(BIN)/python benchmarks/check_models.py
 
-# Latency beside ONNX Runtime, one thread, all real nets in ../shared/models
-bench: setup-test
-	$(BIN)/python benchmarks/bench_models.py
+# The field's networks beside ONNX Runtime and LiteRT, one thread and all, on this machine (some 20 minutes);
+# a run that was cut off goes on with make bench BENCH=--resume
+bench: setup-bench
+	$(BIN)/python benchmarks/bench.py --json benchmarks/results/x86.json $(BENCH)
+
+# The figures of make bench as tables and a plot, here and in the README
+bench-report: setup-bench
+	$(BIN)/python benchmarks/report.py
 
 # ARM without ARM: instructions and estimated cycles beside ONNX Runtime and LiteRT (needs ../shared/armlab, minutes)
 bench-arm: setup-test

@@ -23,7 +23,8 @@ _TURN_NS = 5_000_000  # how long one contender runs before the next takes its tu
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--against", multiple=True, metavar="PEER",
-              help="onnxruntime (the QDQ model kept by `qcompile --keep`) or onnxruntime:MODEL.onnx; repeatable.")
+              help="onnxruntime (the QDQ model in the artifact's folder), onnxruntime:MODEL.onnx or "
+                   "litert:MODEL.tflite; repeatable.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path),
               help="npz file whose first sample to run; by default made-up values.")
 @click.option("--repeat", type=click.IntRange(1), help="Measured calls of each; by default as many as fit --seconds.")
@@ -49,7 +50,7 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
     peers = [open_peer(text, model, inputs, threads) for text in against]
     ours = Peer(model.manifest.name, str(artifact), lambda: function(*arguments))
     samples = measure([contender.call for contender in (ours, *peers)], repeat, seconds)
-    report = _report(model, threads, [ours, *peers], samples)
+    report = _report(model, threads, [ours, *peers], samples, repeat)
     if with_profile:
         report["profile"] = profile(model, inputs, seconds, threads)
     if json_file != "-":
@@ -64,18 +65,20 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
             write_whole(Path(json_file), text.encode())
 
 
-def measure(calls: list[Callable[[], object]], repeat: int | None, seconds: float) -> list[np.ndarray]:
-    """Nanoseconds of each call of each of ``calls``, taken in turns: ``repeat`` of each, else for ``seconds`` each.
+def measure(calls: list[Callable[[], object]], repeat: int | None, seconds: float) -> list[list[np.ndarray]]:
+    """Nanoseconds of each call of each of ``calls``, one array a turn: ``repeat`` calls of each at least, else as many
+    turns as fit into ``seconds`` for each.
 
     A turn's first call finds the caches full of the others' data; where a turn has more calls, it is left out.
     """
-    samples: list[list[int]] = [[] for _ in calls]
+    samples: list[list[np.ndarray]] = [[] for _ in calls]
     deadline = time.perf_counter() + seconds * len(calls)
-    while (min(map(len, samples)) < repeat) if repeat else (not samples[0] or time.perf_counter() < deadline):
+    while (min(sum(map(len, turns)) for turns in samples) < repeat if repeat
+           else not samples[0] or time.perf_counter() < deadline):
         for call, kept in zip(calls, samples):
             turn = _turn(call)
-            kept += turn[1:] if len(turn) > 3 else turn
-    return [np.array(kept[:repeat]) for kept in samples]
+            kept.append(np.array(turn[1:] if len(turn) > 3 else turn))
+    return samples
 
 
 def _turn(call: Callable[[], object]) -> list[int]:
@@ -114,29 +117,38 @@ def _made_up(tensor: Tensor, random: np.random.Generator) -> np.ndarray:
     return random.integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True)
 
 
-def _statistics(samples: np.ndarray) -> dict[str, float]:
-    microseconds = samples / 1000
+def _statistics(turns: list[np.ndarray], repeat: int | None) -> dict[str, float]:
+    microseconds = np.concatenate(turns)[:repeat] / 1000
     return {"median_us": round(float(np.median(microseconds)), 3), "min_us": round(float(microseconds.min()), 3),
-            "p95_us": round(float(np.percentile(microseconds, 95)), 3), "calls": len(samples)}
+            "p95_us": round(float(np.percentile(microseconds, 95)), 3), "calls": len(microseconds)}
 
 
-def _report(model: Model, threads: int, contenders: list[Peer], samples: list[np.ndarray]) -> dict[str, Any]:
-    own, *others = (_statistics(times) for times in samples)
+def _spread(own: list[np.ndarray], peer: list[np.ndarray]) -> list[float]:
+    """Quartiles of the ratio, taken turn by turn: how far it moves with the state of the machine."""
+    ratios = [np.median(theirs) / np.median(ours) for ours, theirs in zip(own, peer)]
+    return [round(float(q), 4) for q in np.percentile(ratios, (25, 75))]
+
+
+def _report(model: Model, threads: int, contenders: list[Peer], samples: list[list[np.ndarray]],
+            repeat: int | None) -> dict[str, Any]:
+    own, *others = (_statistics(turns, repeat) for turns in samples)
     peers = [{"name": peer.name, "model": peer.model, **figures,
-              "ratio": round(figures["median_us"] / own["median_us"], 4)}
-             for peer, figures in zip(contenders[1:], others)]
+              "ratio": round(figures["median_us"] / own["median_us"], 4),
+              "ratio_quartiles": _spread(samples[0], turns)}
+             for peer, figures, turns in zip(contenders[1:], others, samples[1:])]
     return {"name": model.manifest.name, "target": model.manifest.target, "cpu": model.manifest.cpu,
             "threads": threads, **own, "peers": peers}
 
 
 def _print(report: dict[str, Any]) -> None:
     table = Table(title=f"{report['name']} on {report['cpu']}, {report['threads']} thread(s), microseconds")
-    for heading in ("", "median", "min", "p95", "calls", "ratio"):
+    for heading in ("", "median", "min", "p95", "calls", "ratio", "quartiles"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for row, label in ((report, "qcompile"), *((peer, f"{peer['name']}: {Path(peer['model']).name}")
                                                for peer in report["peers"])):
         table.add_row(label, *(f"{row[key]:.1f}" for key in ("median_us", "min_us", "p95_us")), str(row["calls"]),
-                      f"{row['ratio']:.2f}" if "ratio" in row else "")
+                      *([f"{row['ratio']:.2f}", "{:.2f} to {:.2f}".format(*row["ratio_quartiles"])]
+                        if "ratio" in row else ["", ""]))
     Console().print(table)
 
 

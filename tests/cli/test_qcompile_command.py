@@ -1,12 +1,14 @@
 """qcompile as a user calls it, and qrun on what it writes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from programs import residual_net
 from qcompile.cli import qbench, qcompile, qrun
+from qcompile.pipeline import compile as qcompile_api
 from small_models import dense, model, save
 
 
@@ -81,3 +83,21 @@ def test_a_defect_is_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys):
         main([str(tmp_path / "net.onnx")])
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and message.count("\n") == 1 and "unexpected ZeroDivisionError: by zero" in message
+
+
+def test_litert_is_a_peer(tmp_path):
+    """The tflite file of a real net, fed through its own scale and shape."""
+    pytest.importorskip("ai_edge_litert")
+    case = Path(__file__).resolve().parents[3] / "shared/models/kws_dscnn"
+    if not case.exists():
+        pytest.skip("needs ../shared/models")
+    built = qcompile_api(case / "float.onnx", output=tmp_path, name="kws").path
+    against = ("--against", f"litert:{case / 'int8.tflite'}")
+    result = call(qbench, built, *against, "--against", "onnxruntime", "--seconds", 0.05, "--json", "-")
+    assert result.exit_code == 0, result.output
+    litert, onnxruntime = json.loads(result.stdout)["peers"]
+    assert (litert["name"], onnxruntime["name"]) == ("litert", "onnxruntime") and litert["ratio"] > 0
+    low, high = litert["ratio_quartiles"]
+    assert 0 < low <= high
+    result = call(qbench, built, "--against", f"litert:{case / 'float.onnx'}", "--seconds", 0.05)
+    assert result.exit_code == 2 and "litert cannot run" in result.output

@@ -1,0 +1,6 @@
+"""The programs of benchmarks/ are importable by the tests here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
