@@ -48,7 +48,7 @@ def describe() -> dict[str, Any]:
         "arch": platform.machine(),
         "threads": threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
         "versions": {name: v for name in DISTRIBUTIONS if (v := _version(name))},
     }
 
@@ -58,7 +58,7 @@ def ceilings(target: Target, counts: list[int]) -> dict[str, dict[str, float]]:
     loops = _dot_loops(target)
     best = max(loops, key=lambda loop: _rate(loop, 1, 0.01))  # which tile keeps this CPU's multipliers busiest
     memory = np.ones(READ_BYTES, np.uint8)  # zeros would all be one page
-    return {str(n): {"gmacs_per_s": round(_rate(best, n, 0.5) / 1e9, 1),
+    return {str(n): {"gmacs_per_s": round(_rate(best, n, n) / 1e9, 1),
                      "read_gb_per_s": round(_rate(_reader(target, memory, n), n, 0.5) / 1e9, 2)} for n in counts}
 
 

@@ -48,7 +48,8 @@ def _onnxruntime_call(file: Path, artifact: Model, inputs: Mapping[str, np.ndarr
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # its helpers spin while a call lasts, as by default, but not into the next contender's turn
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
