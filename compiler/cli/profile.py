@@ -60,11 +60,12 @@ class OpTime:
 def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, threads: int = 1) -> dict[str, Any]:
     """Microseconds of each op of an artifact on this machine, measured for `seconds` on `inputs` (the integers).
 
-    Returns runs, total_us (median of whole runs, stamps included), ops (rows of OpTime, in order), kinds (sums), and
-    outside_matmuls: the share of time that is neither convolution nor product, where attention's own products are
-    taken to run as fast as the net's dense layers. Raises ArtifactError where the artifact has no program.npz.
+    Returns runs, same_code (whether this compiler still makes the artifact's code), total_us (median of whole runs,
+    stamps included), ops (rows of OpTime, in order), kinds (sums), and outside_matmuls: the share of time that is
+    neither convolution nor product, where attention's own products are taken to run as fast as the net's dense layers.
+    Raises ArtifactError where the artifact has no program.npz.
     """
-    calls, engine = _timed_engine(model, threads)
+    calls, same, engine = _timed_engine(model, threads)
     for buffer, tensor in zip(engine.inputs, model.inputs):
         buffer[...] = inputs[tensor.name]
     stamps, us_per_tick = _sample(engine, seconds)
@@ -80,6 +81,7 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     return {
         "runs": len(stamps),
         "threads": threads,
+        "same_code": same,
         "total_us": round(whole, 3),
         "outside_matmuls": _outside_matmuls(ops),
         "kinds": _by_kind(ops),
@@ -87,8 +89,9 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     }
 
 
-def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], NativeEngine]:
-    """(what each call is for, the timed library in this process); the stamps are its last output."""
+def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], bool, NativeEngine]:
+    """(what each call is for, whether the code is the artifact's, the timed library in this process); the stamps are
+    its last output."""
     from qcompile.artifact import ArtifactSpec, TensorInfo  # late: the compiler takes a second to import
     from qcompile.artifact.linker import link_library
     from qcompile.codegen import generate
@@ -107,15 +110,17 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], Nat
         program = run(program, target)
     code = generate(program, target)
     stamps = Tensor("time stamps", "uint64", (len(code.listing) + 1,), None, 0)
-    ins, outs = ([TensorInfo(f"{i}", t.dtype, t.shape) for i, t in enumerate(tensors)]
-                 for tensors in (manifest.inputs, (*manifest.outputs, stamps)))
-    objects = timed_objects(code, len(manifest.outputs), target)
-    spec = ArtifactSpec(manifest.name, target, objects, code.weights, code.arena_bytes, ins, outs)
+    ins, outs = ([TensorInfo(t.name, t.dtype, t.shape, t.scale, t.zero_point, t.axis) for t in tensors]
+                 for tensors in (manifest.inputs, manifest.outputs))
+    plain = ArtifactSpec(manifest.name, target, code.objects, code.weights, code.arena_bytes, ins, outs)
+    same = link_library(plain)[0] == manifest.library.read_bytes()
+    spec = replace(plain, objects=timed_objects(code, len(outs), target),
+                   outputs=[*outs, TensorInfo(stamps.name, stamps.dtype, stamps.shape)])
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         library = Path(folder) / "timed.so"
         library.write_bytes(link_library(spec)[0])
         engine = NativeEngine(replace(manifest, library=library, outputs=(*manifest.outputs, stamps)), threads)
-    return _describe(program, [(c.node, c.kernel) for c in code.listing]), engine
+    return _describe(program, [(c.node, c.kernel) for c in code.listing]), same, engine
 
 
 def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -226,6 +231,8 @@ def print_profile(report: dict[str, Any], least_share: float = 0.003) -> None:
         kinds.add_row(kind, str(row["calls"]), f"{row['us']:.1f}", f"{row['share']:.1%}",
                       f"{row['gmacs_per_s']:.0f}" if row["gmacs_per_s"] else "")
     console.print(kinds)
+    if not report["same_code"]:
+        console.print("note: the compiler has changed since the artifact was made; these are the kernels of today")
     console.print(f"outside convolutions and products: {report['outside_matmuls']:.1%}"
                   + (" (attention's products at the dense layers' rate)" if "attention" in report["kinds"] else ""))
 

@@ -35,6 +35,7 @@ def test_all_ops_and_all_macs_are_listed(artifact, threads):
     assert sum(o["macs"] for o in ops) == sum(k["macs"] for k in report["kinds"].values()) == manifest["macs"] > 0
     assert all(o["us"] >= 0 and 0 <= o["share"] < 1 for o in ops) and report["total_us"] > 0 and report["runs"] >= 5
     assert sum(k["share"] for k in report["kinds"].values()) == pytest.approx(1, abs=0.3)
+    assert report["same_code"], "the kernels are the artifact's own"
     assert {"conv", "copy"} <= set(report["kinds"]) and 0 < report["outside_matmuls"] < 1
     assert all((o["gmacs_per_s"] is not None) == bool(o["macs"] and o["us"]) for o in ops)
 
@@ -45,6 +46,14 @@ def test_the_command_prints_it_and_leaves_the_artifact_alone(artifact, tmp_path)
     assert result.exit_code == 0 and "time per op" in result.output and "by kind of op" in result.output
     assert json.loads((tmp_path / "report.json").read_text())["profile"]["ops"]
     assert {f.name: f.read_bytes() for f in artifact.iterdir() if f.is_file()} == before
+
+
+def test_a_compiler_that_has_changed_is_noted(artifact, monkeypatch):
+    import qcompile.passes
+
+    monkeypatch.setattr(qcompile.passes, "CPU_PASSES", [p for p in qcompile.passes.CPU_PASSES if p[0] != "fuse"])
+    result = bench(artifact, "--profile", "--seconds", 0.02)
+    assert result.exit_code == 0 and "the compiler has changed since" in result.output
 
 
 def test_an_artifact_without_its_program_is_named(tmp_path):
