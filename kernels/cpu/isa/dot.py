@@ -42,6 +42,7 @@ class Dot:
     row_step = 1
     column_step = 4
     tiles: tuple[tuple[int, int], ...] = ()  # (rows, columns) that fit the registers
+    resident_bias = False  # accumulators are loaded with the bias, not copied from registers that hold it
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
 
     def order(self, columns: int) -> list[int]:
@@ -69,6 +70,10 @@ class Dot:
     @property
     def split_limit(self) -> int:
         return 4
+
+    def steps(self, groups: int) -> tuple[bool, int] | None:
+        """Whether `groups` of a run hold whole steps, and how many these leave over, if the code is to know it."""
+        return None
 
     def groups_a_step(self, tile: Tile) -> int:
         return max(self.unroll, tile.split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, extract, intrinsic, reinterpret, shuffle
+from qcompile.kernels.cpu.builder import Expr, T, bind, concat, extract, intrinsic, reinterpret, shuffle
 from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
@@ -11,6 +11,7 @@ class Sdot(Dot):
     """sdot by element: four products into each int32 lane; a register holds four groups of one pixel."""
 
     name = "sdot"
+    resident_bias = True
     unroll = 4
     latency = 4
     tiles = (
@@ -39,11 +40,15 @@ class Sdot(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows / 4 + columns / self.lanes
 
+    def steps(self, groups: int) -> tuple[bool, int]:
+        return groups >= self.unroll, groups % self.unroll
+
     def step(self, tile, acc, x, rows, w, at, groups):
         n = tile.columns // 4
         for first in range(0, groups, 4):
             count = min(4, groups - first)
-            pixels = [bind(x.load(row + first * 4, 16) if count == 4 else self._four(x, row)) for row in rows]
+            # fewer groups: what the load reads beyond them is not used
+            pixels = [bind(x.load(row + first * 4, 16)) for row in rows]
             for g in range(count):
                 for j in range(n):
                     weights = bind(w.load(at + ((first + g) * tile.columns + 4 * j) * 4, 16))
@@ -55,10 +60,6 @@ class Sdot(Dot):
                                 "int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)
                             ),
                         )
-
-    @staticmethod
-    def _four(x: Pointer, row: Expr) -> Expr:
-        return reinterpret(T.broadcast(T.reinterpret("int32", x.load(row, 4)), 4), "int8", 16)
 
 
 def _lane(pixel: Expr, g: int) -> Expr:

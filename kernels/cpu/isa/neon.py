@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tvm.tirx import IntImm
-
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -16,6 +14,7 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces
+from tvm.tirx import IntImm
 
 PREFIX = "llvm.aarch64.neon."
 

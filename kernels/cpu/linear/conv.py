@@ -147,7 +147,9 @@ def matrix_call(
     }
     macs = images * groups * rows * n * all_runs * run
     geometry = Geometry(
-        wraps=bool(width),
+        image=bool(width),
+        wraps=bool(width % tiling.rows),
+        steps=tiling.dot.steps(sizes["run_groups"]),
         runs=all_runs > 1,
         taps=taps > 1,
         outer=images * groups > 1,

@@ -283,8 +283,8 @@ class _Body:
             kept[position] = [zipped(start, g) for g in range(groups)]
             for k in range(o.outputs):
                 reads = o.reads(k)
-                due = reads if gathers and position == reads[-1] else [] if gathers else [position] * (position in reads)
-                for p in due:
+                here = [position] if position in reads else []
+                for p in (reads if position == reads[-1] else []) if gathers else here:
                     if p == reads[0]:
                         sums[k] = self._start()
                     for g in range(groups):

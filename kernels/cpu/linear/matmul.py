@@ -77,7 +77,10 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
             )
         )
     geometry = Geometry(
-        outer=images > 1, row_term=bool(terms), parallel=images * m * n * k >= PARALLEL_MACS and sizes["tasks"] > 1
+        steps=tiling.dot.steps(groups),
+        outer=images > 1,
+        row_term=bool(terms),
+        parallel=images * m * n * k >= PARALLEL_MACS and sizes["tasks"] > 1,
     )
     kernel = matrix_kernel("matmul", tiling, geometry, chain, a.dtype)
     calls.append(

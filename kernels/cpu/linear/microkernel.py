@@ -13,7 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, concat, function, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import (
+    Argument,
+    Expr,
+    Pointer,
+    T,
+    bind,
+    concat,
+    function,
+    local,
+    resident,
+    splat,
+    store_lanes,
+)
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.linear.tiles import Tiling
@@ -50,12 +62,15 @@ SIZES = (
 class Geometry:
     """What the loops look like.
 
-    wraps: pixels of a tile may lie on several rows of the image; runs: K has more than one run; taps: two loops of
-    runs; outer: several images or groups; parallel: tasks may run on several threads; row_term: one more int32 per
+    image: pixels lie on rows of an image; wraps: those of a tile may lie on several; runs: K has more than one run;
+    steps: whether a run has whole steps, and how many groups they leave over, where the code knows it; taps: two loops
+    of runs; outer: several images or groups; parallel: tasks may run on several threads; row_term: one more int32 per
     pixel is added to all its channels.
     """
 
+    image: bool = False
     wraps: bool = False
+    steps: tuple[bool, int] | None = None
     runs: bool = False
     taps: bool = False
     outer: bool = False
@@ -173,11 +188,13 @@ class Body:
         block_tiles = bind(self.size("block_tiles"))
         tiles = bind(T.truncdiv(self.size("rows") + (rows - 1), T.int32(rows)))
         emitter = self.chain.start(self.chain_arguments)
-        step = self.tiling.tile.columns if self.tiling.tile else 0
+        step, widest = (t.columns if t else 0 for t in (self.tiling.tile, self.tiling.tile or self.tiling.tail))
         channel = bind(first_channel + panel * step)
+        self.resident_bias = resident(self._bias(channel, widest)) if self.tiling.dot.resident_bias else None
         with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
-            start = bind(T.min((rest * block_tiles + t) * rows, self.size("rows") - rows))
-            offsets = self._offsets(start, x_base)
+            number = bind(rest * block_tiles + t)
+            start = bind(T.min(number * rows, self.size("rows") - rows))
+            offsets = self._offsets(number, start, x_base)
             here = Place(offsets, w_base, bind(first_row + start), channel)
             tile, tail = self.tiling.tile, self.tiling.tail
             if tile and tail:
@@ -191,13 +208,19 @@ class Body:
             elif tail:
                 self._tile(tail, self.tiling.tail_valid, here, emitter)
 
-    def _offsets(self, start: Expr, base: Expr) -> list[Expr]:
-        """Where each pixel of the tile begins in x."""
+    def _offsets(self, number: Expr, start: Expr, base: Expr) -> list[Expr]:
+        """Where each pixel of the tile of that number begins in x; `start`: its first pixel."""
         pixel_step = bind(self.size("pixel_step"))
-        if not self.geometry.wraps:
-            return [bind(base + (start + i) * pixel_step) for i in range(self.tiling.rows)]
+        if not self.geometry.image:
+            # the products do not change from tile to tile, and LLVM cannot merge them with the sums
+            limit = (self.size("rows") - self.tiling.rows) * pixel_step
+            first = bind(base + T.min(number * (self.tiling.rows * pixel_step), limit))
+            return [bind(first + i * pixel_step) for i in range(self.tiling.rows)]
         width, row_step = bind(self.size("width")), bind(self.size("row_step"))
         column, line = bind(T.truncmod(start, width)), bind(T.truncdiv(start, width))
+        if not self.geometry.wraps:
+            first = bind(base + line * row_step + column * pixel_step)
+            return [bind(first + i * pixel_step) for i in range(self.tiling.rows)]
         wrap_step = bind(row_step - (width - 1) * pixel_step)
         # in memory rather than bound: TIR's analyzer would follow the chain of selections, at exponential cost
         rows = self.tiling.rows
@@ -214,48 +237,46 @@ class Body:
         """Computes and stores one tile, of whose channels `valid` exist."""
         dot = self.tiling.dot
         bias = []
-        if dot.in_order:
-            first = bind(self.bias_base + here.channel)
-            bias = [bind(self.bias.load(first + at, dot.lanes)) for at in range(0, tile.columns, dot.lanes)]
+        if self.resident_bias:
+            bias = [self.resident_bias.load(at, dot.lanes) for at in range(0, tile.columns, dot.lanes)]
+        elif dot.in_order:
+            bias = self._bias(here.channel, tile.columns)
         acc = dot.start(tile, bias)
         self._runs(dot, tile, acc, here.offsets, here.weights)
         self._epilogue(dot.finish(tile, acc), tile, valid, here.row, here.channel, emitter)
+
+    def _bias(self, channel: Expr, columns: int) -> list[Expr]:
+        first, lanes = bind(self.bias_base + channel), self.tiling.dot.lanes
+        return [bind(self.bias.load(first + at, lanes)) for at in range(0, columns, lanes)]
 
     def _runs(self, dot: Dot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr) -> None:
         group_bytes = tile.columns * dot.group
         many = dot.groups_a_step(tile)
         groups = bind(self.size("run_groups"))
         whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
+        known = self.geometry.steps
+        if known:  # a loop that runs at least once needs no test before it
+            whole = bind(T.max(whole, T.int32(1))) if known[0] else T.int32(0)
 
         def one_run(x_at: Expr, w_at: Expr) -> None:
-            with T.serial(0, whole) as s:
-                dot.step(
-                    tile,
-                    acc,
-                    self.x,
-                    [o + (x_at + s * (many * dot.group)) for o in offsets],
-                    self.w,
-                    w_at + s * (many * group_bytes),
-                    many,
-                )
-            if many > 1:
+            def step(done: Expr, count: int) -> None:
+                xs = [o + (x_at + done * dot.group) for o in offsets]
+                dot.step(tile, acc, self.x, xs, self.w, w_at + done * group_bytes, count)
+
+            if not known or known[0]:
+                with T.serial(0, whole) as s:
+                    step(s * many, many)
+            if known and known[1]:
+                step(bind(whole * many), known[1])
+            elif many > 1 and not known:
                 with T.serial(0, groups - whole * many) as s:
-                    done = whole * many + s
-                    dot.step(
-                        tile,
-                        acc,
-                        self.x,
-                        [o + (x_at + done * dot.group) for o in offsets],
-                        self.w,
-                        w_at + done * group_bytes,
-                        1,
-                    )
+                    step(whole * many + s, 1)
 
         if not self.geometry.runs:
             one_run(T.int32(0), w_base)
             return
         run_bytes = bind(groups * group_bytes)
-        with T.serial(0, self.size("runs")) as run:
+        with T.serial(0, T.max(self.size("runs"), T.int32(1))) as run:
             if not self.geometry.taps:
                 one_run(bind(run * self.size("run_step")), bind(w_base + run * run_bytes))
             else:
@@ -271,6 +292,7 @@ class Body:
     ) -> None:
         lanes = tile.columns // len(sums[0])
         channels = bind(self.size("channels"))
+        first = bind(row * channels + channel)
         width = max(self.chain.width, lanes)
         at = 0
         while at < valid:
@@ -286,7 +308,7 @@ class Body:
                     value = value + bias
                 if self.row_terms:
                     value = value + splat(self.row_terms.load(row + i), "int32", count)
-                flat = bind((row + i) * channels + (channel + at))
+                flat = bind(first + (i * channels + at))
                 result = emitter.emit(value, row + i, channel + at, flat)
                 store_lanes(self.y, flat, result, valid - at)
             at += count

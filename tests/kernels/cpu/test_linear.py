@@ -87,6 +87,10 @@ def test_depthwise(target: Target, tmp_path: Path) -> None:
     heads = [c.conv((2, 8, 11, channels), channels, *rest, channels) for channels, *rest in table]
     heads.append(c.conv((1, 1, 50, 24), 24, (1, 33), pads=(0, 16, 0, 16), groups=24))
     heads.append(c.conv((1, 24, 24, 32), 32, (3, 3), pads=(1, 1, 1, 1), groups=32))  # large enough for threads
+    heads.append(c.conv((2, 30, 1, 40), 40, (10, 1), groups=40))  # a column
+    heads.append(c.conv((1, 30, 3, 16), 16, (9, 1), (2, 1), (2, 1), (3, 0, 5, 0), groups=16))
+    heads.append(c.conv((1, 4, 40, 16), 16, (1, 5), (1, 2), (1, 3), (0, 6, 0, 6), groups=16))  # stride no multiple
+    heads.append(c.conv((1, 16, 16, 20), 20, (15, 15), pads=(7, 7, 7, 7), groups=20))  # too many taps to unroll
     heads.append(c.conv((1, 6, 6, 32), 32, (3, 3), pads=(1, 1, 1, 1), groups=32, edges=True))
     check_cases(plain(heads), target, tmp_path)
 
