@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -16,8 +14,6 @@ from host import machine, worker
 from host.nets import BenchNet, bench_nets
 from qcompile.targets import get_target
 from small_models import dense, save
-
-BENCH = Path(bench.__file__)
 
 
 def figures(median, **ratios):
@@ -134,13 +130,14 @@ def test_a_step_that_fails_says_why(tmp_path):
         bench.step("qcompile.cli.qbench", str(tmp_path), "--json", "-")
 
 
-def test_the_list_needs_no_model():
-    done = subprocess.run([sys.executable, str(BENCH), "--list"], capture_output=True, text=True, check=True,
-                          env=os.environ)
-    assert {"resnet50", "gpt2_64"} <= set(done.stdout.split()) == set(bench_nets())
-    done = subprocess.run([sys.executable, str(BENCH), "resnet51"], capture_output=True, text=True, check=False,
-                          env=os.environ)
-    assert done.returncode == 1 and "no net is called resnet51" in done.stderr
+def test_nets_by_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--list"])
+    bench.main()
+    assert {"resnet50", "gpt2_64"} <= set(capsys.readouterr().out.split()) == set(bench_nets())
+    for arguments, message in ((["resnet51"], "no net is called resnet51"), (["--target", "z80"], "unknown target")):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            bench.main()
 
 
 def test_ceilings_of_this_machine(monkeypatch):
