@@ -1,17 +1,34 @@
-"""LayerNorm and RMSNorm: a vector pass for the sums, one root and one division a row, a vector pass for the result."""
+"""LayerNorm and RMSNorm: a vector pass for the sums, one root and one division a row, a vector pass for the result.
+
+Each pass is made for a few rows before the next, so that the roots, which are long chains of divisions, overlap.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, extract, lanes_of, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import (
+    Expr,
+    Pointer,
+    T,
+    bind,
+    cast,
+    extract,
+    lanes_of,
+    local,
+    reinterpret,
+    splat,
+    store_lanes,
+)
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, widen
 from qcompile.kernels.cpu.general.common import (
     PARALLEL_WORK,
     across,
     add,
+    ceil_div,
     exact_vectors,
     kernel,
     loop,
@@ -29,6 +46,7 @@ from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 from qcompile.kernels.ops.norm import NORM_BITS
 
 LANES = 16
+BLOCK = 8  # rows
 LARGEST_TERM = 1 << 28  # bound of mulhi(n, gamma) and of the rounding, so that beta's clamp below changes no result
 
 
@@ -55,8 +73,10 @@ def integer_sqrt(value: Expr) -> Expr:
     return pin(root - select(root * root > value, u64(1), u64(0)))
 
 
-def _sums(x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
+def _sums(isa: Isa, x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
     """(sum x as int32, sum x^2 as int64) of a row."""
+    if x.dtype == "int16" and isa.multiplies_pairs:
+        return _sums_of_pairs(isa, x, start, count)
     wide = x.dtype == "int16"
     total, squares = local(LANES, "int32"), local(LANES // 2, "uint64") if wide else local(LANES, "int32")
     total.store(0, splat(0, "int32", LANES))
@@ -73,12 +93,38 @@ def _sums(x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
             )
         squares.store(0, squares.load(0, lanes_of(square)) + square)
 
-    with exact_vectors(count, LANES) as at:
-        visit(widen(x.load(start + at, LANES)))
-    at, exists = rest(count, LANES)
-    visit(select(exists, widen(x.load(start + at, LANES)), splat(0, "int32", LANES)))
+    _visit_row(x, start, count, LANES, lambda value: visit(widen(value)))
     square_sum = across(squares.load(0, LANES // 2 if wide else LANES), add)
     return pin(across(total.load(0, LANES), add)), pin(T.cast(square_sum, "int64"))
+
+
+def _sums_of_pairs(isa: Isa, x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
+    """The same by the instruction that adds the products of neighbouring int16."""
+    n = isa.lanes
+    total, squares = local(n, "int32"), local(n // 2, "uint64")
+    total.store(0, splat(0, "int32", n))
+    squares.store(0, splat(0, "uint64", n // 2))
+
+    def visit(value: Expr) -> None:
+        value = bind(value)
+        total.store(0, total.load(0, n) + isa.pair_products(value, splat(1, "int16", 2 * n)))
+        # two squares of 2^30 fit 32 bits without sign
+        square = bind(reinterpret(isa.pair_products(value, value), "uint64", n // 2))
+        low = T.bitwise_and(square, splat(0xFFFFFFFF, "uint64", n // 2))
+        squares.store(0, squares.load(0, n // 2) + low + T.shift_right(square, splat(32, "uint64", n // 2)))
+
+    _visit_row(x, start, count, 2 * n, visit)
+    square_sum = across(squares.load(0, n // 2), add)
+    return pin(across(total.load(0, n), add)), pin(T.cast(square_sum, "int64"))
+
+
+def _visit_row(x: Pointer, start: Expr, count: Expr, width: int, visit: Callable[[Expr], None]) -> None:
+    """All elements of a row as vectors, zeros where the last reaches past its end."""
+    with exact_vectors(count, width) as at:
+        visit(x.load(start + at, width))
+    at, exists = rest(count, width)
+    with T.If(at < count), T.Then():
+        visit(select(exists, x.load(start + at, width), splat(0, x.dtype, width)))
 
 
 def _row_scale(
@@ -96,7 +142,7 @@ def _row_scale(
     bits = pin(bit_length(std))
     reciprocal = T.truncdiv(T.shift_left(T.IntImm("uint64", 1), T.cast(bits + 30, "uint64")), std)
     limit = T.IntImm("uint64", INT32_MAX)
-    return pin(count * zero_point + centred), pin(T.cast(T.min(reciprocal, limit), "int32")), bits
+    return count * zero_point + centred, T.cast(T.min(reciprocal, limit), "int32"), bits
 
 
 def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
@@ -117,7 +163,7 @@ def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
         ctx.out.dtype,
         bool(a["rms"]),
         bool(a["per_row"]),
-        static(count, LANES),
+        static(count, 32 if isa.lanes == 16 else LANES),
         rows > 1 and ctx.out.size >= PARALLEL_WORK,
     )
     return [
@@ -153,21 +199,22 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
         qmin: Expr,
         qmax: Expr,
     ) -> None:
-        def vector(value):
-            return splat(value, "int32", LANES)
+        width = 32 if isa.lanes == 16 and not 0 < fixed < 32 else LANES
 
-        with loop(rows, parallel) as row:
+        def vector(value):
+            return splat(value, "int32", width)
+
+        def normalise_row(row: Expr, offset: Expr, reciprocal: Expr, bits: Expr) -> None:
             start = bind(row * count)
-            offset, reciprocal, bits = _row_scale(*_sums(x, start, count), count, x_zero_point, epsilon.load(0), rms)
             up = pin(T.max(T.int32(NORM_BITS + 2) - bits, T.int32(0)))
             down = pin(T.max(bits - (NORM_BITS + 2), T.int32(0)))
             group = pin(T.truncmod(row, groups)) if per_row else None
 
             def load(p, at):
-                return vector(bind(p.load(group))) if per_row else p.load(at, LANES)
+                return vector(bind(p.load(group))) if per_row else p.load(at, width)
 
             def normalise(at: Expr) -> Expr:
-                c = widen(x.load(start + at, LANES)) * vector(count) - vector(offset)
+                c = widen(x.load(start + at, width)) * vector(count) - vector(offset)
                 n = T.shift_right(isa.mulhi(T.shift_left(c, vector(up)), vector(reciprocal)), vector(down))
                 scaled = isa.mulhi(bind(n), load(gamma, at)) + load(beta, at)
                 return isa.saturate(T.shift_right(scaled, vector(shift)), zero_point, qmin, qmax, y_dtype)
@@ -175,8 +222,23 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
             if fixed:
                 store_lanes(y, start, normalise(T.int32(0)), fixed)
             else:
-                with vectors(count, LANES) as at:
+                with vectors(count, width) as at:
                     y.store(start + at, normalise(at))
+
+        with loop(ceil_div(rows, BLOCK), parallel) as block:
+            first = bind(block * BLOCK)
+            few = bind(T.min(rows - first, T.int32(BLOCK)))
+            sums, squares = local(BLOCK, "int32"), local(BLOCK, "int64")
+            scales = [local(BLOCK, "int32") for _ in range(3)]
+            with T.serial(0, few) as i:
+                for cell, value in zip((sums, squares), _sums(isa, x, bind((first + i) * count), count)):
+                    cell.store(i, value)
+            with T.serial(0, few) as i:
+                found = _row_scale(sums.load(i), squares.load(i), count, x_zero_point, epsilon.load(0), rms)
+                for cell, value in zip(scales, found):
+                    cell.store(i, value)
+            with T.serial(0, few) as i:
+                normalise_row(bind(first + i), *(bind(cell.load(i)) for cell in scales))
 
     flags = [f for f, on in (("rms", rms), ("rows", per_row), ("p", parallel), (str(fixed), fixed)) if on]
     parameters = [

@@ -67,6 +67,12 @@ class Isa:
         """table[x] for uint8 x and a table of 256 elements of any dtype."""
         return table.gather(cast(x, "int32"))
 
+    multiplies_pairs = False
+
+    def pair_products(self, a: Expr, b: Expr) -> Expr:
+        """a[2i] * b[2i] + a[2i+1] * b[2i+1] modulo 2^32, one register of int16; only where multiplies_pairs."""
+        raise NotImplementedError
+
     def pieces(self, table: np.ndarray) -> np.ndarray:
         """The constant that look_up_piece reads, from an interpolated function's int16 [2, pieces]."""
         return table

@@ -23,6 +23,12 @@ from qcompile.kernels.cpu.isa.base import BytePieces, Isa
 class X86(Isa):
     """vpmuldq multiplies the even lanes, so a product of all lanes is two of them: even and odd."""
 
+    multiplies_pairs = True
+
+    def pair_products(self, a: Expr, b: Expr) -> Expr:
+        name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
+        return intrinsic(f"int32x{self.lanes}", name, a, b)
+
     def mulhi(self, x: Expr, m: Expr) -> Expr:
         return by_parts(self.lanes, self._mulhi_register, x, m)
 
