@@ -18,7 +18,7 @@ from small_models import dense, save
 
 def figures(median, **ratios):
     return {"median_us": median, "min_us": median, "p95_us": median, "peers": {
-        label: {"median_us": median * r, "min_us": 0, "p95_us": 0, "ratio": r, "ratio_quartiles": [r * 0.9, r * 1.2]}
+        label: {"median_us": median * r, "min_us": median * r / 2, "p95_us": 0, "ratio": r, "ratio_quartiles": [r * 0.9, r * 1.2]}
         for label, r in ratios.items()}}
 
 
