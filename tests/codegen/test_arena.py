@@ -53,3 +53,17 @@ def test_nothing():
 def test_the_same_lives_give_the_same_places():
     lives = [Lifetime(f"t{i}", 64 * (i % 5), i % 7, i % 7 + 2) for i in range(30)]
     assert place(lives) == place(list(reversed(lives)))
+
+
+def test_search_finds_a_layout_without_waste_where_largest_first_leaves_gaps():
+    wasted = kept = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        lives, step = [], 0
+        for i in range(60):  # a network: every tensor is read soon after it is made, some once more later
+            lives.append(Lifetime(f"t{i}", 64 * rng.randrange(1, 200), step, step + rng.choice([1, 1, 1, 2, 6])))
+            step += 1
+        used, most = check(lives)
+        wasted += used > 1.05 * most
+        kept += used == most
+    assert wasted <= 2 and kept >= 20, f"{wasted} of 40 nets waste more than 5 %, {kept} waste nothing"
