@@ -41,8 +41,8 @@ class Environment:
         return self.isa.saturate(x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.dtype)
 
     def requantize(self, x: Expr, multiplier: Expr) -> Expr:
-        numbers = (self.scalar(n) for n in ("shift", *BOUNDS))
-        return self.isa.requantize(x, multiplier, *numbers, self.dtype)
+        pre = self.scalar("pre") if self.has("pre") else T.int32(0)
+        return self.isa.requantize(x, pre, multiplier, *(self.scalar(n) for n in ("shift", *BOUNDS)), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,18 @@ def widen(x: Expr) -> Expr:
 
 
 def _requantize(e: Environment, x: Expr, multiplier: Expr) -> Expr:
-    x = _shifted(e, _centred(e, x, "x_zero_point"))
-    return e.requantize(x, multiplier)
+    return e.requantize(_centred(e, x, "x_zero_point"), multiplier)
 
 
 def _prelu(e: Environment, x: Expr, positive: Expr, negative: Expr) -> Expr:
     d = bind(_centred(e, x, "x_zero_point"))
     m = T.Select(d < splat(0, "int32", e.lanes), negative, positive)
-    return e.requantize(_shifted(e, d), m)
+    return e.requantize(d, m)
 
 
 def _mul(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
     product = _centred(e, x, "x_zero_point") * _centred(e, r, "r_zero_point")
-    return e.requantize(_shifted(e, product), multiplier)
+    return e.requantize(product, multiplier)
 
 
 def _add_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:

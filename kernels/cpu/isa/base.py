@@ -19,6 +19,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
+from tvm.tirx import IntImm
 
 
 class Isa:
@@ -51,10 +52,25 @@ class Isa:
         return self.round_shift(self.mulhi(x, m), shift)
 
     def requantize(
-        self, x: Expr, m: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+        self,
+        x: Expr,
+        pre: Expr,
+        m: Expr,
+        shift: Expr,
+        zero_point: Expr,
+        qmin: Expr,
+        qmax: Expr,
+        dtype: str,
     ) -> Expr:
-        """saturate(rescale(x, m, shift), zero_point, qmin, qmax)."""
-        return self.saturate(self.rescale(x, m, shift), zero_point, qmin, qmax, dtype)
+        """saturate(rescale(x << pre, m, shift), zero_point, qmin, qmax); pre > 0 only where shift is 1."""
+        return self.saturate(self.rescale(self.shift_left(x, pre), m, shift), zero_point, qmin, qmax, dtype)
+
+    @staticmethod
+    def shift_left(x: Expr, distance: Expr) -> Expr:
+        """x << distance, an int32 scalar; no code where it is known to be 0."""
+        if isinstance(distance, IntImm) and distance.value == 0:
+            return x
+        return T.shift_left(x, splat(distance, "int32", lanes_of(x)))
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""

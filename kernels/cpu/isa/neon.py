@@ -46,25 +46,44 @@ class Neon(BytePieces):
         return by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqdmulh.v4i32", a, b), x, m)
 
     def requantize(
-        self, x: Expr, m: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+        self,
+        x: Expr,
+        pre: Expr,
+        m: Expr,
+        shift: Expr,
+        zero_point: Expr,
+        qmin: Expr,
+        qmax: Expr,
+        dtype: str,
     ) -> Expr:
-        """int8 with a shift that the code knows: sqrshrn shifts, rounds and saturates to int16 in one."""
-        if dtype != "int8" or lanes_of(x) % 8 or not isinstance(shift, IntImm):
-            return super().requantize(x, m, shift, zero_point, qmin, qmax, dtype)
-        distance = T.int32(shift.value + 1)
-        words = by_parts(
-            4,
-            lambda part: intrinsic("int16x4", PREFIX + "sqrshrn.v4i16", part, distance),
-            self._doubled_mulhi(x, m),
-        )
+        """int8 with shifts that the code knows: sqrshrn shifts, rounds and saturates to int16 in one.
+
+        x << pre comes with a shift of 1, and is not needed: of floor((x * 2^pre * m + 2^32) / 2^33), pre 1 is a
+        shorter shift and pre 2 a rounding product, sqrdmulh = floor((2 x m + 2^31) / 2^32).
+        """
+        if dtype != "int8" or lanes_of(x) % 8 or not (isinstance(shift, IntImm) and isinstance(pre, IntImm)):
+            return super().requantize(x, pre, m, shift, zero_point, qmin, qmax, dtype)
+        if pre.value < 2:
+            distance = T.int32(shift.value + 1 - pre.value)
+            words = by_parts(
+                4, lambda part: intrinsic("int16x4", PREFIX + "sqrshrn.v4i16", part, distance), self._doubled_mulhi(x, m)
+            )
+        else:
+            x = bind(self.shift_left(x, T.int32(pre.value - 2)))
+            words = self._saturated_words(
+                by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqrdmulh.v4i32", a, b), x, m)
+            )
         return self._saturate_words(words, zero_point, qmin, qmax)
+
+    @staticmethod
+    def _saturated_words(x: Expr) -> Expr:
+        return by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part), x)
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """int8: through saturated int16, where the zero point is added; saturating early changes no clamped result."""
         if dtype != "int8" or lanes_of(x) % 8:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
-        words = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part), x)
-        return self._saturate_words(words, zero_point, qmin, qmax)
+        return self._saturate_words(self._saturated_words(x), zero_point, qmin, qmax)
 
     @staticmethod
     def _saturate_words(x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:

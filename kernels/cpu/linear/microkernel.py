@@ -190,7 +190,9 @@ class Body:
         emitter = self.chain.start(self.chain_arguments)
         step, widest = (t.columns if t else 0 for t in (self.tiling.tile, self.tiling.tile or self.tiling.tail))
         channel = bind(first_channel + panel * step)
-        self.resident_bias = resident(self._bias(channel, widest)) if self.tiling.dot.resident_bias else None
+        # of no use to a task that has one tile
+        keep = self.tiling.dot.resident_bias and rows > 1
+        self.resident_bias = resident(self._bias(channel, widest)) if keep else None
         with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
             number = bind(rest * block_tiles + t)
             start = bind(T.min(number * rows, self.size("rows") - rows))
