@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
-from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, lanes_of, splat
+from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, concat, lanes_of, splat
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.steps import STEPS, Environment, widen
 from qcompile.kernels.dialect import OPS, Type
@@ -244,12 +244,16 @@ class Emitter:
 
         value: vector of the chain's source dtype; flat: row * channels + channel.
         """
+        return self.emit_pixels(value, [(row, flat)], channel)
+
+    def emit_pixels(self, value: Expr, pixels: Sequence[tuple[Expr, Expr]], channel: Expr) -> Expr:
+        """The same for several pixels side by side in one vector, each given by its row and flat."""
         if not self.chain.steps:
             return value
         n = lanes_of(value)
         values = {self.chain.source: bind(value)}
         for step in self.chain.steps:
-            inputs = [values[i] if isinstance(i, str) else self._load(i, n, row, channel, flat) for i in step.inputs]
+            inputs = [values[i] if isinstance(i, str) else self._load(i, n, pixels, channel) for i in step.inputs]
             environment = Environment(
                 self.chain.isa,
                 n,
@@ -264,16 +268,23 @@ class Emitter:
     def _scalar(self, index: int) -> Expr:
         return self.arguments[-1].load(index)
 
-    def _load(self, memory: Memory, n: int, row: Expr, channel: Expr, flat: Expr) -> Expr | Pointer:
+    def _load(self, memory: Memory, n: int, pixels: Sequence[tuple[Expr, Expr]], channel: Expr) -> Expr | Pointer:
         pointer: Pointer = self.arguments[memory.index]
         if memory.kind == "table":
             return pointer
-        if memory.kind in ("scalar", "row"):
-            return splat(pointer.load(row if memory.kind == "row" else 0), memory.dtype, n)
-        offset = {"same": flat, "channel": channel}.get(memory.kind)
-        if offset is None:
-            offset = T.truncdiv(row, self._scalar(memory.inner)) * self._scalar(memory.inner + 1) + channel
-        return bind(pointer.load(offset, n))
+        if memory.kind == "scalar":
+            return splat(pointer.load(0), memory.dtype, n)
+        each = n // len(pixels)
+        if memory.kind == "channel":
+            return bind(concat([bind(pointer.load(channel, each))] * len(pixels)))
+        if memory.kind == "row":
+            return bind(concat([splat(pointer.load(row), memory.dtype, each) for row, _ in pixels]))
+        return bind(concat([pointer.load(self._offset(memory, row, flat, channel), each) for row, flat in pixels]))
+
+    def _offset(self, memory: Memory, row: Expr, flat: Expr, channel: Expr) -> Expr:
+        if memory.kind == "same":
+            return flat
+        return T.truncdiv(row, self._scalar(memory.inner)) * self._scalar(memory.inner + 1) + channel
 
 
 __all__ = ["STEPS", "Chain", "Emitter", "fusable", "head_and_chain", "operand_kind", "tensor_inputs", "widen"]

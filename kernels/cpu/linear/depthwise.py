@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, function, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, extract, function, local, shuffle, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
 from qcompile.kernels.cpu.linear.depthwise_zip import depthwise_zip_calls
@@ -121,6 +121,7 @@ def _pack(weight: np.ndarray, dot: TapDot, blocks: int) -> np.ndarray:
 def _frame_kernel(dtype: str, isa: str) -> Kernel:
     """x [N, H, W, C] -> frame [N, C/16, top+H+bottom, left+W+right, 16], `fill` around."""
     name = f"blocks_{dtype}_{isa}"
+    fours = isa.startswith("avx512")
 
     def body(
         x: Pointer,
@@ -138,22 +139,45 @@ def _frame_kernel(dtype: str, isa: str) -> Kernel:
     ) -> None:
         blank = bind(splat(fill, dtype, BLOCK))
         pitch = bind((left + columns + right) * BLOCK)
+        plane = bind((top + rows + bottom) * pitch)
 
         def blanks(at: Expr, count: Expr) -> None:
             with T.serial(0, count) as k:
                 y.store(at + k * BLOCK, blank)
 
-        with T.serial(0, images) as i, T.serial(0, blocks) as b:
-            start = bind((i * blocks + b) * (top + rows + bottom) * pitch)
-            blanks(start, top * (left + columns + right) + left)
+        def copy(source: Expr, at: Expr, first: Expr) -> None:
+            with T.serial(first, columns) as k:
+                y.store(at + k * BLOCK, x.load(source + k * channels, BLOCK))
+
+        def copy_four(source: Expr, at: Expr) -> None:
+            """Four blocks at once: four pixels by four blocks of 16 bytes, transposed in registers."""
+            fours = bind(T.truncdiv(columns, T.int32(4)))
+            with T.serial(0, fours) as k:
+                pixels = [bind(x.load(source + (k * 4 + i) * channels, 4 * BLOCK)) for i in range(4)]
+                quarters = [shuffle(pixels, [i * 64 + b * 16 + c for i in range(4) for c in range(16)]) for b in range(4)]
+                for b, quarter in enumerate(quarters):
+                    y.store(at + b * plane + k * (4 * BLOCK), quarter)
+            for b in range(4):
+                copy(source + b * BLOCK, bind(at + b * plane), fours * 4)
+
+        with T.serial(0, images) as i:
             with T.serial(0, rows) as r:
-                at = bind(start + (top + r) * pitch + left * BLOCK)
-                source = bind((i * rows + r) * columns * channels + b * BLOCK)
-                with T.serial(0, columns) as k:
-                    y.store(at + k * BLOCK, x.load(source + k * channels, BLOCK))
-                blanks(at + columns * BLOCK, left + right)
-            # what the last row's margin wrote past its plane is the next plane's own margin
-            blanks(start + (top + rows) * pitch, bottom * (left + columns + right))
+                line = bind(i * blocks * plane + (top + r) * pitch)
+                source = bind((i * rows + r) * columns * channels)
+                wide = bind(T.truncdiv(channels, T.int32(4 * BLOCK)) if fours else T.int32(0))
+                if fours:
+                    with T.serial(0, wide) as b:
+                        copy_four(bind(source + b * (4 * BLOCK)), bind(line + b * (4 * plane) + left * BLOCK))
+                with T.serial(0, blocks - wide * 4) as k:
+                    b = bind(wide * 4 + k)
+                    copy(bind(source + b * BLOCK), bind(line + b * plane + left * BLOCK), T.int32(0))
+                with T.serial(0, blocks) as b:
+                    blanks(bind(line + b * plane + (left + columns) * BLOCK), left + right)
+            with T.serial(0, blocks) as b:
+                start = bind((i * blocks + b) * plane)
+                blanks(start, top * (left + columns + right) + left)
+                # what the last row's margin wrote past its plane is the next plane's own margin
+                blanks(start + (top + rows) * pitch, bottom * (left + columns + right))
 
     scalars = ("images", "blocks", "rows", "columns", "channels", "top", "left", "bottom", "right", "fill")
     return Kernel(
@@ -265,14 +289,19 @@ class _Body:
         else:
             with T.serial(0, v.kernel[0]) as r:
                 self._row(acc, bind(origin + r * (v.dilations[0] * pitch)), [(0, bind(panel + r * row_bytes))])
-        channels = bind(self.size("channels"))
-        for o in range(v.rows):
-            for p in range(v.columns):
-                first = (o * v.columns + p) * BLOCK
-                value = concat([acc.load(first + u * dot.lanes, dot.lanes) for u in range(dot.units)])
-                row = bind(pixel + (o * width + p))
-                flat = bind(row * channels + block * BLOCK)
-                store_lanes(self.y, flat, emitter.emit(value, row, block * BLOCK, flat), valid)
+        channels, channel = bind(self.size("channels")), block * BLOCK
+        outputs = [(o, p) for o in range(v.rows) for p in range(v.columns)]
+        together = max(1, self.chain.width // BLOCK)
+        for at in range(0, len(outputs), together):
+            few = outputs[at : at + together]
+            sums = [
+                acc.load((at + i) * BLOCK + u * dot.lanes, dot.lanes) for i in range(len(few)) for u in range(dot.units)
+            ]
+            rows = [bind(pixel + (o * width + p)) for o, p in few]
+            pixels = [(row, bind(row * channels + channel)) for row in rows]
+            result = bind(emitter.emit_pixels(concat(sums), pixels, channel))
+            for i, (_, flat) in enumerate(pixels):
+                store_lanes(self.y, flat, extract(result, i * BLOCK, BLOCK), valid)
 
     def _row(self, acc: Pointer, at: Expr, uses: list[tuple[int, Expr]]) -> None:
         """Adds one input row to each output row in `uses` (output row, offset of its kernel row's weights)."""
