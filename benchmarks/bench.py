@@ -108,9 +108,10 @@ def _latency(ours: Contender, rivals: list[Contender], threads: int, options: ar
                   str(options.seconds), *(["--profile"] if profile else []), "--json", "-")
     if profile:
         row["profile"] = {key: report["profile"][key] for key in ("total_us", "outside_matmuls", "kinds")}
-    keys = ("median_us", "min_us", "p95_us", "ratio", "ratio_quartiles")
-    return {key: report[key] for key in keys[:3]} | {
-        "peers": {rival.label: {key: peer[key] for key in keys} for rival, peer in zip(rivals, report["peers"])}}
+    times = [key for key in ("median_us", "min_us", "p95_us", "cpu_us") if key in report]
+    return {key: report[key] for key in times} | {
+        "peers": {rival.label: {key: peer[key] for key in (*times, "ratio", "ratio_quartiles")}
+                  for rival, peer in zip(rivals, report["peers"])}}
 
 
 def main() -> None:

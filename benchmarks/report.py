@@ -29,7 +29,7 @@ def measured(results: Row) -> dict[str, Row]:
 
 
 def fastest(figures: Row, labels: Iterable[str] = RUNTIME, key: str = "median_us") -> tuple[str, float] | None:
-    """(label, ratio) of the fastest of these peers; `key`: which of the times, median_us or min_us."""
+    """(label, ratio) of the fastest of these peers; `key`: which of the times, as median_us or cpu_us."""
     found = [(label, figures["peers"][label][key] / figures[key]) for label in labels if label in figures["peers"]]
     return min(found, key=lambda f: f[1], default=None)
 
@@ -93,14 +93,15 @@ def summary(results: Row) -> str:
     lines = []
     for count in _counts(results):
         rows = {n: row["threads"][count] for n, row in measured(results).items() if count in row["threads"]}
-        best, calls = ({n: f[1] for n, row in rows.items() if (f := fastest(row, key=key))}
-                       for key in ("median_us", "min_us"))
+        best, cpu = ({n: f[1] for n, row in rows.items() if key in row and (f := fastest(row, key=key))}
+                     for key in ("median_us", "cpu_us"))
         if best:
             worst = min(best, key=lambda n: best[n])
             lines.append(f"{count} thread{'s' * (count != '1')}: {geometric_mean(best.values()):.2f} times faster than "
                          f"the fastest of ONNX Runtime's, geometric mean of {len(best)} nets; least {best[worst]:.2f} "
-                         f"({worst}). By the fastest call of each, which a busy machine disturbs less: "
-                         f"{geometric_mean(calls.values()):.2f}.")
+                         f"({worst})."
+                         + (f" By CPU time, which leaves interruptions out: {geometric_mean(cpu.values()):.2f}."
+                            if cpu else ""))
     return "\n".join(lines)
 
 

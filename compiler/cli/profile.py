@@ -71,13 +71,12 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     stamps, us_per_tick = _sample(engine, seconds)
     spent = np.diff(stamps.astype(np.int64), axis=1) * us_per_tick  # [runs, calls]
     whole = float(np.median(spent.sum(1)))
-    ops, at = [], 0
-    for _, group in groupby(calls, key=lambda c: (c["node"], c["kernel"])):
-        rows = list(group)
-        own = spent[:, at : at + len(rows)].sum(1)
-        at += len(rows)
-        us = float(np.median(own))
-        ops.append(OpTime(**rows[0], calls=len(rows), us=round(us, 3), share=round(us / whole, 5)))
+    groups = [list(group) for _, group in groupby(calls, key=lambda c: (c["node"], c["kernel"]))]
+    ends = np.cumsum([len(rows) for rows in groups])
+    medians = [float(np.median(part.sum(1))) for part in np.split(spent, ends[:-1], axis=1)]
+    # shares of their sum: a whole run is interrupted more often than one call
+    ops = [OpTime(**rows[0], calls=len(rows), us=round(us, 3), share=round(us / sum(medians), 5))
+           for rows, us in zip(groups, medians)]
     return {
         "runs": len(stamps),
         "threads": threads,

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
     """Measures the latency of the compiled ARTIFACT folder on this machine.
 
     Peers run in the same process in turns of a few milliseconds, so that a busy moment slows all alike; a ratio is
-    the peer's median over the artifact's: above 1, the artifact is faster.  Quantizing the inputs is not timed.
+    the peer's median over the artifact's: above 1, the artifact is faster.  Quantizing the inputs is not timed.  CPU
+    time (with one thread) leaves out what other processes take: see it where the machine is busy.
     """
     model = load(artifact, threads=threads, backend="native")
     inputs = _inputs(model, input_file)
@@ -65,33 +67,41 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
             write_whole(Path(json_file), text.encode())
 
 
-def measure(calls: list[Callable[[], object]], repeat: int | None, seconds: float) -> list[list[np.ndarray]]:
-    """Nanoseconds of each call of each of ``calls``, one array a turn: ``repeat`` calls of each at least, else as many
-    turns as fit into ``seconds`` for each.
+@dataclass(frozen=True)
+class Turn:
+    """ns: of each call; cpu_ns: CPU time of the calling thread for one call, which leaves out interruptions."""
+
+    ns: np.ndarray
+    cpu_ns: float
+
+
+def measure(calls: list[Callable[[], object]], repeat: int | None, seconds: float) -> list[list[Turn]]:
+    """Times each of ``calls`` in turns: ``repeat`` calls of each at least, else as many turns as fit into ``seconds``
+    for each.
 
     A turn's first call finds the caches full of the others' data; where a turn has more calls, it is left out.
     """
-    samples: list[list[np.ndarray]] = [[] for _ in calls]
+    samples: list[list[Turn]] = [[] for _ in calls]
     deadline = time.perf_counter() + seconds * len(calls)
-    while (min(sum(map(len, turns)) for turns in samples) < repeat if repeat
+    while (min(sum(len(turn.ns) for turn in turns) for turns in samples) < repeat if repeat
            else not samples[0] or time.perf_counter() < deadline):
         for call, kept in zip(calls, samples):
-            turn = _turn(call)
-            kept.append(np.array(turn[1:] if len(turn) > 3 else turn))
+            kept.append(_turn(call))
     return samples
 
 
-def _turn(call: Callable[[], object]) -> list[int]:
+def _turn(call: Callable[[], object]) -> Turn:
     clock = time.perf_counter_ns
     times = []
-    end = clock() + _TURN_NS
+    end, cpu = clock() + _TURN_NS, time.thread_time_ns()
     while True:
         before = clock()
         call()
         after = clock()
         times.append(after - before)
         if after >= end:
-            return times
+            cpu = time.thread_time_ns() - cpu
+            return Turn(np.array(times[1:] if len(times) > 3 else times), cpu / len(times))
 
 
 def _inputs(model: Model, file: Path | None) -> dict[str, np.ndarray]:
@@ -117,21 +127,22 @@ def _made_up(tensor: Tensor, random: np.random.Generator) -> np.ndarray:
     return random.integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True)
 
 
-def _statistics(turns: list[np.ndarray], repeat: int | None) -> dict[str, float]:
-    microseconds = np.concatenate(turns)[:repeat] / 1000
+def _statistics(turns: list[Turn], repeat: int | None, threads: int) -> dict[str, float]:
+    microseconds = np.concatenate([turn.ns for turn in turns])[:repeat] / 1000
+    cpu = {"cpu_us": round(float(np.median([turn.cpu_ns for turn in turns])) / 1000, 3)} if threads == 1 else {}
     return {"median_us": round(float(np.median(microseconds)), 3), "min_us": round(float(microseconds.min()), 3),
-            "p95_us": round(float(np.percentile(microseconds, 95)), 3), "calls": len(microseconds)}
+            "p95_us": round(float(np.percentile(microseconds, 95)), 3), **cpu, "calls": len(microseconds)}
 
 
-def _spread(own: list[np.ndarray], peer: list[np.ndarray]) -> list[float]:
+def _spread(own: list[Turn], peer: list[Turn]) -> list[float]:
     """Quartiles of the ratio, taken turn by turn: how far it moves with the state of the machine."""
-    ratios = [np.median(theirs) / np.median(ours) for ours, theirs in zip(own, peer)]
+    ratios = [np.median(theirs.ns) / np.median(ours.ns) for ours, theirs in zip(own, peer)]
     return [round(float(q), 4) for q in np.percentile(ratios, (25, 75))]
 
 
-def _report(model: Model, threads: int, contenders: list[Peer], samples: list[list[np.ndarray]],
+def _report(model: Model, threads: int, contenders: list[Peer], samples: list[list[Turn]],
             repeat: int | None) -> dict[str, Any]:
-    own, *others = (_statistics(turns, repeat) for turns in samples)
+    own, *others = (_statistics(turns, repeat, threads) for turns in samples)
     peers = [{"name": peer.name, "model": peer.model, **figures,
               "ratio": round(figures["median_us"] / own["median_us"], 4),
               "ratio_quartiles": _spread(samples[0], turns)}
@@ -142,11 +153,12 @@ def _report(model: Model, threads: int, contenders: list[Peer], samples: list[li
 
 def _print(report: dict[str, Any]) -> None:
     table = Table(title=f"{report['name']} on {report['cpu']}, {report['threads']} thread(s), microseconds")
-    for heading in ("", "median", "min", "p95", "calls", "ratio", "quartiles"):
+    times = [key for key in ("median_us", "min_us", "p95_us", "cpu_us") if key in report]
+    for heading in ("", *(key.removesuffix("_us") for key in times), "calls", "ratio", "quartiles"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for row, label in ((report, "qcompile"), *((peer, f"{peer['name']}: {Path(peer['model']).name}")
                                                for peer in report["peers"])):
-        table.add_row(label, *(f"{row[key]:.1f}" for key in ("median_us", "min_us", "p95_us")), str(row["calls"]),
+        table.add_row(label, *(f"{row[key]:.1f}" for key in times), str(row["calls"]),
                       *([f"{row['ratio']:.2f}", "{:.2f} to {:.2f}".format(*row["ratio_quartiles"])]
                         if "ratio" in row else ["", ""]))
     Console().print(table)
