@@ -111,3 +111,14 @@ def test_qbench_says_what_is_wrong(host, tmp_path):
                                  (arm, (), "cannot run natively")):
         result = call(qbench, path, *options)
         assert result.exit_code == 2 and fault in result.output and len(result.output.splitlines()) == 1
+
+
+def test_cpu_time_is_of_one_thread_only(host, peer):
+    for threads in (1, 2):
+        result = call(qbench, host, "--against", f"onnxruntime:{peer}", "--seconds", 0.02, "--threads", threads,
+                      "--json", "-")
+        report = json.loads(result.output)
+        for row in (report, *report["peers"]):
+            assert ("cpu_us" in row) == (threads == 1) and row.get("cpu_us", 1) > 0
+        low, high = report["peers"][0]["ratio_quartiles"]
+        assert 0 < low <= high
