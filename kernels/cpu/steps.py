@@ -81,10 +81,6 @@ def _centred(e: Environment, x: Expr, zero_point: str) -> Expr:
     return x - e.vector(zero_point) if e.has(zero_point) else x
 
 
-def _shifted(e: Environment, x: Expr) -> Expr:
-    return T.shift_left(x, e.vector("pre")) if e.has("pre") else x
-
-
 def widen(x: Expr) -> Expr:
     """The lanes as int32."""
     return x if dtype_of(x) == "int32" else cast(x, "int32")
@@ -126,18 +122,21 @@ def _residual_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tu
     a = node.attrs
     constant = (1 << (a["shift"] - 1)) - a["r_zero_point"] * a["r_multiplier"]
     pre = {"pre": a["pre"]} if a["pre"] else {}
+    narrow = ("narrow",) if abs(a["r_multiplier"]) < 1 << 15 else ()
     return {
         "r_multiplier": a["r_multiplier"],
         "constant": _wrap(constant),
         "shift": a["shift"],
         **pre,
         **{n: a[n] for n in BOUNDS},
-    }, tuple(pre)
+    }, (*pre, *narrow)
 
 
 def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
-    acc = e.isa.mulhi(_shifted(e, widen(x)), multiplier) + widen(r) * e.vector("r_multiplier") + e.vector("constant")
-    return e.saturate(T.shift_right(acc, e.vector("shift")))
+    pre = e.scalar("pre") if e.has("pre") else T.int32(0)
+    factor, constant = e.scalar("r_multiplier"), e.scalar("constant")
+    acc = e.isa.add_scaled(widen(x), pre, multiplier, r, factor, constant, e.has("narrow"))
+    return e.isa.saturate_shifted(acc, *(e.scalar(n) for n in ("shift", *BOUNDS)), e.dtype)
 
 
 def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -73,6 +73,21 @@ class Isa:
         return T.shift_left(x, splat(distance, "int32", lanes_of(x)))
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
+    def add_scaled(
+        self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool
+    ) -> Expr:
+        """mulhi(x << pre, m) + r * factor + constant as int32, r 8 or 16 bits; narrow: the factor fits int16."""
+        n = lanes_of(x)
+        scaled = cast(r, "int32") * splat(factor, "int32", n)
+        return self.mulhi(self.shift_left(x, pre), m) + scaled + splat(constant, "int32", n)
+
+    def saturate_shifted(
+        self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """saturate(x >> shift, zero_point, qmin, qmax)."""
+        shifted = T.shift_right(x, splat(shift, "int32", lanes_of(x)))
+        return self.saturate(shifted, zero_point, qmin, qmax, dtype)
+
         """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""
         n = lanes_of(x)
         y = x + splat(zero_point, "int32", n)

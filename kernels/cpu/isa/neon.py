@@ -8,7 +8,10 @@ from qcompile.kernels.cpu.builder import (
     T,
     bind,
     by_parts,
+    cast,
+    concat,
     dtype_of,
+    extract,
     intrinsic,
     lanes_of,
     splat,
@@ -17,6 +20,11 @@ from qcompile.kernels.cpu.isa.base import BytePieces
 from tvm.tirx import IntImm
 
 PREFIX = "llvm.aarch64.neon."
+
+
+def _narrows(x: Expr) -> bool:
+    """Whole registers, or half of one once narrowed."""
+    return lanes_of(x) % 8 == 0 or lanes_of(x) == 4
 
 
 class Neon(BytePieces):
@@ -61,12 +69,14 @@ class Neon(BytePieces):
         x << pre comes with a shift of 1, and is not needed: of floor((x * 2^pre * m + 2^32) / 2^33), pre 1 is a
         shorter shift and pre 2 a rounding product, sqrdmulh = floor((2 x m + 2^31) / 2^32).
         """
-        if dtype != "int8" or lanes_of(x) % 8 or not (isinstance(shift, IntImm) and isinstance(pre, IntImm)):
+        if dtype != "int8" or not _narrows(x) or not (isinstance(shift, IntImm) and isinstance(pre, IntImm)):
             return super().requantize(x, pre, m, shift, zero_point, qmin, qmax, dtype)
         if pre.value < 2:
             distance = T.int32(shift.value + 1 - pre.value)
             words = by_parts(
-                4, lambda part: intrinsic("int16x4", PREFIX + "sqrshrn.v4i16", part, distance), self._doubled_mulhi(x, m)
+                4,
+                lambda part: intrinsic("int16x4", PREFIX + "sqrshrn.v4i16", part, distance),
+                self._doubled_mulhi(x, m),
             )
         else:
             x = bind(self.shift_left(x, T.int32(pre.value - 2)))
@@ -75,25 +85,50 @@ class Neon(BytePieces):
             )
         return self._saturate_words(words, zero_point, qmin, qmax)
 
+    def add_scaled(
+        self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool
+    ) -> Expr:
+        """sqdmulh doubles what it multiplies: one left shift less; the other product is one of 16 bits."""
+        n, words = lanes_of(x), dtype_of(r) in ("int8", "uint8", "int16")
+        if n % 4 or not (narrow and words and isinstance(pre, IntImm) and pre.value):
+            return super().add_scaled(x, pre, m, r, factor, constant, narrow)
+        doubled = self._doubled_mulhi(bind(self.shift_left(x, T.int32(pre.value - 1))), m)
+        scalar = bind(splat(factor, "int16", 4))
+        scaled = by_parts(
+            4, lambda part: intrinsic("int32x4", PREFIX + "smull.v4i32", part, scalar), cast(r, "int16")
+        )
+        return doubled + scaled + splat(constant, "int32", n)
+
+    def saturate_shifted(
+        self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        if dtype != "int8" or not _narrows(x) or not isinstance(shift, IntImm) or shift.value > 16:
+            return super().saturate_shifted(x, shift, zero_point, qmin, qmax, dtype)
+        words = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqshrn.v4i16", part, shift), bind(x))
+        return self._saturate_words(words, zero_point, qmin, qmax)
+
     @staticmethod
     def _saturated_words(x: Expr) -> Expr:
         return by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqxtn.v4i16", part), x)
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """int8: through saturated int16, where the zero point is added; saturating early changes no clamped result."""
-        if dtype != "int8" or lanes_of(x) % 8:
+        if dtype != "int8" or not _narrows(x):
             return super().saturate(x, zero_point, qmin, qmax, dtype)
         return self._saturate_words(self._saturated_words(x), zero_point, qmin, qmax)
 
     @staticmethod
     def _saturate_words(x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
         """int8 of saturated int16."""
-        n, zp = lanes_of(x), bind(splat(zero_point, "int16", 8))
+        n, width = lanes_of(x), min(8, lanes_of(x))
+        zp = bind(splat(zero_point, "int16", width))
 
         def narrow(part: Expr) -> Expr:
-            return intrinsic("int8x8", PREFIX + "sqxtn.v8i8", intrinsic("int16x8", PREFIX + "sqadd.v8i16", part, zp))
+            part = bind(intrinsic(f"int16x{width}", f"{PREFIX}sqadd.v{width}i16", part, zp))
+            whole = intrinsic("int8x8", PREFIX + "sqxtn.v8i8", part if width == 8 else concat([part, part]))
+            return extract(whole, 0, width)
 
-        y = by_parts(8, narrow, x)
+        y = by_parts(width, narrow, x)
         # bounds that the code knows are those of int8
         y = y if isinstance(qmax, IntImm) else T.min(y, splat(qmax, "int8", n))
         return y if isinstance(qmin, IntImm) else T.max(y, splat(qmin, "int8", n))
