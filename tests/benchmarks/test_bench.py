@@ -49,6 +49,11 @@ def test_figures_of_the_report(results):
     assert report.share_of_peak(row, "1", results) == pytest.approx(0.5)
     assert report.share_of_peak(row, "2", results) == pytest.approx(0.5)
     assert report.memory_floor_us(row, results) == pytest.approx(2_010_304 / 20e3)
+    del row["threads"]["2"]["cpu_us"]
+    row["threads"]["1"]["cpu_us"] = 1600.0
+    assert report.share_of_peak(row, "1", results) == pytest.approx(0.625), "400 us of 2000 went to others"
+    assert report.share_of_peak(row, "2", results) == pytest.approx(0.5)
+    row["threads"]["1"]["cpu_us"] = 2000.0
     assert "4.00 times faster" in report.summary(results), "geometric mean of 2 and 8; LiteRT is not counted"
     assert "least 2.00 (a)" in report.summary(results)
 
