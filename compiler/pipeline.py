@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
-from qcompile.frontend import is_quantized, load_model, normalise
+from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
 from qcompile.importer import import_onnx
 from qcompile.kernels.program import Program
 from qcompile.passes import CPU_PASSES, tidy
@@ -20,7 +20,7 @@ from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
 from qcompile.passes.integerize import integerize
 from qcompile.passes.relax_form import to_relax
-from qcompile.quantizer import QuantizeOptions, load_calibration, quantize
+from qcompile.quantizer import QuantizeOptions, quantize_graph
 from qcompile.statistics import macs
 from qcompile.targets import CompileError, get_target
 
@@ -74,17 +74,17 @@ def compile(
     clock = _Clock(progress)
     notes: list[str] = []
     clock.start("read")
-    loaded = normalise(load_model(model), dict(shapes or {}), notes)
-    label = name or (Path(model).stem if isinstance(model, str | Path) else loaded.graph.name or "model")
+    graph = Graph(load_model(model))
+    normalise_graph(graph, dict(shapes or {}), notes)
+    label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
-    if is_quantized(loaded):
-        if calibration is not None:
-            notes.append("the model is quantized already: the calibration data is not used")
-        qdq = loaded
-    else:
-        data = load_calibration(calibration, loaded)
-        notes += data.notes
-        qdq = normalise(quantize(loaded, data, options or QuantizeOptions(weight_bits=bits), notes), {}, notes)
+    if not is_quantized(graph):
+        quantize_graph(graph, calibration, options or QuantizeOptions(weight_bits=bits), notes)
+        normalise_graph(graph, {}, notes)
+    elif calibration is not None:
+        notes.append("the model is quantized already: the calibration data is not used")
+    qdq = graph.to_model()
+    del graph  # its weights
     clock.start("import")
     imported = import_onnx(qdq)
     clock.start("integerize")

@@ -8,11 +8,12 @@ reads, sorts, and rebuilds the maps. No pass handles node indices.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 Shape = tuple[int, ...]
@@ -41,20 +42,26 @@ def label(node: NodeProto) -> str:
     return f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
 
 
+def _copy(message: Message) -> Any:
+    """A message of its own: a part of a model keeps all of it in memory."""
+    return type(message).FromString(message.SerializeToString())
+
+
 class Graph:
     """Nodes, constants and static facts of one ONNX model.
 
     Attributes: `nodes` in topological order, `constants` {name: array}, `inputs` and `outputs` (ValueInfoProto),
     `shapes` {name: shape} and `dtypes` {name: TensorProto type} as far as known, `opsets` {domain: version}.
+    The graph keeps nothing of the model it is made from, whose weights may then be freed.
     """
 
     def __init__(self, model: onnx.ModelProto):
         g = model.graph
-        self.model = model
-        self.nodes = [NodeProto.FromString(n.SerializeToString()) for n in g.node]
+        self.name, self.metadata = g.name or "model", [_copy(p) for p in model.metadata_props]
+        self.nodes = [_copy(n) for n in g.node]
         self.constants = {t.name: numpy_helper.to_array(t) for t in g.initializer}
-        self.inputs = [v for v in g.input if v.name not in self.constants]
-        self.outputs = list(g.output)
+        self.inputs = [_copy(v) for v in g.input if v.name not in self.constants]
+        self.outputs = [_copy(v) for v in g.output]
         self.opsets = {o.domain: o.version for o in model.opset_import}
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
@@ -196,8 +203,11 @@ class Graph:
                 if t.HasField("shape") and all(d.HasField("dim_value") for d in t.shape.dim):
                     self.shapes[v.name] = tuple(d.dim_value for d in t.shape.dim)
 
-    def to_model(self) -> onnx.ModelProto:
-        """The graph as a ModelProto: nodes, initializers, inputs, outputs and the known shapes as value_info."""
+    def to_model(self, external: Collection[str] = ()) -> onnx.ModelProto:
+        """The graph as a ModelProto: nodes, initializers, inputs, outputs and the known shapes as value_info.
+
+        The constants in `external` are declared without their values, as external data at location "memory".
+        """
         known = [
             helper.make_tensor_value_info(o, self.dtypes[o], self.shapes[o])
             for n in self.nodes
@@ -210,13 +220,27 @@ class Graph:
             else o
             for o in self.outputs
         ]
-        inits = [
-            numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), k) for k, v in self.constants.items()
-        ]
-        graph = helper.make_graph(
-            self.nodes, self.model.graph.name or "model", self.inputs, outputs, inits, value_info=known
-        )
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, outputs, value_info=known)
         opsets = [helper.make_opsetid(d, v) for d, v in self.opsets.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="qcompile")
-        model.metadata_props.extend(self.model.metadata_props)
+        model.metadata_props.extend(self.metadata)
+        # last, and one by one: make_graph and make_model copy what they are given
+        for name, value in self.constants.items():
+            declared = _declared(name, value) if name in external else _carried(name, value)
+            model.graph.initializer.append(declared)
         return model
+
+
+def _carried(name: str, value: np.ndarray) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+
+
+def _declared(name: str, value: np.ndarray) -> TensorProto:
+    tensor = TensorProto(
+        name=name,
+        dims=value.shape,
+        data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
+        data_location=TensorProto.EXTERNAL,
+    )
+    tensor.external_data.add(key="location", value="memory")
+    return tensor

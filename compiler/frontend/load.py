@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -27,7 +28,8 @@ CONTROL_FLOW = {
     "ConcatFromSequence",
     "SequenceEmpty",
 }
-QUANTIZE_OPS = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+QUANTIZE_OPS = {"QuantizeLinear", "DequantizeLinear"}
+LIGHT = 1024  # elements
 
 
 def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
@@ -112,74 +114,78 @@ def _check_nodes(model: onnx.ModelProto) -> None:
 
 
 def _check_constants(model: onnx.ModelProto) -> None:
-    values: dict[str, np.ndarray] = {}
-    for tensor in model.graph.initializer:
-        values[tensor.name] = _finite(tensor, tensor.name)
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].type == onnx.AttributeProto.TENSOR:
-            values[node.output[0]] = _finite(node.attribute[0].t, node.output[0])
-    for node in model.graph.node:
-        if node.op_type in QUANTIZE_OPS and len(node.input) > 1 and node.input[1] in values:
-            scale = values[node.input[1]].astype(np.float64)
+    scales = {n.input[1]: n for n in reversed(model.graph.node) if n.op_type in QUANTIZE_OPS and len(n.input) > 1}
+    constants = [(t.name, t) for t in model.graph.initializer] + [
+        (n.output[0], n.attribute[0].t)
+        for n in model.graph.node
+        if n.op_type == "Constant" and n.attribute and n.attribute[0].type == onnx.AttributeProto.TENSOR
+    ]
+    for name, tensor in constants:
+        value = _values(tensor, name)
+        _check_finite(value, name)
+        if name in scales:
+            scale = value.astype(np.float64)
             if not (np.isfinite(scale).all() and (scale > 0).all()):
                 raise CompileError(
-                    f"node {label(node)}: scale '{node.input[1]}' must be positive and finite, "
+                    f"node {label(scales[name])}: scale '{name}' must be positive and finite, "
                     f"it has {scale.min():g}; quantize the model again"
                 )
 
 
-def _finite(tensor: onnx.TensorProto, name: str) -> np.ndarray:
-    """The array of a constant; NaN is refused, and infinity in anything larger than a mask fill value."""
+def _values(tensor: onnx.TensorProto, name: str) -> np.ndarray:
     try:
-        value = numpy_helper.to_array(tensor)
+        return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as e:
         raise CompileError(
             f"weight '{name}': its data does not fit its shape {list(tensor.dims)}; the file is damaged"
         ) from e
-    if value.dtype in (np.float16, np.float32, np.float64):
-        # -inf alone is how exporters write an attention mask; NaN and +inf are never meant
-        if np.isnan(value).any() or np.isposinf(value).any():
-            raise CompileError(f"weight '{name}': has NaN or infinite values; train or export the model again")
-        if np.isneginf(value).any() and not np.isin(value[~np.isneginf(value)], (0.0, 1.0)).all():
-            raise CompileError(f"weight '{name}': has infinite values; train or export the model again")
-    return value
+
+
+def _check_finite(value: np.ndarray, name: str) -> None:
+    """NaN is refused, and infinity in anything but a mask."""
+    if value.dtype not in (np.float16, np.float32, np.float64) or not value.size:
+        return
+    low, high = value.min(), value.max()  # NaN where one is among the values
+    # -inf alone is how exporters write an attention mask; NaN and +inf are never meant
+    if np.isnan(low) or np.isposinf(high):
+        raise CompileError(f"weight '{name}': has NaN or infinite values; train or export the model again")
+    if np.isneginf(low) and not np.isin(value[~np.isneginf(value)], (0.0, 1.0)).all():
+        raise CompileError(f"weight '{name}': has infinite values; train or export the model again")
 
 
 def _check_graph(model: onnx.ModelProto) -> None:
     """The ONNX checker, on a copy whose large weights are declared instead of carried (it serialises its input)."""
-    unranked = [
-        v.type.tensor_type
-        for v in [*model.graph.input, *model.graph.output]
-        if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")
-    ]
     names = [v.name for v in model.graph.output]
     for name in names:
         if names.count(name) > 1:
             raise CompileError(f"output '{name}' occurs twice; remove one from the model")
         if any(name == v.name for v in model.graph.input):
             raise CompileError(f"output '{name}' is an input handed through; remove it from the model's outputs")
+    light = _without_weights(model)
+    for v in [*light.graph.input, *light.graph.output]:
+        if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape"):
+            v.type.tensor_type.shape.SetInParent()  # the checker wants some shape; ONNX Runtime and we infer it
     try:
-        for tensor in unranked:  # the checker wants some shape; ONNX Runtime and we infer it
-            tensor.shape.SetInParent()
-        onnx.checker.check_model(model if model.ByteSize() < 2**28 else _without_weights(model))
+        onnx.checker.check_model(light)
     except onnx.checker.ValidationError as e:
         raise CompileError(f"the ONNX checker refuses the model: {' '.join(str(e).split())}") from e
-    finally:
-        for tensor in unranked:
-            tensor.ClearField("shape")
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    kept = []
-    names = {v.name for v in light.graph.input}
-    for t in light.graph.initializer:
-        if t.ByteSize() < 4096:
-            kept.append(t)
+    """A copy in which weights of more than LIGHT elements are inputs."""
+    light = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, metadata_props=model.metadata_props
+    )
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    names = {v.name for v in model.graph.input}
+    for t in model.graph.initializer:
+        if math.prod(t.dims) <= LIGHT:
+            light.graph.initializer.append(t)
         elif t.name not in names:
             light.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
-    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
     return light

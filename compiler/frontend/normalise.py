@@ -58,8 +58,16 @@ def normalise(
     21 (23 where RMSNormalization occurs), no inputs that repeat initializers, and a static shape for every tensor.
     Raises CompileError where shapes stay unknown or a constant expression cannot be evaluated.
     """
-    notes = [] if notes is None else notes
     graph = Graph(model)
+    normalise_graph(graph, shapes, notes)
+    return graph.to_model()
+
+
+def normalise_graph(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None, notes: list[str] | None = None
+) -> None:
+    """`normalise` in place."""
+    notes = [] if notes is None else notes
     single_precision(graph)
     fix_input_shapes(graph, shapes, notes)
     infer_shapes(graph)
@@ -74,14 +82,13 @@ def normalise(
     check_static(graph)
     for node in graph.nodes:
         node.name = node.name or node.output[0]
-    return graph.to_model()
 
 
-def is_quantized(model: onnx.ModelProto) -> bool:
+def is_quantized(graph: Graph) -> bool:
     """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs."""
     return any(
         n.op_type == "QuantizeLinear"
         or n.op_type.startswith("QLinear")
         or n.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
-        for n in model.graph.node
+        for n in graph.nodes
     )

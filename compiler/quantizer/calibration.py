@@ -15,6 +15,7 @@ from qcompile.targets.errors import CompileError
 
 SYNTHETIC_SAMPLES = 16
 Feed = dict[str, np.ndarray]
+Source = str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]] | None
 
 
 @dataclass
@@ -37,9 +38,7 @@ class Calibration:
         return [self.samples[i] for i in np.linspace(0, len(self.samples) - 1, count).round().astype(int)]
 
 
-def load_calibration(
-    source: str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]] | None, model: onnx.ModelProto
-) -> Calibration:
+def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibration:
     """Samples for `model` (normalised: static shapes).
 
     An npz path holds one array per input, first axis = samples; a sample is a slice of one row where the model's
@@ -47,15 +46,16 @@ def load_calibration(
     synthetic inputs and says so in `notes`. Raises CompileError for missing inputs, wrong shapes or types, no
     samples, NaN or infinity.
     """
+    graph = model if isinstance(model, Graph) else Graph(model)
     wanted = {
         v.name: (
             tuple(d.dim_value for d in v.type.tensor_type.shape.dim),
             np.dtype(helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)),
         )
-        for v in model.graph.input
+        for v in graph.inputs
     }
     if source is None:
-        return _synthetic(model, wanted)
+        return _synthetic(graph, wanted)
     if isinstance(source, Calibration):
         return source
     if isinstance(source, str | os.PathLike):
@@ -119,9 +119,9 @@ def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index:
     return result
 
 
-def _synthetic(model: onnx.ModelProto, wanted: Mapping[str, tuple]) -> Calibration:
+def _synthetic(graph: Graph, wanted: Mapping[str, tuple]) -> Calibration:
     """Normal noise for float inputs; ids below the size of the table they index, else 0 and 1, for integer inputs."""
-    rng, graph = np.random.default_rng(0), Graph(model)
+    rng = np.random.default_rng(0)
     bounds = {name: _id_bound(graph, name) for name in wanted}
     samples = []
     for _ in range(SYNTHETIC_SAMPLES):

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import helper
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.calibration import Feed
 from qcompile.targets.errors import CompileError
 
+LARGE = 1024  # elements; larger constants are handed over by address
 Observer = Callable[[str, np.ndarray], None]
 
 
@@ -40,15 +40,22 @@ def observe(graph: Graph, tensors: Iterable[str], samples: list[Feed], observer:
 
 
 def _session(graph: Graph, outputs: list[str]) -> ort.InferenceSession:
-    model = graph.to_model()
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
-    if not outputs:
-        model.graph.output.extend(graph.outputs)
+    """A session over the weights where they are, in the graph: ONNX Runtime neither parses nor packs copies of them."""
+    weights = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
+    for name in weights:
+        graph.constants[name] = np.ascontiguousarray(graph.constants[name])
+    model = graph.to_model(external=weights)
+    if outputs:
+        del model.graph.output[:]
+        model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return ort.InferenceSession(serialise(model), options, providers=["CPUExecutionProvider"])
+        options.add_external_initializers(
+            weights, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in weights]
+        )
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # ONNX Runtime's exception types are not public
         raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
 
@@ -59,14 +66,6 @@ def _run(session: ort.InferenceSession, outputs: list[str], sample: Feed) -> lis
     except Exception as e:  # as above
         reason = str(e).splitlines()[0]
         raise CompileError(f"ONNX Runtime cannot run the model on a calibration sample: {reason}") from e
-
-
-def serialise(model: onnx.ModelProto) -> bytes:
-    """The model's bytes; CompileError above protobuf's 2 GB."""
-    try:
-        return model.SerializeToString()
-    except ValueError as e:
-        raise CompileError("the model is larger than 2 GB, too large to calibrate in one piece") from e
 
 
 def _progress(samples: list[Feed], title: str) -> Iterable[Feed]:

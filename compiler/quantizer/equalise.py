@@ -12,6 +12,7 @@ rounding errors of x and of the weights, carried through the layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ EXPONENTS = [(a, b) for a in (0.25, 0.4, 0.5, 0.6, 0.75, 1.0) for b in (0.0, 0.2
 GAIN = 0.8  # a predicted error above this share of the old one is not worth the change
 ACTIVATIONS = {"Gelu", "Mish", "Sigmoid", "Tanh", "HardSwish"}
 HOMOGENEOUS = {"Relu", "LeakyRelu"}
+BLOCK = 1 << 16  # weights that are looked at together
 
 
 @dataclass
@@ -112,27 +114,60 @@ def _linear_behind(graph: Graph, name: str) -> tuple[NodeProto, NodeProto | None
     return layer, add
 
 
-def _columns(graph: Graph, layer: NodeProto) -> np.ndarray:
-    """The layer's weights as [groups, outputs of a group, inputs of a group, taps]."""
-    w = graph.constants[layer.input[1]].astype(np.float64)
-    if layer.op_type == "Conv":
-        groups = attribute(layer, "group", 1)
-        return w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
-    return (w if layer.op_type == "Gemm" and attribute(layer, "transB", 0) else w.T)[None, :, :, None]
+@dataclass(frozen=True)
+class Columns:
+    """A layer's weights as [groups, outputs of a group, inputs of a group, taps], and what its noise depends on."""
+
+    weight: np.ndarray
+    squares: np.ndarray  # [channels]: sum of squares over outputs and taps
+    reach: np.ndarray  # [channels]: largest magnitude
+
+    @staticmethod
+    def of(graph: Graph, layer: NodeProto) -> Columns:
+        w = graph.constants[layer.input[1]]
+        if layer.op_type == "Conv":
+            groups = attribute(layer, "group", 1)
+            w = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+        else:
+            w = (w if layer.op_type == "Gemm" and attribute(layer, "transB", 0) else w.T)[None, :, :, None]
+        squares, reach = np.zeros((w.shape[0], w.shape[2])), np.zeros((w.shape[0], w.shape[2]), w.dtype)
+        for part in _blocks(w):
+            squares += np.square(part).sum((1, 3))
+            reach = np.maximum(reach, np.abs(part).max((1, 3)))
+        return Columns(w, squares.reshape(-1), reach.reshape(-1))
+
+    def steps(self, candidates: list[np.ndarray]) -> np.ndarray:
+        """[candidates, groups]: for each s, the squared steps of the weights times s, summed over the outputs."""
+        groups, _, inputs, _ = self.weight.shape
+        factors = [s.astype(np.float32).reshape(groups, 1, inputs) for s in candidates]
+        total = np.zeros((len(factors), groups))
+        for part in _blocks(self.weight):
+            largest = np.abs(np.ascontiguousarray(part)).max(3)
+            scaled = np.empty_like(largest)
+            for i, s in enumerate(factors):
+                peaks = np.multiply(largest, s, out=scaled).max(2)
+                total[i] += np.square(peaks).sum(1, dtype=np.float64)
+        return total / 127**2
 
 
-def _noise(site: Site, weights: list[np.ndarray], square: np.ndarray, s: np.ndarray) -> float:
-    """Predicted squared output error relative to the output's energy, summed over the layers."""
-    step = ((site.high / s).max() - (site.low / s).min()) / 255
-    total = 0.0
-    for w in weights:
-        scaled = w * s.reshape(w.shape[0], 1, w.shape[2], 1)
-        energy = (square / s**2).reshape(w.shape[0], 1, w.shape[2], 1)
-        rounding = step**2 / 12 * (scaled**2).sum()
-        w_step = np.abs(scaled).max((2, 3), keepdims=True) / 127
-        weight_error = (w_step**2 / 12 * energy * w.shape[3]).sum()
-        total += (rounding + weight_error) / max((scaled**2 * energy).sum(), 1e-30)
-    return float(total)
+def _blocks(w: np.ndarray) -> Iterator[np.ndarray]:
+    """Some outputs of each group at a time, so that a block stays in the cache while all factors are tried."""
+    outputs = max(1, BLOCK * w.shape[1] // max(w.size, 1))
+    for start in range(0, w.shape[1], outputs):
+        yield w[:, start : start + outputs]
+
+
+def _errors(site: Site, layers: list[Columns], square: np.ndarray, candidates: list[np.ndarray]) -> np.ndarray:
+    """For each s, the predicted squared output error relative to the output's energy, summed over the layers."""
+    steps = np.array([((site.high / s).max() - (site.low / s).min()) / 255 for s in candidates])
+    total = np.zeros(len(candidates))
+    for layer in layers:
+        groups, _, _, taps = layer.weight.shape
+        rounding = steps**2 * [(layer.squares * s**2).sum() for s in candidates]
+        energy = np.array([(square / s**2).reshape(groups, -1).sum(1) for s in candidates])
+        weight_error = (layer.steps(candidates) * energy).sum(1) * taps
+        total += (rounding + weight_error) / 12 / max((layer.squares * square).sum(), 1e-30)
+    return total
 
 
 def _factors(graph: Graph, site: Site) -> np.ndarray | None:
@@ -141,19 +176,16 @@ def _factors(graph: Graph, site: Site) -> np.ndarray | None:
     peak = np.maximum(np.abs(site.low), np.abs(site.high))
     if not peak.max() > 0:
         return None
-    weights = [_columns(graph, n) for n in site.layers]
-    if any(w.shape[0] * w.shape[2] != peak.size for w in weights):
+    layers = [Columns.of(graph, n) for n in site.layers]
+    if any(layer.reach.size != peak.size for layer in layers):
         return None
-    reach = np.max([np.abs(w).max((1, 3)).reshape(-1) for w in weights], axis=0)
+    reach = np.max([layer.reach for layer in layers], axis=0)
     peak, reach = np.maximum(peak, peak.max() * 1e-4), np.maximum(reach, reach.max() * 1e-4)
-    best, least = None, GAIN * _noise(site, weights, square, np.ones_like(peak))
-    for a, b in EXPONENTS:
-        s = peak**a / reach**b
-        s = s / np.exp(np.log(s).mean())
-        error = _noise(site, weights, square, s)
-        if error < least:
-            best, least = s, error
-    return best
+    powers = [peak**a / reach**b for a, b in EXPONENTS]
+    candidates = [np.ones_like(peak), *(s / np.exp(np.log(s).mean()) for s in powers)]
+    errors = _errors(site, layers, square, candidates)
+    best = int(errors.argmin())
+    return candidates[best] if errors[best] < GAIN * errors[0] else None
 
 
 def _multiply_inputs(graph: Graph, layer: NodeProto, s: np.ndarray) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 
 import numpy as np
 import onnx
 from qcompile.frontend.graph import Graph
 from qcompile.frontend.shapes import infer_shapes
-from qcompile.quantizer.calibration import Calibration, load_calibration
+from qcompile.quantizer.calibration import Source, load_calibration
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.emit import Emitter
 from qcompile.quantizer.equalise import equalise
@@ -24,7 +23,7 @@ SOFTMAX_CODES = Quantization(1.0 / 255, -128)
 
 def quantize(
     model: onnx.ModelProto,
-    calibration: Calibration | Iterable | str | None = None,
+    calibration: Source = None,
     options: QuantizeOptions | None = None,
     notes: list[str] | None = None,
 ) -> onnx.ModelProto:
@@ -34,15 +33,26 @@ def quantize(
     channel, activations int8 or int16 per tensor as `placement` says, biases int32 with scale s_x * s_w. Raises
     CompileError for options or calibration data that do not fit.
     """
+    graph = Graph(model)
+    quantize_graph(graph, calibration, options, notes)
+    return graph.to_model()
+
+
+def quantize_graph(
+    graph: Graph,
+    calibration: Source = None,
+    options: QuantizeOptions | None = None,
+    notes: list[str] | None = None,
+) -> None:
+    """`quantize` in place, which frees each float weight that is not needed any more."""
     options, notes = options or QuantizeOptions(), [] if notes is None else notes
     if options.weight_bits != 8:
         raise CompileError(f"--bits {options.weight_bits}: the quantizer writes 8-bit weights only; use --bits 8")
     if options.ranges not in ("auto", "minmax", "percentile", "mse"):
         raise CompileError(f"ranges '{options.ranges}' are unknown; choose auto, minmax, percentile or mse")
-    data = load_calibration(calibration, model)
+    data = load_calibration(calibration, graph)
     notes.extend(data.notes)
     samples = data.spaced(options.max_samples)
-    graph = Graph(model)
     prepare(graph)
     if options.equalise:
         equalise(graph, Placer(graph, options.wide_streams), samples)
@@ -52,7 +62,6 @@ def quantize(
     quantizations = _quantizations(graph, placement, histograms, options)
     Emitter(graph, placer, placement, quantizations, moments, options).run()
     infer_shapes(graph)
-    return graph.to_model()
 
 
 def _statistics(graph: Graph, placement: Placement, samples: list):
