@@ -76,6 +76,29 @@ def local(count: int, dtype: str) -> Pointer:
     return Pointer(T.alloc_buffer((count,), dtype, scope="local"), dtype)
 
 
+@dataclass(frozen=True)
+class Moved(Pointer):
+    """Memory whose offsets count from element `base` on."""
+
+    base: Expr
+
+    def load(self, offset: Expr, lanes: int = 1) -> Expr:
+        return super().load(self.base + offset, lanes)
+
+    def store(self, offset: Expr, value: Expr) -> None:
+        super().store(self.base + offset, value)
+
+
+def aligned_local(count: int, dtype: str, alignment: int = 64) -> Pointer:
+    """An array on the stack at a multiple of `alignment` bytes: stack memory begins at one of 16 only, and vectors
+    that lie across two cache lines are slow to read back."""
+    size = int(re.sub(r"\D", "", dtype)) // 8
+    array = local(count + alignment // size, dtype)
+    address = T.reinterpret("int64", array.address(0))
+    ahead = T.bitwise_and(T.int64(0) - address, T.int64(alignment - 1))
+    return Moved(array.buffer, dtype, bind(T.cast(T.truncdiv(ahead, T.int64(size)), "int32")))
+
+
 def resident(values: Sequence[Expr]) -> Pointer:
     """Vectors of one type in stack memory that each `load` reads anew. An accumulator that begins at one of them is
     then loaded, where LLVM would copy a register that it keeps them in, at the cost of an instruction of the vector

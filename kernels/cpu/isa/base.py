@@ -34,6 +34,7 @@ class Isa:
     width = 16
     immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
     immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
+    loops_over_rows = False  # an epilogue goes through memory and a loop over pixels: a fifth of the code
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 
     def mulhi(self, x: Expr, m: Expr) -> Expr:
@@ -72,7 +73,6 @@ class Isa:
             return x
         return T.shift_left(x, splat(distance, "int32", lanes_of(x)))
 
-    def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
     def add_scaled(
         self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool
     ) -> Expr:
@@ -88,6 +88,7 @@ class Isa:
         shifted = T.shift_right(x, splat(shift, "int32", lanes_of(x)))
         return self.saturate(shifted, zero_point, qmin, qmax, dtype)
 
+    def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """clamp(x + zero_point, qmin, qmax) in `dtype`; x int32 vector, the others int32 scalars, sum fits int32."""
         n = lanes_of(x)
         y = x + splat(zero_point, "int32", n)

@@ -106,6 +106,7 @@ class Avx512(X86):
     lanes = 16
     registers = 32
     width = 64
+    loops_over_rows = True
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """Narrows two or more registers by saturating packs: a third of the instructions of one by one."""

@@ -18,6 +18,7 @@ from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
     T,
+    aligned_local,
     bind,
     concat,
     function,
@@ -193,6 +194,8 @@ class Body:
         # of no use to a task that has one tile
         keep = self.tiling.dot.resident_bias and rows > 1
         self.resident_bias = resident(self._bias(channel, widest)) if keep else None
+        if self.chain.isa.loops_over_rows:
+            self.cell = aligned_local(rows * max(self.chain.width, self.tiling.dot.lanes), "int32")
         with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
             number = bind(rest * block_tiles + t)
             start = bind(T.min(number * rows, self.size("rows") - rows))
@@ -295,22 +298,35 @@ class Body:
         lanes = tile.columns // len(sums[0])
         channels = bind(self.size("channels"))
         first = bind(row * channels + channel)
-        width = max(self.chain.width, lanes)
-        at = 0
-        while at < valid:
-            # a group never reaches past the vectors that hold valid channels
-            count = min(width, -(-(valid - at) // lanes) * lanes)
-            while count & (count - 1) and count > lanes:
-                count -= lanes
-            if not self.tiling.dot.in_order:
-                bias = bind(self.bias.load(self.bias_base + channel + at, count))
-            for i, vectors in enumerate(sums):
-                value = concat(vectors[at // lanes : (at + count) // lanes])
-                if not self.tiling.dot.in_order:
-                    value = value + bias
+        for at, count in self._groups(valid, lanes):
+            bias = None if self.tiling.dot.in_order else bind(self.bias.load(self.bias_base + channel + at, count))
+
+            def finish(i: Expr | int, value: Expr, at: int = at, count: int = count, bias: Expr = bias) -> None:
+                value = value if bias is None else value + bias
                 if self.row_terms:
                     value = value + splat(self.row_terms.load(row + i), "int32", count)
                 flat = bind(first + (i * channels + at))
-                result = emitter.emit(value, row + i, channel + at, flat)
-                store_lanes(self.y, flat, result, valid - at)
+                store_lanes(self.y, flat, emitter.emit(value, row + i, channel + at, flat), valid - at)
+
+            pick = slice(at // lanes, (at + count) // lanes)
+            if self.chain.isa.loops_over_rows and len(sums) > 1:
+                cell = self.cell
+                for i, vectors in enumerate(sums):
+                    cell.store(i * count, concat(vectors[pick]))
+                with T.serial(0, len(sums)) as i:
+                    finish(i, cell.load(i * count, count))
+            else:
+                for i, vectors in enumerate(sums):
+                    finish(i, concat(vectors[pick]))
+
+    def _groups(self, valid: int, lanes: int) -> list[tuple[int, int]]:
+        """(first channel, channels) of what the chain handles at a time: vectors that hold valid channels, powers of
+        two."""
+        width, at, groups = max(self.chain.width, lanes), 0, []
+        while at < valid:
+            count = min(width, -(-(valid - at) // lanes) * lanes)
+            while count & (count - 1) and count > lanes:
+                count -= lanes
+            groups.append((at, count))
             at += count
+        return groups
