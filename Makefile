@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models bench-arm clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models bench-arm bench-kernels clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -47,6 +47,10 @@ bench-report: setup-bench
 # ARM without ARM: instructions and estimated cycles beside ONNX Runtime and LiteRT (needs ../shared/armlab, minutes)
 bench-arm: setup-test
 	$(BIN)/python benchmarks/bench_arm.py --json build/bench-arm.json --markdown build/bench-arm.md
+
+# Each kernel's share of the machine's ceiling; KERNELS="--target arm-a76" estimates it through the ARM lab
+bench-kernels: setup-test
+	$(BIN)/python benchmarks/kernels.py --json build/bench-kernels.json $(KERNELS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -8,7 +8,8 @@ import ctypes
 import json
 import sys
 
-plan = json.load(open(sys.argv[1]))
+with open(sys.argv[1]) as f:
+    plan = json.load(f)
 library = ctypes.CDLL(plan["library"])
 mark = ctypes.CDLL(None).syscall
 
@@ -22,7 +23,8 @@ def aligned(count):
 kept, inputs, outputs = [], [], []
 for file, count in plan["inputs"]:
     inputs.append(aligned(count))
-    ctypes.memmove(inputs[-1], open(file, "rb").read(), count)
+    with open(file, "rb") as f:
+        ctypes.memmove(inputs[-1], f.read(), count)
 for _, count in plan["outputs"]:
     outputs.append(aligned(count))
 function = getattr(library, plan["run"])
@@ -47,6 +49,7 @@ else:
     status = function(*arguments)
 mark(0x7A5A, 0)
 for (file, count), address in zip(plan["outputs"], outputs):
-    open(file, "wb").write(ctypes.string_at(address, count))
+    with open(file, "wb") as f:
+        f.write(ctypes.string_at(address, count))
 print(base)
 sys.exit(status)

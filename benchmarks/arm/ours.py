@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arm.lab import Core, Lab, Symbols, Tally, by_place
-from arm.nets import Net
 from elftools.elf.elffile import ELFFile
 from qcompile.artifact import ArtifactSpec, TensorInfo
 from qcompile.artifact.linker import link_library
 from qcompile.codegen.generate import Generated, ListedCall, compile_main, generate, main_source
 from qcompile.kernels.cpu import head_op
+from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import NodeContext
-from qcompile.kernels.program import Program
+from qcompile.kernels.program import Node, Program
 from qcompile.passes import CPU_PASSES
 from qcompile.runtime.elf_image import functions, symbols
 from qcompile.statistics import node_macs
 from qcompile.targets import Target, get_target
+
+from arm.lab import Core, Lab, Symbols, Tally, by_place
+from arm.nets import Net
 
 NAME = "measured"
 WINDOW = 6  # calls that one run can tell apart
@@ -103,9 +105,18 @@ def _marked_objects(code: Generated, target: Target) -> list[bytes]:
 
 
 def _heads(program: Program, target: Target) -> dict[str, tuple[str, int]]:
-    """node -> (op, MACs)."""
+    """node -> (kind of op, MACs)."""
     types = program.types()
-    return {n.name: (head_op(NodeContext(n, types, {}, types[n.name], target)), node_macs(n, types)) for n in program.nodes}
+    return {n.name: (_kind(n, types, target), node_macs(n, types)) for n in program.nodes}
+
+
+def _kind(node: Node, types: dict[str, Type], target: Target) -> str:
+    """The op that names the node's kernel; convolutions with one filter a channel are depthwise."""
+    op = head_op(NodeContext(node, types, {}, types[node.name], target))
+    head = node.body[0] if node.body else node
+    if op == "conv2d" and head.attrs["groups"] == types[head.inputs[0]].shape[-1] > 1:
+        return "depthwise"
+    return op
 
 
 def _calls(

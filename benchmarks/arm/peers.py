@@ -1,4 +1,4 @@
-"""The other runtimes on the same inputs, in the lab. Their figures change with their version or model only: cached."""
+"""The other runtimes on the same inputs, in the lab. Figures change with their version and model only: cached."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
 from arm.lab import Core, Lab
 from arm.nets import CACHE, Net, file_hash
 

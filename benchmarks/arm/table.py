@@ -30,8 +30,8 @@ def _core(core: str, rows: list[dict[str, Any]]) -> str:
     lines = [
         title,
         "",
-        f"One inference in millions of {unit}, counted under emulation{', estimated' + model if model else ''}; ratio = "
-        "the better peer over qcompile.",
+        f"One inference in millions of {unit}, counted under emulation{', estimated' + model if model else ''}; "
+        "ratio = the better peer over qcompile.",
         "",
         "| net | qcompile | MAC/" + ("cycle" if model else "instruction") + " | " + " | ".join(peers)
         + " | ratio | where it goes |",
@@ -42,9 +42,8 @@ def _core(core: str, rows: list[dict[str, Any]]) -> str:
         cells = [f"{theirs[p] / 1e6:.3f}" if p in theirs else "–" for p in peers]
         ratio = f"{r['ratio']:.2f}" if r["ratio"] else "–"
         where = ", ".join(f"{op} {100 * share:.0f} %" for op, share in list(r["ops"].items())[:4])
-        lines.append(
-            f"| {r['net']} | {r[unit] / 1e6:.4f} | {r['macs'] / r[unit]:.1f} | {' | '.join(cells)} | {ratio} | {where} |"
-        )
+        own = f"{r[unit] / 1e6:.4f} | {r['macs'] / r[unit]:.1f}"
+        lines.append(f"| {r['net']} | {own} | {' | '.join(cells)} | {ratio} | {where} |")
     for label, names in (("all", None), ("MLPerf Tiny", TINY)):
         ratios = [r["ratio"] for r in rows if r["ratio"] and (names is None or r["net"] in names)]
         if len(ratios) > 1:
