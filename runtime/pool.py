@@ -34,10 +34,9 @@ def _library() -> ctypes.CDLL:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     library.pool_bytes.restype = ctypes.c_size_t
-    for function in (library.pool_start, library.pool_work, library.pool_stop):
+    for function in (library.pool_work, library.pool_stop):
         function.restype = None
         function.argtypes = [ctypes.c_void_p]
-    library.pool_start.argtypes = [ctypes.c_void_p, ctypes.c_int32]
     return library
 
 
@@ -52,7 +51,6 @@ class ThreadPool:
         memory = ctypes.create_string_buffer(library.pool_bytes() + 64)
         address = (ctypes.addressof(memory) + 63) & ~63
         helpers = min(threads, len(os.sched_getaffinity(0))) - 1
-        library.pool_start(address, helpers)
         self._arguments = (ctypes.cast(library.pool_parallel_for, ctypes.c_void_p), ctypes.c_void_p(address), threads)
         for _ in range(helpers):
             # the helpers keep the memory alive until they have returned
