@@ -10,6 +10,7 @@ from qcompile.frontend.graph import Graph, attribute
 
 QMAX = 127
 CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78)
+BLOCK = 1 << 16  # weights that are looked at together: they stay in the cache while all ranges are tried
 CLIP_GAIN = 0.9  # a narrower range must bring the error below this share
 
 
@@ -54,25 +55,44 @@ def quantize_weight(
     `importance` (broadcastable to the weight) weighs squared errors in the search for a narrower range; `least` is a
     lower bound of the scales.
     """
-    weight = weight.astype(np.float64)
-    axes = tuple(i for i in range(weight.ndim) if i != axis)
-    peak = np.abs(weight).max(axes, keepdims=True) if weight.size else np.zeros((1,) * weight.ndim)
-    peak = np.where(peak < 1e-30, 1.0, peak)
-    best, ratio = None, np.ones_like(peak)
-    for r in CLIPS if clip else ():
-        scale = peak * r / QMAX
-        error = (weight - np.clip(np.rint(weight / scale), -QMAX, QMAX) * scale) ** 2
-        error = (error if importance is None else error * importance).sum(axes, keepdims=True)
-        if best is None:
-            best = error
-        else:
-            better = error < best * CLIP_GAIN
-            ratio, best = np.where(better, r, ratio), np.where(better, error, best)
-    scale = (peak * ratio / QMAX).astype(np.float32)
-    if least is not None:
-        scale = np.maximum(scale, least.reshape(scale.shape).astype(np.float32))
-    codes = np.clip(np.rint(weight / scale), -QMAX, QMAX).astype(np.int8)
+    first = (lambda a: a[None]) if axis is None else (lambda a: np.moveaxis(a, axis, 0))  # the channels' axis in front
+    channels, codes = first(weight), np.empty(weight.shape, np.int8)
+    count = len(channels)
+    scale = np.empty((count, *(1,) * (channels.ndim - 1)), np.float32)
+    bounds = np.zeros_like(scale) if least is None else least.reshape(scale.shape).astype(np.float32)
+    shares = None if importance is None else first(importance).astype(np.float32)
+    rows = max(1, BLOCK * count // max(weight.size, 1))
+    for part in (slice(i, i + rows) for i in range(0, count, rows)):
+        w = np.ascontiguousarray(channels[part], np.float32)
+        share = shares if shares is None or len(shares) == 1 else shares[part]
+        scale[part] = np.maximum(_scale(w, share, CLIPS if clip else ()), bounds[part])
+        first(codes)[part] = np.clip(np.rint(w / scale[part]), -QMAX, QMAX)
     return QuantizedWeight(codes, scale.reshape(-1) if axis is not None else scale.reshape(()), axis)
+
+
+def _scale(w: np.ndarray, share: np.ndarray | None, clips: tuple[float, ...]) -> np.ndarray:
+    """The scale [channels, 1, ...] of each channel of `w` [channels, ...], for the share of its range, among `clips`,
+    that has the least error."""
+    axes = tuple(range(1, w.ndim))
+    peak = np.abs(w).max(axes, keepdims=True, initial=0).astype(np.float64)
+    peak[peak < 1e-30] = 1.0
+    best, ratio, error = None, np.ones_like(peak), np.empty_like(w)
+    for r in clips:
+        scale = (peak * r / QMAX).astype(np.float32)
+        np.rint(np.multiply(w, 1 / scale, out=error), out=error)
+        np.clip(error, -QMAX, QMAX, out=error)
+        error *= scale
+        error -= w
+        error *= error
+        if share is not None:
+            error *= share
+        total = error.sum(axes, keepdims=True)
+        if best is None:
+            best = total
+        else:
+            better = total < best * CLIP_GAIN
+            ratio, best = np.where(better, r, ratio), np.where(better, total, best)
+    return (peak * ratio / QMAX).astype(np.float32)
 
 
 def input_importance(graph: Graph, node: NodeProto, weight: np.ndarray, square: np.ndarray | None) -> np.ndarray | None:
@@ -103,7 +123,7 @@ def bias_shift(node: NodeProto, error: np.ndarray, mean: np.ndarray | None) -> n
         return (error.reshape(*error.shape[:2], -1).sum(2) * per_group).sum(1)
     if node.op_type in ("Gemm", "MatMul") and error.ndim == 2:
         error = error.T if node.op_type == "Gemm" and attribute(node, "transB", 0) else error
-        return mean @ error if mean.size == error.shape[0] else None
+        return mean.astype(error.dtype) @ error if mean.size == error.shape[0] else None
     return None
 
 

@@ -53,13 +53,15 @@ def take(r: Reader, call: Any, args: list[Any]) -> Value:
 
 def _table(r: Reader, v: Real) -> Quantized:
     """An embedding table: on the model's own grid if it has one for the whole table, else 16 bits."""
-    step = None if v.step is None else np.unique(v.step)
-    if step is not None and step.size == 1:
-        codes = np.rint(v.values / step[0])
-        dtype = "int8" if np.abs(codes).max(initial=0) <= 127 else "int16"
-        grid = symmetric_grid(-1, 1, dtype)
-        if np.abs(codes).max(initial=0) <= grid.hi:
-            return r.make.quantize(v, replace(grid, scale=float(step[0])))
+    if v.step is not None and v.step.size and v.step.min() == v.step.max():
+        step = v.step.flat[0]
+        codes = v.values / step.astype(v.values.dtype)
+        np.rint(codes, out=codes)
+        largest = max(codes.max(initial=0), -codes.min(initial=0))
+        grid = symmetric_grid(-1, 1, "int8" if largest <= 127 else "int16")
+        if largest <= grid.hi:
+            name = r.builder.constant(codes.astype(grid.dtype))
+            return Quantized(name, identity(codes.ndim), codes.shape, float(step), 0, grid.dtype, grid.lo, grid.hi)
     return r.make.quantize(v, symmetric_grid(*value_range(v)))
 
 

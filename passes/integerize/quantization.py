@@ -11,6 +11,8 @@ from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
+MASK = 1e6  # a scale above this belongs to a mask's lowest numbers
+
 
 @handles("relax.quantize")
 def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
@@ -82,8 +84,14 @@ def _only_feeds_matmul(r: Reader, var: Any) -> bool:
 def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
     v, scale, zero = args[0], np.asarray(args[1].values, np.float64), np.asarray(args[2].values).astype(np.int64)
     if isinstance(v, Real):
-        scale, zero = _along(scale, v, call), _along(zero, v, call)
-        return Real(((v.values.astype(np.int64) - zero) * scale).astype(np.float64), scale)
+        # float32, as ONNX has it, gives 8 and 16 bits back exactly; sums of 32 bits and the numbers of masks need more
+        narrow = v.values.dtype.itemsize <= 2 and scale.max(initial=0) < MASK
+        dtype = np.float32 if narrow else np.float64
+        scale, values = _along(scale, v, call), v.values.astype(dtype)
+        if zero.any():
+            values -= _along(zero, v, call).astype(dtype)
+        values *= scale.astype(dtype)
+        return Real(values, scale)
     if isinstance(v, Weights | Function):
         return v
     if scale.size != 1:
