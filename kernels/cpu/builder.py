@@ -42,6 +42,14 @@ class Pointer:
     def address(self, offset: Expr) -> Expr:
         return T.address_of(self.buffer[offset])
 
+    def moved(self, offset: Expr) -> Moved:
+        """The same memory from element `offset` on, by adding it to every offset."""
+        return Moved(self.buffer, self.dtype, offset)
+
+    def pointed(self, offset: Expr) -> Pointer:
+        """The same memory from element `offset` on, by a pointer of its own: x86 then extends no 32-bit sums."""
+        return Pointer(T.decl_buffer((UNBOUNDED,), self.dtype, data=T.Bind(self.address(offset))), self.dtype)
+
     def prefetch(self, offset: Expr) -> None:
         """Asks for the cache line of an element that will be read soon."""
         T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(3), T.int32(1)))
@@ -81,6 +89,9 @@ class Moved(Pointer):
     """Memory whose offsets count from element `base` on."""
 
     base: Expr
+
+    def moved(self, offset: Expr) -> Moved:
+        return Moved(self.buffer, self.dtype, self.base + offset)
 
     def load(self, offset: Expr, lanes: int = 1) -> Expr:
         return super().load(self.base + offset, lanes)

@@ -197,19 +197,14 @@ class Body:
         dot, tile = tiling.dot, tiling.tile or tiling.tail
         acc, many, size = dot.start(tile), dot.groups_a_step(tile), tile.columns * dot.group  # type: ignore[arg-type,union-attr]
         whole = bind(T.truncdiv(groups, T.int32(many)))
+        def step(done: Expr, count: int) -> None:
+            dot.step(tile, acc, [x.moved(r + done * dot.group) for r in rows], w.moved(w_at + done * size), count)  # type: ignore[arg-type]
+
         with T.serial(0, whole) as s:
-            dot.step(tile, acc, x, [r + s * (many * dot.group) for r in rows], w, w_at + s * (many * size), many)
+            step(s * many, many)
         if many > 1:
             with T.serial(0, groups - whole * many) as s:
-                dot.step(
-                    tile,
-                    acc,
-                    x,
-                    [r + (whole * many + s) * dot.group for r in rows],
-                    w,
-                    w_at + (whole * many + s) * size,
-                    1,
-                )
+                step(whole * many + s, 1)
         return dot.finish(tile, acc)
 
     def _scores(self, q_start: Expr, first: Expr) -> None:

@@ -43,6 +43,7 @@ class Dot:
     column_step = 4
     tiles: tuple[tuple[int, int], ...] = ()  # (rows, columns) that fit the registers
     resident_bias = False  # accumulators are loaded with the bias, not copied from registers that hold it
+    row_pointers = False  # pixels have address registers of their own
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
 
     def order(self, columns: int) -> list[int]:
@@ -106,10 +107,8 @@ class Dot:
         parts = [acc.load(self.index(tile, unit, s), self.lanes) for s in range(tile.split)]
         return sum(parts[1:], parts[0])
 
-    def step(
-        self, tile: Tile, acc: Pointer, x: Pointer, rows: Sequence[Expr], w: Pointer, at: Expr, groups: int
-    ) -> None:
-        """Adds `groups` groups; rows: offsets of the tile's pixels in x, at: offset in the packed weights."""
+    def step(self, tile: Tile, acc: Pointer, rows: Sequence[Pointer], w: Pointer, groups: int) -> None:
+        """Adds `groups` groups; rows: where the tile's pixels begin, w: where the packed weights do."""
         raise NotImplementedError
 
     def finish(self, tile: Tile, acc: Pointer) -> list[list[Expr]]:

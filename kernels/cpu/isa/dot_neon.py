@@ -45,15 +45,15 @@ class Sdot(Dot):
     def steps(self, groups: int) -> tuple[bool, int]:
         return groups >= self.unroll, groups % self.unroll
 
-    def step(self, tile, acc, x, rows, w, at, groups):
+    def step(self, tile, acc, rows, w, groups):
         n = tile.columns // 4
         for first in range(0, groups, 4):
             count = min(4, groups - first)
             # fewer groups: what the load reads beyond them is not used
-            pixels = [bind(x.load(row + first * 4, 16)) for row in rows]
+            pixels = [bind(row.load(first * 4, 16)) for row in rows]
             for g in range(count):
                 for j in range(n):
-                    weights = bind(w.load(at + ((first + g) * tile.columns + 4 * j) * 4, 16))
+                    weights = bind(w.load(((first + g) * tile.columns + 4 * j) * 4, 16))
                     for i, pixel in enumerate(pixels):
                         o = self.index(tile, i * n + j, g)
                         acc.store(
@@ -90,10 +90,10 @@ class Smull(Dot):
     def split_limit(self) -> int:
         return 1
 
-    def step(self, tile, acc, x, rows, w, at, groups):
-        pixels = [[bind(x.load(row + 8 * g, 8)) for g in range(groups)] for row in rows]
+    def step(self, tile, acc, rows, w, groups):
+        pixels = [[bind(row.load(8 * g, 8)) for g in range(groups)] for row in rows]
         for j in range(tile.columns):
-            weights = [bind(w.load(at + (g * tile.columns + j) * 8, 8)) for g in range(groups)]
+            weights = [bind(w.load((g * tile.columns + j) * 8, 8)) for g in range(groups)]
             for i, pixel in enumerate(pixels):
                 products = [intrinsic("int16x8", PREFIX + "smull.v8i16", p, q) for p, q in zip(pixel, weights)]
                 o = self.index(tile, i * tile.columns + j)
@@ -131,15 +131,15 @@ class Smmla(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows + columns / 2
 
-    def step(self, tile, acc, x, rows, w, at, groups):
+    def step(self, tile, acc, rows, w, groups):
         n = tile.columns // 2
         pairs = []
         for i in range(0, tile.rows, 2):
-            a, b = (bind(x.load(row, 8 * groups)) for row in rows[i : i + 2])
+            a, b = (bind(row.load(0, 8 * groups)) for row in rows[i : i + 2])
             pairs.append([bind(concat([extract(a, 8 * g, 8), extract(b, 8 * g, 8)])) for g in range(groups)])
         for g in range(groups):
             for j in range(n):
-                weights = bind(w.load(at + (g * tile.columns + 2 * j) * 8, 16))
+                weights = bind(w.load((g * tile.columns + 2 * j) * 8, 16))
                 for i, pair in enumerate(pairs):
                     o = self.index(tile, i * n + j, g)
                     acc.store(o, intrinsic("int32x4", PREFIX + "smmla.v4i32.v16i8", acc.load(o, 4), pair[g], weights))

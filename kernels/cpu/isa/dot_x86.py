@@ -10,6 +10,7 @@ class Vnni(Dot):
     """vpdpbusd: four u8 x s8 products into each int32 lane; a lane is a channel, pixels are broadcast."""
 
     load_rate = 2.0
+    row_pointers = True
 
     def __init__(
         self, name: str, lanes: int, registers: int, latency: int, tiles: tuple[tuple[int, int], ...]
@@ -17,12 +18,12 @@ class Vnni(Dot):
         self.name, self.lanes, self.registers, self.latency, self.tiles = name, lanes, registers, latency, tiles
         self.column_step = lanes
 
-    def step(self, tile, acc, x, rows, w, at, groups):
+    def step(self, tile, acc, rows, w, groups):
         n, size = tile.columns // self.lanes, 4 * self.lanes
         for g in range(groups):
-            panel = [bind(w.load(at + g * tile.columns * 4 + j * size, size)) for j in range(n)]
+            panel = [bind(w.load(g * tile.columns * 4 + j * size, size)) for j in range(n)]
             for i, row in enumerate(rows):
-                pixel = T.broadcast(T.reinterpret("int32", x.load(row + g * 4, 4)), self.lanes)
+                pixel = T.broadcast(T.reinterpret("int32", row.load(g * 4, 4)), self.lanes)
                 pixel = bind(reinterpret(pixel, "uint8", size))
                 for j in range(n):
                     o = self.index(tile, i * n + j, g)
@@ -42,6 +43,7 @@ class Madd(Dot):
     """AVX2: bytes widened to int16, vpmaddwd, exact. An accumulator holds two partial sums of each of four channels."""
 
     name = "madd"
+    row_pointers = True
     in_order = False
     lanes = 8
     registers = 16
@@ -61,15 +63,15 @@ class Madd(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows * 1.5 + columns / 4
 
-    def step(self, tile, acc, x, rows, w, at, groups):
+    def step(self, tile, acc, rows, w, groups):
         n = tile.columns // 4
         for g in range(groups):
             pixels = []
             for row in rows:
-                four = T.broadcast(T.reinterpret("int32", x.load(row + g * 4, 4)), 4)
-                pixels.append(bind(cast(reinterpret(four, x.dtype, 16), "int16")))
+                four = T.broadcast(T.reinterpret("int32", row.load(g * 4, 4)), 4)
+                pixels.append(bind(cast(reinterpret(four, row.dtype, 16), "int16")))
             for j in range(n):
-                weights = bind(cast(w.load(at + g * tile.columns * 4 + j * 16, 16), "int16"))
+                weights = bind(cast(w.load(g * tile.columns * 4 + j * 16, 16), "int16"))
                 for i, pixel in enumerate(pixels):
                     o = self.index(tile, i * n + j, g)
                     acc.store(o, acc.load(o, 8) + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pixel, weights))

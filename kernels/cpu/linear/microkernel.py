@@ -21,6 +21,7 @@ from qcompile.kernels.cpu.builder import (
     aligned_local,
     bind,
     concat,
+    extract,
     function,
     local,
     resident,
@@ -264,9 +265,11 @@ class Body:
             whole = bind(T.max(whole, T.int32(1))) if known[0] else T.int32(0)
 
         def one_run(x_at: Expr, w_at: Expr) -> None:
+            rows = [(self.x.pointed if dot.row_pointers else self.x.moved)(o + x_at) for o in offsets]
+
             def step(done: Expr, count: int) -> None:
-                xs = [o + (x_at + done * dot.group) for o in offsets]
-                dot.step(tile, acc, self.x, xs, self.w, w_at + done * group_bytes, count)
+                pixels = [row.moved(done * dot.group) for row in rows]
+                dot.step(tile, acc, pixels, self.w.moved(w_at + done * group_bytes), count)
 
             if not known or known[0]:
                 with T.serial(0, whole) as s:
@@ -301,12 +304,15 @@ class Body:
         for at, count in self._groups(valid, lanes):
             bias = None if self.tiling.dot.in_order else bind(self.bias.load(self.bias_base + channel + at, count))
 
-            def finish(i: Expr | int, value: Expr, at: int = at, count: int = count, bias: Expr = bias) -> None:
-                value = value if bias is None else value + bias
+            def finish(rows: list, values: list[Expr], at: int = at, count: int = count, bias: Expr = bias) -> None:
+                values = values if bias is None else [v + bias for v in values]
                 if self.row_terms:
-                    value = value + splat(self.row_terms.load(row + i), "int32", count)
-                flat = bind(first + (i * channels + at))
-                store_lanes(self.y, flat, emitter.emit(value, row + i, channel + at, flat), valid - at)
+                    values = [v + splat(self.row_terms.load(row + i), "int32", count) for i, v in zip(rows, values)]
+                pixels = [(row + i, bind(first + (i * channels + at))) for i in rows]
+                result = emitter.emit_pixels(concat(values), pixels, channel + at)
+                result = bind(result) if len(rows) > 1 else result
+                for k, (_, flat) in enumerate(pixels):
+                    store_lanes(self.y, flat, extract(result, k * count, count), valid - at)
 
             pick = slice(at // lanes, (at + count) // lanes)
             if self.chain.isa.loops_over_rows and len(sums) > 1:
@@ -314,10 +320,14 @@ class Body:
                 for i, vectors in enumerate(sums):
                     cell.store(i * count, concat(vectors[pick]))
                 with T.serial(0, len(sums)) as i:
-                    finish(i, cell.load(i * count, count))
+                    finish([i], [cell.load(i * count, count)])
             else:
-                for i, vectors in enumerate(sums):
-                    finish(i, concat(vectors[pick]))
+                rows = list(range(len(sums)))
+                # quarters of a result are stored at a cost that halves are not
+                together = 2 if self.chain.isa.joins_pixels and 2 * count == self.chain.isa.width else 1
+                for start in range(0, len(rows), together):
+                    part = rows[start : start + together]
+                    finish(part, [concat(sums[i][pick]) for i in part])
 
     def _groups(self, valid: int, lanes: int) -> list[tuple[int, int]]:
         """(first channel, channels) of what the chain handles at a time: vectors that hold valid channels, powers of
