@@ -34,6 +34,7 @@ class Isa:
     width = 16
     immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
     immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
+    joins_pixels = False  # an epilogue handles two pixels at a time where each has half of `width` channels
     loops_over_rows = False  # an epilogue goes through memory and a loop over pixels: a fifth of the code
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 

@@ -32,6 +32,7 @@ class Neon(BytePieces):
     lanes = 4
     registers = 32
     width = 16
+    joins_pixels = True
     immediate_bounds = True
     immediate_products = 256
     table_width = 16
@@ -134,7 +135,7 @@ class Neon(BytePieces):
         return y if isinstance(qmin, IntImm) else T.max(y, splat(qmin, "int8", n))
 
     def lookup(self, table: Pointer, x: Expr) -> Expr:
-        """tbl and tbx over four registers of the table at a time; an index out of range leaves the lane as it was."""
+        """Byte permutes of registers that hold the table."""
         n = lanes_of(x)
         if table.dtype not in ("int8", "uint8") or n not in (8, 16, 32, 64):
             return super().lookup(table, x)
@@ -154,18 +155,14 @@ class Neon(BytePieces):
         return by_parts(8, lambda u, v: intrinsic("int16x8", PREFIX + "sqrdmulh.v8i16", u, v), a, b)
 
     def _lookup_register(self, rows: list[Expr], x: Expr) -> Expr:
-        n = lanes_of(x)
+        """tbl over four registers of the table at a time; each gives zero where the index lies outside of them."""
+        n, index = lanes_of(x), bind(x)
         kind = f"{dtype_of(rows[0])}x{n}"
-        index = bind(x)
-        y = intrinsic(kind, f"{PREFIX}tbl4.v{n}i8", *rows[:4], index)
-        for quarter in range(1, len(rows) // 4):
-            y = intrinsic(
-                kind,
-                f"{PREFIX}tbx4.v{n}i8",
-                y,
-                *rows[4 * quarter : 4 * quarter + 4],
-                index - splat(64 * quarter, "uint8", n),
-            )
+        y = None
+        for at in range(0, len(rows), 4):
+            moved = index - splat(16 * at, "uint8", n) if at else index
+            part = bind(intrinsic(kind, f"{PREFIX}tbl4.v{n}i8", *rows[at : at + 4], moved))
+            y = part if y is None else bind(T.bitwise_or(y, part))
         return y
 
 
