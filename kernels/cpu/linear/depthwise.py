@@ -20,6 +20,7 @@ from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, Ker
 
 UNROLLED_GROUPS = 32  # taller kernels loop over their rows
 PARALLEL_MACS = 1 << 17
+PARALLEL_BYTES = 1 << 17  # of an image that is copied into its frame
 SIZES = ("tasks", "blocks", "row_groups", "height", "width", "pitch", "block_bytes", "channels")
 
 
@@ -88,7 +89,7 @@ def depthwise_calls(
     if not left + right:  # rows without margins between them are one long row
         image = (1, h * w, c, 0, top * w, 0, bottom * w)
     fill = KernelCall(
-        _frame_kernel(x.dtype, chain.isa.name), (source, frame, n, blocks, *image, a["x_zero_point"])
+        _frame_kernel(x.dtype, chain.isa.name, x.size >= PARALLEL_BYTES), (source, frame, n, blocks, *image, a["x_zero_point"])
     )
     return [
         fill,
@@ -118,9 +119,9 @@ def _pack(weight: np.ndarray, dot: TapDot, blocks: int) -> np.ndarray:
     )
 
 
-def _frame_kernel(dtype: str, isa: str) -> Kernel:
+def _frame_kernel(dtype: str, isa: str, parallel: bool) -> Kernel:
     """x [N, H, W, C] -> frame [N, C/16, top+H+bottom, left+W+right, 16], `fill` around."""
-    name = f"blocks_{dtype}_{isa}"
+    name = f"blocks_{dtype}_{isa}{'_p' if parallel else ''}"
     fours = isa.startswith("avx512")
 
     def body(
@@ -160,24 +161,24 @@ def _frame_kernel(dtype: str, isa: str) -> Kernel:
             for b in range(4):
                 copy(source + b * BLOCK, bind(at + b * plane), fours * 4)
 
-        with T.serial(0, images) as i:
-            with T.serial(0, rows) as r:
-                line = bind(i * blocks * plane + (top + r) * pitch)
-                source = bind((i * rows + r) * columns * channels)
-                wide = bind(T.truncdiv(channels, T.int32(4 * BLOCK)) if fours else T.int32(0))
-                if fours:
-                    with T.serial(0, wide) as b:
-                        copy_four(bind(source + b * (4 * BLOCK)), bind(line + b * (4 * plane) + left * BLOCK))
-                with T.serial(0, blocks - wide * 4) as k:
-                    b = bind(wide * 4 + k)
-                    copy(bind(source + b * BLOCK), bind(line + b * plane + left * BLOCK), T.int32(0))
-                with T.serial(0, blocks) as b:
-                    blanks(bind(line + b * plane + (left + columns) * BLOCK), left + right)
+        with (T.parallel if parallel else T.serial)(0, images * rows) as number:
+            i, r = bind(T.truncdiv(number, rows)), bind(T.truncmod(number, rows))
+            line = bind(i * blocks * plane + (top + r) * pitch)
+            source = bind(number * columns * channels)
+            wide = bind(T.truncdiv(channels, T.int32(4 * BLOCK)) if fours else T.int32(0))
+            if fours:
+                with T.serial(0, wide) as b:
+                    copy_four(bind(source + b * (4 * BLOCK)), bind(line + b * (4 * plane) + left * BLOCK))
+            with T.serial(0, blocks - wide * 4) as k:
+                b = bind(wide * 4 + k)
+                copy(bind(source + b * BLOCK), bind(line + b * plane + left * BLOCK), T.int32(0))
             with T.serial(0, blocks) as b:
-                start = bind((i * blocks + b) * plane)
-                blanks(start, top * (left + columns + right) + left)
-                # what the last row's margin wrote past its plane is the next plane's own margin
-                blanks(start + (top + rows) * pitch, bottom * (left + columns + right))
+                # what the last row's margin writes past its plane is the next plane's own margin
+                blanks(bind(line + b * plane + (left + columns) * BLOCK), left + right)
+        with T.serial(0, images * blocks) as b:
+            start = bind(b * plane)
+            blanks(start, top * (left + columns + right) + left)
+            blanks(start + (top + rows) * pitch, bottom * (left + columns + right))
 
     scalars = ("images", "blocks", "rows", "columns", "channels", "top", "left", "bottom", "right", "fill")
     return Kernel(
