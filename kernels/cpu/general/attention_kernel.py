@@ -152,9 +152,7 @@ class Body:
         with T.serial(0, ceil_div(v["m"], plan.rows)) as t:
             first = bind(T.min(t * plan.rows, v["m"] - plan.rows))
             self._scores(starts[0], first)
-            with T.serial(0, plan.rows) as i:
-                extra = dict(zip([n for n, on in (("mask", plan.masked), ("bias", plan.biased)) if on], starts[3:]))
-                self._numerators(i, {n: bind(s + (first + i) * v[f"{n}_row"]) for n, s in extra.items()})
+            self._numerators(first, starts[3:])
             self._values(bind(head * v["m"] + first))
 
     def _pack(
@@ -222,50 +220,78 @@ class Body:
                 for i, vectors in enumerate(sums):
                     v["scores"].store(self.at["rows"] + i * self.stride + at, vectors[j] + term)
 
-    def _numerators(self, i: Expr, extra: dict[str, Expr]) -> None:
-        """A row of scores to numerators, their sum's term and the row's multiplier."""
-        v, n, start = self.v, self.width, bind(self.at["rows"] + i * self.stride)
-        lowest = RANGES["int32"][0]
+    def _numerators(self, first: Expr, extra_starts: Sequence[Expr]) -> None:
+        """A block of rows of scores to numerators, their sums' terms and the rows' multipliers.
 
-        def keep(at):
-            return v["mask"].load(extra["mask"] + at, n) != splat(0, "int8", n)
+        One pass over all rows for the maxima, one for the numerators, one for the divisions: each is a chain of slow
+        steps in a row, which the processor overlaps with those of the next rows.
+        """
+        v, plan = self.v, self.plan
+        names = [n for n, on in (("mask", plan.masked), ("bias", plan.biased)) if on]
 
-        def only(at: Expr, exists: Expr | None, value: Expr, other: int, dtype: str = "int32") -> Expr:
-            value = value if exists is None else select(exists, value, splat(other, dtype, n))
-            return select(keep(at), value, splat(other, dtype, n)) if self.plan.masked else value
+        def row(i: Expr) -> tuple[Expr, dict[str, Expr]]:
+            extra = {n: bind(s + (first + i) * v[f"{n}_row"]) for n, s in zip(names, extra_starts)}
+            return bind(self.at["rows"] + i * self.stride), extra
 
-        def each(visit: Callable[[Expr, Expr | None], None]) -> None:
-            with exact_vectors(v["length"], n) as at:
-                visit(at, None)
-            at, exists = rest(v["length"], n)
-            with T.If(at < v["length"]), T.Then():
-                visit(at, exists)
+        tops, sums = local(plan.rows, "int32"), local(plan.rows, "int32")
+        with T.serial(0, plan.rows) as i:
+            tops.store(i, self._highest(*row(i)))
+        with T.serial(0, plan.rows) as i:
+            sums.store(i, self._weigh(*row(i), bind(tops.load(i))))
+        with T.serial(0, plan.rows) as i:
+            row_sum, at = bind(sums.load(i)), self.at["row_terms"] + i
+            ratio = T.truncdiv(v["numerator"].load(0), T.cast(T.max(row_sum, T.int32(1)), "int64"))
+            v["ratios"].store(at, T.cast(T.min(ratio, T.int64(INT32_MAX)), "int32"))
+            v["row_terms"].store(at, (0 - v["v_zero_point"]) * row_sum)
 
-        top, total = local(n, "int32"), local(n, "int32")
+    def _each(self, visit: Callable[[Expr, Expr | None], None]) -> None:
+        """Calls visit(start, which lanes exist or None for all) for the vectors of a row."""
+        with exact_vectors(self.v["length"], self.width) as at:
+            visit(at, None)
+        at, exists = rest(self.v["length"], self.width)
+        with T.If(at < self.v["length"]), T.Then():
+            visit(at, exists)
+
+    def _only(
+        self, extra: dict[str, Expr], at: Expr, exists: Expr | None, value: Expr, other: int, dtype: str
+    ) -> Expr:
+        """The lanes that exist and are not masked, `other` in their place."""
+        n = self.width
+        value = value if exists is None else select(exists, value, splat(other, dtype, n))
+        if not self.plan.masked:
+            return value
+        keep = self.v["mask"].load(extra["mask"] + at, n) != splat(0, "int8", n)
+        return select(keep, value, splat(other, dtype, n))
+
+    def _highest(self, start: Expr, extra: dict[str, Expr]) -> Expr:
+        v, n, lowest = self.v, self.width, RANGES["int32"][0]
+        top = local(n, "int32")
         top.store(0, splat(lowest, "int32", n))
-        total.store(0, splat(0, "int32", n))
 
-        def find_top(at: Expr, exists: Expr | None) -> None:
+        def visit(at: Expr, exists: Expr | None) -> None:
             s = v["scores"].load(start + at, n)
             if self.plan.biased:
                 s = pin(s + v["bias"].load(extra["bias"] + at, n))
                 v["scores"].store(start + at, s)
-            top.store(0, T.max(top.load(0, n), only(at, exists, s, lowest)))
+            top.store(0, T.max(top.load(0, n), self._only(extra, at, exists, s, lowest, "int32")))
 
-        each(find_top)
-        highest = bind(splat(pin(across(top.load(0, n), T.max)), "int32", n))
+        self._each(visit)
+        return across(top.load(0, n), T.max)
 
-        def weigh(at: Expr, exists: Expr | None) -> None:
-            distance = highest - v["scores"].load(start + at, n)
-            weight = pin(only(at, exists, self.isa.lookup(v["table"], pin(self._exponent(distance))), 0, "uint8"))
-            total.store(0, total.load(0, n) + cast(weight, "int32"))
+    def _weigh(self, start: Expr, extra: dict[str, Expr], highest: Expr) -> Expr:
+        """Writes a row's numerators; their sum."""
+        v, n, lanes = self.v, self.width, self.isa.byte_sum_lanes(self.width)
+        top, total = bind(splat(highest, "int32", n)), local(lanes, "int32")
+        total.store(0, splat(0, "int32", lanes))
+
+        def visit(at: Expr, exists: Expr | None) -> None:
+            weight = self.isa.lookup(v["table"], pin(self._exponent(top - v["scores"].load(start + at, n))))
+            weight = pin(self._only(extra, at, exists, weight, 0, "uint8"))
+            total.store(0, self.isa.add_bytes(total.load(0, lanes), weight))
             v["numerators"].store(start + at, flip(weight, "int8") if self.plan.signed else weight)
 
-        each(weigh)
-        row_sum = pin(across(total.load(0, n), add))
-        ratio = T.truncdiv(v["numerator"].load(0), T.cast(T.max(row_sum, T.int32(1)), "int64"))
-        v["ratios"].store(self.at["row_terms"] + i, T.cast(T.min(ratio, T.int64(INT32_MAX)), "int32"))
-        v["row_terms"].store(self.at["row_terms"] + i, (0 - v["v_zero_point"]) * row_sum)
+        self._each(visit)
+        return across(total.load(0, lanes), add)
 
     def _exponent(self, distance: Expr) -> Expr:
         """t of the op's definition as uint8, from distances that fit 32 bits without sign."""

@@ -100,6 +100,14 @@ class Isa:
         """table[x] for uint8 x and a table of 256 elements of any dtype."""
         return table.gather(cast(x, "int32"))
 
+    def byte_sum_lanes(self, width: int) -> int:
+        """Lanes of the int32 sums that add_bytes adds `width` bytes to."""
+        return width
+
+    def add_bytes(self, total: Expr, x: Expr) -> Expr:
+        """The uint8 lanes added to int32 sums; which to which does not matter, since all are added up in the end."""
+        return total + cast(x, "int32")
+
     multiplies_pairs = False
 
     def pair_products(self, a: Expr, b: Expr) -> Expr:

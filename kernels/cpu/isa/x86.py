@@ -8,6 +8,7 @@ from qcompile.kernels.cpu.builder import (
     T,
     bind,
     by_parts,
+    cast,
     concat,
     dtype_of,
     extract,
@@ -107,6 +108,16 @@ class Avx512(X86):
     registers = 32
     width = 64
     loops_over_rows = True
+
+    def byte_sum_lanes(self, width: int) -> int:
+        return max(1, width // 4)
+
+    def add_bytes(self, total: Expr, x: Expr) -> Expr:
+        n = lanes_of(x)
+        if n < 16:
+            return total + sum(cast(extract(x, i * (n // 4), n // 4), "int32") for i in range(4))
+        name = f"llvm.x86.avx512.vpdpbusd.{8 * n}"
+        return intrinsic(f"int32x{n // 4}", name, total, x, splat(1, "int8", n))
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """Narrows two or more registers by saturating packs: a third of the instructions of one by one."""
