@@ -110,7 +110,8 @@ def _dot_loop(dot: Dot, rows: int, columns: int, dtype: str) -> Any:
         with T.serial(0, steps) as step:
             turn = bind(T.bitwise_and(step, 1))  # two sets of operands: no product can be moved out of the loop
             k = groups * dot.group
-            dot.step(tile, acc, x, [bind((i * 2 + turn) * k) for i in range(rows)], w, turn * columns * k, groups)
+            pixels = [x.moved((i * 2 + turn) * k) for i in range(rows)]
+            dot.step(tile, acc, pixels, w.moved(turn * columns * k), groups)
         for i, row in enumerate(dot.finish(tile, acc)):
             for j, vector in enumerate(row):
                 y.store(i * columns + j * dot.lanes, vector)

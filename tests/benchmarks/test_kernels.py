@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import kernels
 import pytest
 from kernel_shapes import GRID, KernelCase, dense, softmax, values
 from qcompile.statistics import macs
 from qcompile.targets import get_target
+
+import kernels
 
 WITHOUT_MACS = {"softmax", "layer_norm", "elementwise", "pool"}
 
