@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
@@ -92,7 +93,7 @@ def compile(
     check(reference, "integerize")
     prove_bounds(reference)
     clock.start("lower")
-    files: dict[str, bytes] = {"program.npz": reference.to_bytes(), "model.qdq.onnx": qdq.SerializeToString()}
+    files: dict[str, bytes] = {"program.npz": reference.to_bytes(), "model.qdq.onnx": _serialised(qdq)}
     if keep:
         files["ir/0-import.txt"] = imported.module.script(show_meta=False).encode()
         files["ir/1-integerize.txt"] = relax_text(reference)
@@ -129,6 +130,13 @@ def compile(
     clock.stop()
     notes = list(dict.fromkeys(notes))
     return Compiled(artifact.path, artifact.manifest, _report(artifact, clock.seconds, notes), notes, clock.seconds)
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    try:
+        return model.SerializeToString()
+    except (ValueError, EncodeError) as e:
+        raise CompileError("the quantized model is larger than the 2 GB that an ONNX file may have; split it") from e
 
 
 def _borders(program: Program) -> tuple[list[TensorInfo], list[TensorInfo]]:

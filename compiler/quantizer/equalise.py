@@ -27,7 +27,7 @@ EXPONENTS = [(a, b) for a in (0.25, 0.4, 0.5, 0.6, 0.75, 1.0) for b in (0.0, 0.2
 GAIN = 0.8  # a predicted error above this share of the old one is not worth the change
 ACTIVATIONS = {"Gelu", "Mish", "Sigmoid", "Tanh", "HardSwish"}
 HOMOGENEOUS = {"Relu", "LeakyRelu"}
-BLOCK = 1 << 16  # weights that are looked at together
+BLOCK = 1 << 18  # weights that are looked at together
 
 
 @dataclass
@@ -185,7 +185,7 @@ def _factors(graph: Graph, site: Site) -> np.ndarray | None:
     candidates = [np.ones_like(peak), *(s / np.exp(np.log(s).mean()) for s in powers)]
     errors = _errors(site, layers, square, candidates)
     best = int(errors.argmin())
-    return candidates[best] if errors[best] < GAIN * errors[0] else None
+    return candidates[best].astype(np.float32) if errors[best] < GAIN * errors[0] else None
 
 
 def _multiply_inputs(graph: Graph, layer: NodeProto, s: np.ndarray) -> None:
@@ -196,7 +196,7 @@ def _multiply_inputs(graph: Graph, layer: NodeProto, s: np.ndarray) -> None:
         shaped = per_group.reshape(*w.shape[:2], *(1,) * (w.ndim - 2))
     else:
         shaped = s if layer.op_type == "Gemm" and attribute(layer, "transB", 0) else s[:, None]
-    layer.input[1] = graph.constant(f"{layer.input[1]}_equalised", (w * shaped).astype(np.float32))
+    layer.input[1] = graph.constant(f"{layer.input[1]}_equalised", w * shaped)
 
 
 def _divide(graph: Graph, site: Site, s: np.ndarray) -> bool:
@@ -205,11 +205,7 @@ def _divide(graph: Graph, site: Site, s: np.ndarray) -> bool:
     if node.op_type in STREAM_NORMS:
         inputs = [
             node.input[0],
-            *(
-                graph.constant(f"{i}_equalised", (graph.constants[i] / s).astype(np.float32))
-                for i in node.input[1:]
-                if i in graph.constants
-            ),
+            *(graph.constant(f"{i}_equalised", graph.constants[i] / s) for i in node.input[1:] if i in graph.constants),
         ]
         if len(inputs) != len(node.input):
             return False
@@ -224,7 +220,7 @@ def _divide(graph: Graph, site: Site, s: np.ndarray) -> bool:
         _divide_outputs(graph, *behind, s)
         return True
     else:
-        factors = graph.constant(f"{name}_factors", (1.0 / s).astype(np.float32))
+        factors = graph.constant(f"{name}_factors", 1.0 / s)
         target = graph.add("Mul", [name, factors], f"{name}_equalised")
     graph.shapes[target], graph.dtypes[target] = graph.shapes[name], graph.dtypes[name]
     graph.replace_uses(name, target, only=site.layers)
@@ -237,9 +233,9 @@ def _divide_outputs(graph: Graph, layer: NodeProto, add: NodeProto | None, s: np
         shaped = s.reshape(-1, *(1,) * (w.ndim - 1))
     else:
         shaped = s[:, None] if layer.op_type == "Gemm" and attribute(layer, "transB", 0) else s
-    layer.input[1] = graph.constant(f"{layer.input[1]}_equalised", (w / shaped).astype(np.float32))
+    layer.input[1] = graph.constant(f"{layer.input[1]}_equalised", w / shaped)
     holder = add if add is not None else layer
     for i in range(len(holder.input)) if add is not None else range(2, len(holder.input)):
         if holder.input[i] in graph.constants:
             bias = graph.constants[holder.input[i]]
-            holder.input[i] = graph.constant(f"{holder.input[i]}_equalised", (bias / s).astype(np.float32))
+            holder.input[i] = graph.constant(f"{holder.input[i]}_equalised", bias / s)

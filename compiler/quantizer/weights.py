@@ -10,7 +10,7 @@ from qcompile.frontend.graph import Graph, attribute
 
 QMAX = 127
 CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78)
-BLOCK = 1 << 16  # weights that are looked at together: they stay in the cache while all ranges are tried
+BLOCK = 1 << 18  # weights that are looked at together: they stay in the cache while all ranges are tried
 CLIP_GAIN = 0.9  # a narrower range must bring the error below this share
 
 

@@ -100,7 +100,7 @@ def predicted_error(w, low, high, square, s):
         ("Gemm", {"transB": 1}, (30, 8), (0, 1)),
     ],
 )
-@pytest.mark.parametrize("block", [1, 64, 1 << 16])
+@pytest.mark.parametrize("block", [1, 64, 1 << 18])
 def test_predicted_errors_do_not_depend_on_blocks(op, attributes, shape, order, block, monkeypatch):
     monkeypatch.setattr(equalise, "BLOCK", block)
     rng = np.random.default_rng(2)
