@@ -51,8 +51,8 @@ class Pointer:
         return Pointer(T.decl_buffer((UNBOUNDED,), self.dtype, data=T.Bind(self.address(offset))), self.dtype)
 
     def prefetch(self, offset: Expr) -> None:
-        """Asks for the cache line of an element that will be read soon."""
-        T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(3), T.int32(1)))
+        """Asks for the cache line of an element that will be read soon, in the second cache."""
+        T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(2), T.int32(1)))
 
 
 def function(

@@ -43,6 +43,7 @@ class Dot:
     column_step = 4
     tiles: tuple[tuple[int, int], ...] = ()  # (rows, columns) that fit the registers
     resident_bias = False  # accumulators are loaded with the bias, not copied from registers that hold it
+    prefetches = False  # weights of the next panel are asked for while one is at work
     row_pointers = False  # pixels have address registers of their own
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
 

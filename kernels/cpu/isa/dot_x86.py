@@ -11,6 +11,7 @@ class Vnni(Dot):
 
     load_rate = 2.0
     row_pointers = True
+    prefetches = True
 
     def __init__(
         self, name: str, lanes: int, registers: int, latency: int, tiles: tuple[tuple[int, int], ...]

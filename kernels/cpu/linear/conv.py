@@ -183,6 +183,10 @@ def plan_sizes(
         blocks = min(tiles, -(-PARALLEL_TASKS // outer))
     block_tiles = -(-tiles // blocks)
     blocks = -(-tiles // block_tiles)
+    # every step of a tile asks for a part of the next panel, which is there when its turn comes
+    groups_of_tile = -(-run // tiling.dot.group) * all_runs
+    panel_bytes = panels[0][1] * k_bytes
+    tile_ahead = -(-panel_bytes // block_tiles)
     return {
         "tasks": outer * blocks,
         "panels": len(panels),
@@ -191,7 +195,9 @@ def plan_sizes(
         "rows": rows,
         "block_tiles": block_tiles,
         "run_groups": -(-run // tiling.dot.group),
-        "panel_bytes": panels[0][1] * k_bytes,
+        "panel_bytes": panel_bytes,
+        "tile_ahead": tile_ahead,
+        "group_ahead": -(-tile_ahead // groups_of_tile),
         "group_channels": n,
         "channels": n * groups,
     }

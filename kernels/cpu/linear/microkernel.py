@@ -57,6 +57,8 @@ SIZES = (
     "group_channels",
     "channels",
     "bias_image",
+    "tile_ahead",
+    "group_ahead",
 )
 
 
@@ -137,10 +139,12 @@ def matrix_kernel(
 
 @dataclass
 class Place:
-    """Where a tile reads and writes: offsets of its pixels in x, of its weights, its first output row and channel."""
+    """Where a tile reads and writes: offsets of its pixels in x, of its weights and of those of the next panel that it
+    fetches ahead, its first output row and channel."""
 
     offsets: list[Expr]
     weights: Expr
+    ahead: Expr
     row: Expr
     channel: Expr
 
@@ -201,7 +205,8 @@ class Body:
             number = bind(rest * block_tiles + t)
             start = bind(T.min(number * rows, self.size("rows") - rows))
             offsets = self._offsets(number, start, x_base)
-            here = Place(offsets, w_base, bind(first_row + start), channel)
+            ahead = bind(w_base + self.size("panel_bytes") + t * self.size("tile_ahead"))
+            here = Place(offsets, w_base, ahead, bind(first_row + start), channel)
             tile, tail = self.tiling.tile, self.tiling.tail
             if tile and tail:
                 with T.If(panel < panels - 1):
@@ -248,15 +253,16 @@ class Body:
         elif dot.in_order:
             bias = self._bias(here.channel, tile.columns)
         acc = dot.start(tile, bias)
-        self._runs(dot, tile, acc, here.offsets, here.weights)
+        self._runs(dot, tile, acc, here)
         self._epilogue(dot.finish(tile, acc), tile, valid, here.row, here.channel, emitter)
 
     def _bias(self, channel: Expr, columns: int) -> list[Expr]:
         first, lanes = bind(self.bias_base + channel), self.tiling.dot.lanes
         return [bind(self.bias.load(first + at, lanes)) for at in range(0, columns, lanes)]
 
-    def _runs(self, dot: Dot, tile: Tile, acc: Pointer, offsets: list[Expr], w_base: Expr) -> None:
+    def _runs(self, dot: Dot, tile: Tile, acc: Pointer, here: Place) -> None:
         group_bytes = tile.columns * dot.group
+        group_ahead = bind(self.size("group_ahead"))
         many = dot.groups_a_step(tile)
         groups = bind(self.size("run_groups"))
         whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
@@ -264,10 +270,12 @@ class Body:
         if known:  # a loop that runs at least once needs no test before it
             whole = bind(T.max(whole, T.int32(1))) if known[0] else T.int32(0)
 
-        def one_run(x_at: Expr, w_at: Expr) -> None:
-            rows = [(self.x.pointed if dot.row_pointers else self.x.moved)(o + x_at) for o in offsets]
+        def one_run(x_at: Expr, w_at: Expr, ahead: Expr) -> None:
+            rows = [(self.x.pointed if dot.row_pointers else self.x.moved)(o + x_at) for o in here.offsets]
 
             def step(done: Expr, count: int) -> None:
+                if dot.prefetches:
+                    self.w.prefetch(ahead + done * group_ahead)
                 pixels = [row.moved(done * dot.group) for row in rows]
                 dot.step(tile, acc, pixels, self.w.moved(w_at + done * group_bytes), count)
 
@@ -281,18 +289,23 @@ class Body:
                     step(whole * many + s, 1)
 
         if not self.geometry.runs:
-            one_run(T.int32(0), w_base)
+            one_run(T.int32(0), here.weights, here.ahead)
             return
-        run_bytes = bind(groups * group_bytes)
+        run_bytes, run_ahead = bind(groups * group_bytes), bind(groups * group_ahead)
         with T.serial(0, T.max(self.size("runs"), T.int32(1))) as run:
             if not self.geometry.taps:
-                one_run(bind(run * self.size("run_step")), bind(w_base + run * run_bytes))
+                one_run(
+                    bind(run * self.size("run_step")),
+                    bind(here.weights + run * run_bytes),
+                    bind(here.ahead + run * run_ahead),
+                )
             else:
                 taps = bind(self.size("taps"))
                 with T.serial(0, taps) as tap:
                     one_run(
                         bind(run * self.size("run_step") + tap * self.size("tap_step")),
-                        bind(w_base + (run * taps + tap) * run_bytes),
+                        bind(here.weights + (run * taps + tap) * run_bytes),
+                        bind(here.ahead + (run * taps + tap) * run_ahead),
                     )
 
     def _epilogue(
