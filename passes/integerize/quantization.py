@@ -86,11 +86,11 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if isinstance(v, Real):
         # float32, as ONNX has it, gives 8 and 16 bits back exactly; sums of 32 bits and the numbers of masks need more
         narrow = v.values.dtype.itemsize <= 2 and scale.max(initial=0) < MASK
-        dtype = np.float32 if narrow else np.float64
-        scale, values = _along(scale, v, call), v.values.astype(dtype)
+        real = np.float32 if narrow else np.float64
+        scale, values = _along(scale, v, call), v.values.astype(real)
         if zero.any():
-            values -= _along(zero, v, call).astype(dtype)
-        values *= scale.astype(dtype)
+            values -= _along(zero, v, call).astype(real)
+        values *= scale.astype(real)
         return Real(values, scale)
     if isinstance(v, Weights | Function):
         return v
