@@ -183,7 +183,7 @@ class Chain:
 
     def _fixed(self, values: dict[str, int], dtype: str) -> dict[str, int]:
         """The numbers worth being part of the code: bounds that clamp nothing, shifts where the chain is immediate."""
-        fixed = {n: values[n] for n in ("pre", "shift") if self.immediate and n in values}
+        fixed: dict[str, int] = {n: values[n] for n in ("pre", "shift") if self.immediate and n in values}
         for name, limit in zip(("qmin", "qmax"), RANGES[dtype]):
             if self.isa.immediate_bounds and values.get(name) == limit:
                 fixed[name] = limit

@@ -42,7 +42,8 @@ class Environment:
 
     def requantize(self, x: Expr, multiplier: Expr) -> Expr:
         pre = self.scalar("pre") if self.has("pre") else T.int32(0)
-        return self.isa.requantize(x, pre, multiplier, *(self.scalar(n) for n in ("shift", *BOUNDS)), self.dtype)
+        shift, zero_point, qmin, qmax = (self.scalar(n) for n in ("shift", *BOUNDS))
+        return self.isa.requantize(x, pre, multiplier, shift, zero_point, qmin, qmax, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
     pre = e.scalar("pre") if e.has("pre") else T.int32(0)
     factor, constant = e.scalar("r_multiplier"), e.scalar("constant")
     acc = e.isa.add_scaled(widen(x), pre, multiplier, r, factor, constant, e.has("narrow"))
-    return e.isa.saturate_shifted(acc, *(e.scalar(n) for n in ("shift", *BOUNDS)), e.dtype)
+    shift, zero_point, qmin, qmax = (e.scalar(n) for n in ("shift", *BOUNDS))
+    return e.isa.saturate_shifted(acc, shift, zero_point, qmin, qmax, e.dtype)
 
 
 def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -147,6 +147,7 @@ def matrix_call(
     }
     macs = images * groups * rows * n * all_runs * run
     geometry = Geometry(
+        single=rows == tiling.rows,
         image=bool(width),
         wraps=bool(width % tiling.rows),
         steps=tiling.dot.steps(sizes["run_groups"]),

@@ -114,8 +114,8 @@ def choose_walk(
         sizes = out[z], out[1 - z]
         for p in range(1, min(4, sizes[0]) + 1):
             for c in range(1, min(6, sizes[1]) + 1):
-                axes = (Axis(kernel[a], strides[a], dilations[a], n) for a, n in ((z, p), (1 - z, c)))
-                walk = Walk(*axes, rows=z == 0, valid=valid)
+                zipped, other = (Axis(kernel[a], strides[a], dilations[a], n) for a, n in ((z, p), (1 - z, c)))
+                walk = Walk(zipped, other, rows=z == 0, valid=valid)
                 if walk.fits(dot) or p == c == 1:
                     cost = walk.cost(dot, sizes)
                     if best is None or cost < best[0]:
@@ -187,7 +187,11 @@ def _kernel(walk: Walk, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
     def build() -> Any:
         pointers = [("x", dtype), ("w", "int8"), ("bias", "int32"), ("y", chain.dtype), ("sizes", "int32")]
         parameters = [*((n, d + "*") for n, d in pointers), *chain.parameters]
-        return function(name, parameters, lambda *p: _Body(walk, dot, chain, *p[:5], chain_arguments=p[5:]).emit())
+        return function(
+            name,
+            parameters,
+            lambda x, w, bias, y, sizes, *rest: _Body(walk, dot, chain, x, w, bias, y, sizes, rest).emit(),
+        )
 
     return Kernel(name, build)
 

@@ -77,6 +77,7 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
             )
         )
     geometry = Geometry(
+        single=m == tiling.rows,
         steps=tiling.dot.steps(groups),
         outer=images > 1,
         row_term=bool(terms),

@@ -66,12 +66,13 @@ SIZES = (
 class Geometry:
     """What the loops look like.
 
-    image: pixels lie on rows of an image; wraps: those of a tile may lie on several; runs: K has more than one run;
-    steps: whether a run has whole steps, and how many groups they leave over, where the code knows it; taps: two loops
-    of runs; outer: several images or groups; parallel: tasks may run on several threads; row_term: one more int32 per
-    pixel is added to all its channels.
+    single: all pixels are one tile; image: pixels lie on rows of an image; wraps: those of a tile may lie on several;
+    runs: K has more than one run; steps: whether a run has whole steps, and how many groups they leave over, where the
+    code knows it; taps: two loops of runs; outer: several images or groups; parallel: tasks may run on several threads;
+    row_term: one more int32 per pixel is added to all its channels.
     """
 
+    single: bool = False
     image: bool = False
     wraps: bool = False
     steps: tuple[bool, int] | None = None
@@ -196,14 +197,11 @@ class Body:
         emitter = self.chain.start(self.chain_arguments)
         step, widest = (t.columns if t else 0 for t in (self.tiling.tile, self.tiling.tile or self.tiling.tail))
         channel = bind(first_channel + panel * step)
-        # of no use to a task that has one tile
-        keep = self.tiling.dot.resident_bias and rows > 1
+        keep = self.tiling.dot.resident_bias and not self.geometry.single
         self.resident_bias = resident(self._bias(channel, widest)) if keep else None
         if self.chain.isa.loops_over_rows:
             self.cell = aligned_local(rows * max(self.chain.width, self.tiling.dot.lanes), "int32")
-        with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
-            number = bind(rest * block_tiles + t)
-            start = bind(T.min(number * rows, self.size("rows") - rows))
+        def one_tile(t: Expr, number: Expr, start: Expr) -> None:
             offsets = self._offsets(number, start, x_base)
             ahead = bind(w_base + self.size("panel_bytes") + t * self.size("tile_ahead"))
             here = Place(offsets, w_base, ahead, bind(first_row + start), channel)
@@ -218,6 +216,13 @@ class Body:
                 self._tile(tile, step, here, emitter)
             elif tail:
                 self._tile(tail, self.tiling.tail_valid, here, emitter)
+
+        if self.geometry.single:
+            one_tile(T.int32(0), T.int32(0), T.int32(0))
+            return
+        with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
+            number = bind(rest * block_tiles + t)
+            one_tile(t, number, bind(T.min(number * rows, self.size("rows") - rows)))
 
     def _offsets(self, number: Expr, start: Expr, base: Expr) -> list[Expr]:
         """Where each pixel of the tile of that number begins in x; `start`: its first pixel."""

@@ -11,6 +11,8 @@ from linear_cases import Cases
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.compile import assembly, compile_module
 from qcompile.kernels.cpu.isa.dots import DOTS
+from qcompile.kernels.cpu.isa.taps import TAP_DOTS
+from qcompile.kernels.cpu.linear.depthwise_zip import choose_walk
 from qcompile.kernels.cpu.linear.packing import fold_bias, pack_weights
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
 from qcompile.kernels.program import Node
@@ -130,3 +132,14 @@ def test_a_chain_refuses_what_it_cannot_read() -> None:
     case = c.fuse(head, [step, wide], {"r": c.activation((1, 4, 1, 8))}, constants)
     with pytest.raises(CompileError, match="sum: input r int8"):
         lower_node(case.context(target))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "rows", "largest_cost"),
+    [((3, 3), (1, 1), True, 40.0), ((3, 3), (2, 2), True, 50.0), ((1, 21), (1, 1), False, 56.0)],
+)
+def test_zipped_taps_serve_many_outputs(kernel, strides, rows, largest_cost) -> None:
+    """Vector instructions of an output of 16 channels, its rescaling included."""
+    dot = TAP_DOTS["neon_dotprod"]
+    walk = choose_walk(dot, kernel, strides, (1, 1), (24, 24), 16)
+    assert walk.rows == rows and walk.cost(dot, (24, 24)) <= largest_cost
