@@ -102,8 +102,8 @@ class Lut:
 
 @integer_op("interpolate", parameters=("table",), elementwise=True)
 class Interpolate:
-    """A function of many codes as P = 64 or 128 straight pieces of 2^bits codes each. With c = x - first, i = c >> bits and
-    f = (c mod 2^bits) * 2^(15-bits), all in 16 bits:
+    """A function of many codes as P = 64 or 128 straight pieces of 2^bits codes each. With c = x - first,
+    i = c >> bits and f = (c mod 2^bits) * 2^(15-bits), all in 16 bits:
 
     y = clamp(zero_point + ((base[i] + floor((slope[i] * f + 2^14) / 2^15)) >> FRACTION[dtype]))
 

@@ -59,10 +59,8 @@ def test_search_finds_a_layout_without_waste_where_largest_first_leaves_gaps():
     wasted = kept = 0
     for seed in range(40):
         rng = random.Random(seed)
-        lives, step = [], 0
-        for i in range(60):  # a network: every tensor is read soon after it is made, some once more later
-            lives.append(Lifetime(f"t{i}", 64 * rng.randrange(1, 200), step, step + rng.choice([1, 1, 1, 2, 6])))
-            step += 1
+        # a network: every tensor is read soon after it is made, some once more later
+        lives = [Lifetime(f"t{i}", 64 * rng.randrange(1, 200), i, i + rng.choice([1, 1, 1, 2, 6])) for i in range(60)]
         used, most = check(lives)
         wasted += used > 1.05 * most
         kept += used == most

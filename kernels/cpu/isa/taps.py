@@ -22,6 +22,7 @@ class TapDot:
     group = 4
     lanes = 4
     outputs = 4
+    aligned_outputs = 0  # columns of a pass that share zipped groups, where kernel rows are long; see depthwise.py
     shared = False  # zipped groups serve outputs that begin anywhere in them; see linear/depthwise_zip.py
 
     @property
@@ -53,8 +54,8 @@ class TapDot:
 class VnniTaps(TapDot):
     """vpdpbusd over four zipped taps."""
 
-    def __init__(self, name: str, lanes: int) -> None:
-        self.name, self.lanes = name, lanes
+    def __init__(self, name: str, lanes: int, aligned_outputs: int) -> None:
+        self.name, self.lanes, self.aligned_outputs = name, lanes, aligned_outputs
 
     def zipped(self, x, at, distance, taps):
         if distance != BLOCK:
@@ -161,11 +162,11 @@ class SmullTaps(TapDot):
                 acc.store(o, acc.load(o, 4) + cast(extract(products, 4 * u, 4), "int32"))
 
 
-_VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16), SdotTaps()
+_VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16, 12), SdotTaps()
 TAP_DOTS: dict[str, TapDot] = {
     "avx512vnni": _VNNI_512,
     "avx512vbmi": _VNNI_512,
-    "avxvnni": VnniTaps("vnni256_taps", 8),
+    "avxvnni": VnniTaps("vnni256_taps", 8, 4),
     "avx2": MaddTaps(),
     "neon": SmullTaps(),
     "neon_dotprod": _SDOT,

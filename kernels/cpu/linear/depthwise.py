@@ -7,20 +7,30 @@ distances. The kernel then walks along rows with several output rows at once, wh
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, extract, function, local, shuffle, splat, store_lanes
+from qcompile.kernels.cpu.builder import (
+    Expr,
+    Pointer,
+    T,
+    bind,
+    concat,
+    extract,
+    function,
+    local,
+    store_lanes,
+)
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
 from qcompile.kernels.cpu.linear.depthwise_zip import depthwise_zip_calls
+from qcompile.kernels.cpu.linear.frame import fill_frame
 from qcompile.kernels.dialect import Type
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, Workspace
+from qcompile.kernels.lowering import Buffer, Constant, Kernel, KernelCall
 
 UNROLLED_GROUPS = 32  # taller kernels loop over their rows
 PARALLEL_MACS = 1 << 17
-PARALLEL_BYTES = 1 << 17  # of an image that is copied into its frame
 SIZES = ("tasks", "blocks", "row_groups", "height", "width", "pitch", "block_bytes", "channels")
 
 
@@ -36,6 +46,11 @@ class Window:
     tail: int  # valid channels of the last block, 0: all
     only_tail: bool
     parallel: bool
+    aligned: bool = False  # zipped groups serve all columns of a pass, whose weights are moved by up to three taps
+
+    def groups(self, size: int, moved: int = 0) -> int:
+        """Groups of `size` taps that a kernel row takes, moved by so many taps."""
+        return -(-(self.kernel[1] + moved) // size)
 
     @property
     def unrolled(self) -> bool:
@@ -54,50 +69,19 @@ def depthwise_calls(
     height, width = h + top + bottom, w + left + right
     blocks = -(-c // BLOCK)
     dot = TAP_DOTS[chain.isa.name]
-    kernel = weight.shape[1], weight.shape[2]
-    rows = max(r for r in (1, 2, 4) if r <= min(oh, dot.outputs)) if kernel[0] > 1 else 1
-    columns = max(p for p in (1, 2, 4) if p <= min(ow, dot.outputs // rows))
-    row_groups = -(-oh // rows)
+    window = _choose_window(dot, weight.shape[1:3], x, out, a)
+    row_groups = -(-oh // window.rows)
     tasks = n * blocks * row_groups
-    macs = n * oh * ow * c * kernel[0] * kernel[1]
-    window = Window(
-        kernel,
-        tuple(a["strides"]),
-        tuple(a["dilations"]),
-        rows,
-        columns,
-        c % BLOCK,
-        c < BLOCK,
-        macs >= PARALLEL_MACS and tasks > 1,
-    )
-    if not window.unrolled and rows > 1:
-        window = Window(
-            kernel,
-            window.strides,
-            window.dilations,
-            1,
-            max(p for p in (1, 2, 4) if p <= min(ow, dot.outputs)),
-            window.tail,
-            window.only_tail,
-            window.parallel,
-        )
-        row_groups = oh
-        tasks = n * blocks * row_groups
-    frame = Workspace("blocks", (n * blocks * height * width + left + 4) * BLOCK + SLACK_BYTES)
+    window = replace(window, parallel=out.size * weight[0].size >= PARALLEL_MACS and tasks > 1)
+    frame, fill = fill_frame(source, x, a["pads"], a["x_zero_point"], chain.isa)
     sizes = np.array([tasks, blocks, row_groups, oh, ow, width * BLOCK, height * width * BLOCK, c], np.int32)
-    image = (h, w, c, top, left, bottom, right)
-    if not left + right:  # rows without margins between them are one long row
-        image = (1, h * w, c, 0, top * w, 0, bottom * w)
-    fill = KernelCall(
-        _frame_kernel(x.dtype, chain.isa.name, x.size >= PARALLEL_BYTES), (source, frame, n, blocks, *image, a["x_zero_point"])
-    )
     return [
         fill,
         KernelCall(
             _kernel(window, dot, chain, x.dtype),
             (
                 frame,
-                Constant(_pack(weight[..., 0], dot, blocks)),
+                Constant(_pack(weight[..., 0], window, dot, blocks)),
                 Constant(bias),
                 Buffer(chain.result),
                 Constant(sizes),
@@ -107,83 +91,30 @@ def depthwise_calls(
     ]
 
 
-def _pack(weight: np.ndarray, dot: TapDot, blocks: int) -> np.ndarray:
-    """[C, KH, KW] -> [C/16][KH][KW/group] groups, zeros where nothing is."""
+def _choose_window(dot: TapDot, kernel: tuple[int, int], x: Type, out: Type, a: dict) -> Window:
+    """Outputs of a pass: several rows share what was zipped, or, for long kernel rows, many columns do."""
+    c, (_, oh, ow, _) = x.shape[-1], out.shape
+    window = Window(kernel, tuple(a["strides"]), tuple(a["dilations"]), 1, 1, c % BLOCK, c < BLOCK, False)
+    if dot.aligned_outputs and kernel[1] > dot.group and window.strides[1] == window.dilations[1] == 1:
+        columns = max(p for p in range(1, dot.aligned_outputs + 1) if p <= ow)
+        return replace(window, columns=columns, aligned=True)
+    rows = max(r for r in (1, 2, 4) if r <= min(oh, dot.outputs)) if kernel[0] > 1 and window.unrolled else 1
+    return replace(window, rows=rows, columns=max(p for p in (1, 2, 4) if p <= min(ow, dot.outputs // rows)))
+
+
+def _pack(weight: np.ndarray, window: Window, dot: TapDot, blocks: int) -> np.ndarray:
+    """[C, KH, KW] -> [C/16][KH][moved by 0 ... 3 taps][groups], zeros where nothing is."""
     c, kh, kw = weight.shape
-    groups = -(-kw // dot.group)
-    full = np.zeros((blocks * BLOCK, kh, groups * dot.group), np.int8)
-    full[:c, :, :kw] = weight
-    parts = full.reshape(blocks, BLOCK, kh, groups, dot.group)
-    return np.stack(
-        [dot.pack(parts[b, :, r, g]).reshape(-1) for b in range(blocks) for r in range(kh) for g in range(groups)]
-    )
-
-
-def _frame_kernel(dtype: str, isa: str, parallel: bool) -> Kernel:
-    """x [N, H, W, C] -> frame [N, C/16, top+H+bottom, left+W+right, 16], `fill` around."""
-    name = f"blocks_{dtype}_{isa}{'_p' if parallel else ''}"
-    fours = isa.startswith("avx512")
-
-    def body(
-        x: Pointer,
-        y: Pointer,
-        images: Expr,
-        blocks: Expr,
-        rows: Expr,
-        columns: Expr,
-        channels: Expr,
-        top: Expr,
-        left: Expr,
-        bottom: Expr,
-        right: Expr,
-        fill: Expr,
-    ) -> None:
-        blank = bind(splat(fill, dtype, BLOCK))
-        pitch = bind((left + columns + right) * BLOCK)
-        plane = bind((top + rows + bottom) * pitch)
-
-        def blanks(at: Expr, count: Expr) -> None:
-            with T.serial(0, count) as k:
-                y.store(at + k * BLOCK, blank)
-
-        def copy(source: Expr, at: Expr, first: Expr) -> None:
-            with T.serial(first, columns) as k:
-                y.store(at + k * BLOCK, x.load(source + k * channels, BLOCK))
-
-        def copy_four(source: Expr, at: Expr) -> None:
-            """Four blocks at once: four pixels by four blocks of 16 bytes, transposed in registers."""
-            fours = bind(T.truncdiv(columns, T.int32(4)))
-            with T.serial(0, fours) as k:
-                pixels = [bind(x.load(source + (k * 4 + i) * channels, 4 * BLOCK)) for i in range(4)]
-                quarters = [shuffle(pixels, [i * 64 + b * 16 + c for i in range(4) for c in range(16)]) for b in range(4)]
-                for b, quarter in enumerate(quarters):
-                    y.store(at + b * plane + k * (4 * BLOCK), quarter)
-            for b in range(4):
-                copy(source + b * BLOCK, bind(at + b * plane), fours * 4)
-
-        with (T.parallel if parallel else T.serial)(0, images * rows) as number:
-            i, r = bind(T.truncdiv(number, rows)), bind(T.truncmod(number, rows))
-            line = bind(i * blocks * plane + (top + r) * pitch)
-            source = bind(number * columns * channels)
-            wide = bind(T.truncdiv(channels, T.int32(4 * BLOCK)) if fours else T.int32(0))
-            if fours:
-                with T.serial(0, wide) as b:
-                    copy_four(bind(source + b * (4 * BLOCK)), bind(line + b * (4 * plane) + left * BLOCK))
-            with T.serial(0, blocks - wide * 4) as k:
-                b = bind(wide * 4 + k)
-                copy(bind(source + b * BLOCK), bind(line + b * plane + left * BLOCK), T.int32(0))
-            with T.serial(0, blocks) as b:
-                # what the last row's margin writes past its plane is the next plane's own margin
-                blanks(bind(line + b * plane + (left + columns) * BLOCK), left + right)
-        with T.serial(0, images * blocks) as b:
-            start = bind(b * plane)
-            blanks(start, top * (left + columns + right) + left)
-            blanks(start + (top + rows) * pitch, bottom * (left + columns + right))
-
-    scalars = ("images", "blocks", "rows", "columns", "channels", "top", "left", "bottom", "right", "fill")
-    return Kernel(
-        name, lambda: function(name, [("x", dtype + "*"), ("y", dtype + "*"), *((s, "int32") for s in scalars)], body)
-    )
+    full = np.zeros((blocks * BLOCK, kh, kw + 2 * dot.group), np.int8)
+    full[:c, :, dot.group : dot.group + kw] = weight
+    parts = []
+    for block in full.reshape(blocks, BLOCK, kh, -1):
+        for row in range(kh):
+            for moved in range(dot.group if window.aligned else 1):
+                for g in range(window.groups(dot.group, moved)):
+                    first = (g + 1) * dot.group - moved
+                    parts.append(dot.pack(block[:, row, first : first + dot.group]).ravel())
+    return np.concatenate(parts)
 
 
 def _kernel(window: Window, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
@@ -277,9 +208,12 @@ class _Body:
                     T.Shuffle([bias], list(range(u * dot.lanes, (u + 1) * dot.lanes))) if dot.units > 1 else bias,
                 )
         group_bytes = dot.group * BLOCK
-        row_bytes = -(-v.kernel[1] // dot.group) * group_bytes
+        row_bytes = sum(v.groups(dot.group, m) for m in range(dot.group if v.aligned else 1)) * group_bytes
         panel = bind(block * (v.kernel[0] * row_bytes))
-        if v.unrolled:
+        if v.aligned:
+            with T.serial(0, v.kernel[0]) as r:
+                self._aligned_row(acc, bind(origin + r * (v.dilations[0] * pitch)), bind(panel + r * row_bytes))
+        elif v.unrolled:
             # every input row serves the output rows that reach it
             reach: dict[int, list[tuple[int, int]]] = {}
             for o in range(v.rows):
@@ -303,6 +237,19 @@ class _Body:
             result = bind(emitter.emit_pixels(concat(sums), pixels, channel))
             for i, (_, flat) in enumerate(pixels):
                 store_lanes(self.y, flat, extract(result, i * BLOCK, BLOCK), valid)
+
+    def _aligned_row(self, acc: Pointer, at: Expr, weights: Expr) -> None:
+        """Adds one input row to all columns: column p begins p // 4 groups and p % 4 taps into the first group."""
+        v, dot = self.window, self.dot
+        size = dot.group
+        begins = [sum(v.groups(size, m) for m in range(moved)) for moved in range(size)]
+        for g in range((v.columns - 1) // size + v.groups(size, size - 1)):
+            zipped = dot.zipped(self.x, at + g * (size * BLOCK), BLOCK, size)
+            for p in range(v.columns):
+                moved, own = p % size, g - p // size
+                if 0 <= own < v.groups(size, moved):
+                    panel = weights + (begins[moved] + own) * (size * BLOCK)
+                    dot.dots(acc, p * BLOCK, zipped, dot.weights(self.w, panel))
 
     def _row(self, acc: Pointer, at: Expr, uses: list[tuple[int, Expr]]) -> None:
         """Adds one input row to each output row in `uses` (output row, offset of its kernel row's weights)."""
