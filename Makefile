@@ -45,8 +45,10 @@ bench-report: setup-bench
 	$(BIN)/python benchmarks/report.py
 
 # ARM without ARM: instructions and estimated cycles beside ONNX Runtime and LiteRT (needs ../shared/armlab, minutes)
+# ARM_CORES="--core cortex-a76 --core cortex-a72 --core cortex-a710" takes all three
 bench-arm: setup-test
-	$(BIN)/python benchmarks/bench_arm.py --json build/bench-arm.json --markdown build/bench-arm.md
+	$(BIN)/python benchmarks/bench_arm.py $(ARM_CORES) --json benchmarks/results/arm.json \
+		--markdown benchmarks/results/arm.md
 
 # Each kernel's share of the machine's ceiling; KERNELS="--target arm-a76" estimates it through the ARM lab
 bench-kernels: setup-test

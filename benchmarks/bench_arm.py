@@ -1,6 +1,6 @@
 """ARM without ARM: instructions and estimated cycles of whole nets beside ONNX Runtime and LiteRT, one thread.
 
-bench_arm.py [--core CORE ...] [--calls] [--no-peers] [--json FILE] [--markdown FILE] [net ...]
+bench_arm.py [--core CORE ...] [--calls] [--fast] [--no-peers] [--json FILE] [--markdown FILE] [net ...]
 
 A net is one of ../shared/models by name or any ONNX file by path. Needs the ARM lab: see arm/lab.py.
 """
@@ -73,10 +73,10 @@ def main() -> None:
                 print(calls_text(rows[-1]), flush=True)
     text = markdown(rows)
     print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
+    for file, content in ((arguments.json, json.dumps(rows, indent=1) + "\n"), (arguments.markdown, text)):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
 
 
 if __name__ == "__main__":

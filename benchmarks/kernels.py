@@ -141,6 +141,7 @@ def main() -> None:
             print(f"{label}: {100 * rows[-1]['fraction']:.1f} %", flush=True)
     print(markdown(rows, unit, arguments.target))
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"target": arguments.target, "kernels": rows}, indent=1) + "\n")
     if arguments.against:
         lost = losses(rows, json.loads(arguments.against.read_text())["kernels"])
