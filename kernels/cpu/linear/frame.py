@@ -10,7 +10,7 @@ from qcompile.kernels.cpu.isa.taps import BLOCK
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Kernel, KernelCall, Workspace
 
-PARALLEL_BYTES = 1 << 17  # of an image that is copied into its frame
+PARALLEL_BYTES = 1 << 16  # of an image that is copied into its frame
 
 
 def fill_frame(
