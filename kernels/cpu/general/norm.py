@@ -25,7 +25,6 @@ from qcompile.kernels.cpu.builder import (
 )
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, widen
 from qcompile.kernels.cpu.general.common import (
-    PARALLEL_WORK,
     across,
     add,
     ceil_div,
@@ -47,6 +46,7 @@ from qcompile.kernels.ops.norm import NORM_BITS
 
 LANES = 16
 BLOCK = 8  # rows
+PARALLEL_ELEMENTS = 1 << 15
 LARGEST_TERM = 1 << 28  # bound of mulhi(n, gamma) and of the rounding, so that beta's clamp below changes no result
 
 
@@ -164,7 +164,7 @@ def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
         bool(a["rms"]),
         bool(a["per_row"]),
         static(count, 32 if isa.lanes == 16 else LANES),
-        rows > 1 and ctx.out.size >= PARALLEL_WORK,
+        rows > 1 and ctx.out.size >= PARALLEL_ELEMENTS,
     )
     return [
         KernelCall(
