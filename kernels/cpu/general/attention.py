@@ -30,7 +30,7 @@ from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node
 
-PARALLEL_MACS = 1 << 18
+PARALLEL_MACS = 1 << 15  # for each int32 lane of a register
 
 
 def lower_attention(ctx: NodeContext) -> list[KernelCall]:
@@ -73,7 +73,7 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         "mask" in extras,
         "bias" in extras,
         shift < 0,
-        heads > 1 and heads * m * length * (d + e) >= PARALLEL_MACS,
+        heads > 1 and heads * m * length * (d + e) >= PARALLEL_MACS * isa.lanes,
     )
     k_columns, v_columns = plan.columns
     plan = Plan(**{**plan.__dict__, "tail": e % v_columns})

@@ -47,6 +47,11 @@ class Dot:
     row_pointers = False  # pixels have address registers of their own
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
 
+    @property
+    def macs_a_cycle(self) -> float:
+        """Products in a cycle at best."""
+        return self.rate * self.lanes * self.group
+
     def order(self, columns: int) -> list[int]:
         """Channel at each position of a panel."""
         return list(range(columns))

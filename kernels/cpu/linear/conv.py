@@ -17,7 +17,7 @@ from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 from qcompile.targets.target import Target
 
-PARALLEL_MACS = 1 << 18  # smaller layers are not worth waking threads for
+PARALLEL_CYCLES = 4000  # shorter layers are not worth waking threads for
 PARALLEL_TASKS = 8
 
 
@@ -154,7 +154,7 @@ def matrix_call(
         runs=all_runs > 1,
         taps=taps > 1,
         outer=images * groups > 1,
-        parallel=macs >= PARALLEL_MACS and sizes["tasks"] > 1,
+        parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
     kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype)
     return KernelCall(

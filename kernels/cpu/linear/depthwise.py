@@ -30,7 +30,7 @@ from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, KernelCall
 
 UNROLLED_GROUPS = 32  # taller kernels loop over their rows
-PARALLEL_MACS = 1 << 17
+PARALLEL_MACS = 1 << 15  # for each int32 lane of a register
 SIZES = ("tasks", "blocks", "row_groups", "height", "width", "pitch", "block_bytes", "channels")
 
 
@@ -72,7 +72,7 @@ def depthwise_calls(
     window = _choose_window(dot, weight.shape[1:3], x, out, a)
     row_groups = -(-oh // window.rows)
     tasks = n * blocks * row_groups
-    window = replace(window, parallel=out.size * weight[0].size >= PARALLEL_MACS and tasks > 1)
+    window = replace(window, parallel=out.size * weight[0].size >= PARALLEL_MACS * chain.isa.lanes and tasks > 1)
     frame, fill = fill_frame(source, x, a["pads"], a["x_zero_point"], chain.isa)
     sizes = np.array([tasks, blocks, row_groups, oh, ow, width * BLOCK, height * width * BLOCK, c], np.int32)
     return [

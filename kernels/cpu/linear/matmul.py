@@ -25,7 +25,7 @@ from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
-from qcompile.kernels.cpu.linear.conv import PARALLEL_MACS, plan_sizes, size_table
+from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_sizes, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
@@ -81,7 +81,7 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
         steps=tiling.dot.steps(groups),
         outer=images > 1,
         row_term=bool(terms),
-        parallel=images * m * n * k >= PARALLEL_MACS and sizes["tasks"] > 1,
+        parallel=images * m * n * k >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
     kernel = matrix_kernel("matmul", tiling, geometry, chain, a.dtype)
     calls.append(
