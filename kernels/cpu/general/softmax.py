@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, extract, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import widen
 from qcompile.kernels.cpu.general.common import (
     PARALLEL_WORK,
@@ -244,6 +244,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
     return [*calls, KernelCall(work, operands)]
 
 
+BLOCK = 8  # rows
 LOG_NUMBERS = ("multiplier", "shift", "pre", "x_multiplier", "x_pre", "log_multiplier", "log_pre", *BOUNDS)
 
 
@@ -256,13 +257,18 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
 
     def body(x: Pointer, y: Pointer, rows: Expr, count: Expr, *numbers: Expr) -> None:
         v = dict(zip(LOG_NUMBERS, numbers))
-        with loop(rows, parallel) as row:
-            start = bind(row * count)
-            parts = Rows(isa, x, start, count, None, v["multiplier"], v["shift"], v["pre"])
-            parts.find_top()
-            log = pin(log2_fixed(parts.total()) - T.int64(15 << LOG_BITS))
+
+        def row_parts(start: Expr) -> Rows:
+            return Rows(isa, x, start, count, None, v["multiplier"], v["shift"], v["pre"])
+
+        def row_term(total: Expr) -> Expr:
+            log = pin(log2_fixed(total) - T.int64(15 << LOG_BITS))
             scaled = T.shift_left(log, T.cast(v["log_pre"], "int64")) * T.cast(v["log_multiplier"], "int64")
-            log_term = bind(splat(pin(T.cast(T.shift_right(scaled, T.int64(32)), "int32")), "int32", LANES))
+            return T.cast(T.shift_right(scaled, T.int64(32)), "int32")
+
+        def write(start: Expr, top: Expr, term: Expr) -> None:
+            parts = row_parts(start)
+            parts.top, log_term = (bind(splat(number, "int32", LANES)) for number in (top, term))
 
             def vector(name):
                 return bind(splat(v[name], "int32", LANES))
@@ -277,6 +283,21 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
                 )
 
             _store(y, start, count, fixed, result)
+
+        # a pass over a few rows before the next, so that the logarithms, which are long chains, overlap
+        with loop(ceil_div(rows, BLOCK), parallel) as block:
+            first = bind(block * BLOCK)
+            few = bind(T.min(rows - first, T.int32(BLOCK)))
+            tops, terms, totals = local(BLOCK, "int32"), local(BLOCK, "int32"), local(BLOCK, "int64")
+            with T.serial(0, few) as i:
+                parts = row_parts(bind((first + i) * count))
+                parts.find_top()
+                tops.store(i, extract(parts.top, 0, 1))
+                totals.store(i, parts.total())
+            with T.serial(0, few) as i:
+                terms.store(i, row_term(bind(totals.load(i))))
+            with T.serial(0, few) as i:
+                write(bind((first + i) * count), bind(tops.load(i)), bind(terms.load(i)))
 
     flags = [f for f, on in (("p", parallel), (str(fixed), fixed)) if on]
     parameters = [*pointers(x=x_dtype, y=y_dtype), *scalars("rows", "count", *LOG_NUMBERS)]
