@@ -68,7 +68,8 @@ class Maker:
         limited = grid if isinstance(v, Real | Function | Weights) else grid.clamp(v.clamp)
         axes = v.axes if not isinstance(v, Real) else identity(v.values.ndim)
         if isinstance(v, Real):
-            codes = np.clip(np.rint(v.values / grid.scale) + grid.zero_point, grid.lo, grid.hi)
+            with np.errstate(over="ignore"):  # masks of -3.4e38 saturate
+                codes = np.clip(np.rint(v.values / grid.scale) + grid.zero_point, grid.lo, grid.hi)
             name = self.b.constant(np.where(np.isnan(codes), grid.zero_point, codes).astype(grid.dtype))
         elif isinstance(v, Quantized):
             name = self._rescale_quantized(v, limited)
