@@ -86,7 +86,7 @@ def main() -> None:
             lambda: host.run_integer(x),
             *(lambda p=p: p.run(None, {"image": images[0][None]}) for p in peers.values()),
         ]
-        times = [float(np.median(t)) / 1000 for t in measure(calls, None, 1.0)]
+        times = [float(np.median(np.concatenate([t.ns for t in turns]))) / 1000 for turns in measure(calls, None, 1.0)]
         console.print(
             f"latency, one thread, median, Python calls included: qcompile {times[0]:.0f} µs"
             + "".join(f", {name} {t:.0f} µs ({t / times[0]:.1f} times ours)" for name, t in zip(peers, times[1:])),
