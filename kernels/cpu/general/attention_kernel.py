@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, by_parts, cast, lanes_of, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, splat, store_lanes
 from qcompile.kernels.cpu.general.common import (
     across,
     add,
@@ -24,12 +24,6 @@ from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
 from qcompile.kernels.cpu.linear.tiles import Tiling
 
 LARGEST_DISTANCE = 32767
-# lanes -> the instruction that gives floor((a * b + 2^14) / 2^15) of int16 vectors
-ROUNDED_PRODUCTS = {
-    32: "llvm.x86.avx512.pmul.hr.sw.512",
-    16: "llvm.x86.avx2.pmul.hr.sw",
-    8: "llvm.aarch64.neon.sqrdmulh.v8i16",
-}
 
 SIZES = (
     "heads",
@@ -307,13 +301,8 @@ class Body:
         else:
             d = T.shift_right(d, shift)
         u = cast(pin(T.min(d, const(LARGEST_DISTANCE, "uint32"))), "int16")
-        factor = bind(const(v["score_multiplier"], "int16"))
-        width = min(n, 8 if self.isa.name.startswith("neon") else 2 * self.isa.lanes)
-
-        def rounded(x, f):
-            return T.call_llvm_pure_intrin(f"int16x{lanes_of(x)}", ROUNDED_PRODUCTS[lanes_of(x)], x, f)
-
-        return cast(T.min(by_parts(width, rounded, u, factor), const(255, "int16")), "uint8")
+        t = self.isa.mul_round(u, const(v["score_multiplier"], "int16"))
+        return cast(T.min(t, const(255, "int16")), "uint8")
 
     def _values(self, row: Expr) -> None:
         """Numerators times v of a block of rows, divided and stored; `row` is the block's first row of the result."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.cpu.builder import (
     Expr,
-    Pointer,
     T,
     bind,
     cast,
@@ -126,7 +125,3 @@ def flip(x: Expr, dtype: str) -> Expr:
 def cast_constant(like: Expr, value: int) -> Expr:
     """`value` in the type of another vector, as bits."""
     return cast(splat(value, "int32", lanes_of(like)), str(like.ty).split("x")[0])
-
-
-def load_int64(pointer: Pointer) -> Expr:
-    return bind(pointer.load(0))

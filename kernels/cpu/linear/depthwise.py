@@ -18,13 +18,12 @@ from qcompile.kernels.cpu.builder import (
     bind,
     concat,
     extract,
-    function,
     local,
     store_lanes,
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
-from qcompile.kernels.cpu.linear.depthwise_zip import depthwise_zip_calls
+from qcompile.kernels.cpu.linear.depthwise_zip import depthwise_function, depthwise_zip_calls
 from qcompile.kernels.cpu.linear.frame import fill_frame
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, KernelCall
@@ -124,18 +123,8 @@ def _kernel(window: Window, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
     name = f"depthwise_{dtype}_{kh}x{kw}s{sh}_{chain.isa.name}_{code}"
 
     def build() -> Any:
-        parameters = [
-            ("x", dtype + "*"),
-            ("w", "int8*"),
-            ("bias", "int32*"),
-            ("y", chain.dtype + "*"),
-            ("sizes", "int32*"),
-            *chain.parameters,
-        ]
-        return function(
-            name,
-            parameters,
-            lambda x, w, bias, y, sizes, *rest: _Body(window, dot, chain, x, w, bias, y, sizes, rest).emit(),
+        return depthwise_function(
+            name, chain, dtype, lambda *pointers: _Body(window, dot, chain, *pointers).emit()
         )
 
     return Kernel(name, build)
@@ -205,7 +194,7 @@ class _Body:
             for u in range(dot.units):
                 acc.store(
                     o * BLOCK + u * dot.lanes,
-                    T.Shuffle([bias], list(range(u * dot.lanes, (u + 1) * dot.lanes))) if dot.units > 1 else bias,
+                    extract(bias, u * dot.lanes, dot.lanes),
                 )
         group_bytes = dot.group * BLOCK
         row_bytes = sum(v.groups(dot.group, m) for m in range(dot.group if v.aligned else 1)) * group_bytes

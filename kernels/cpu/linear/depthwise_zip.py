@@ -9,6 +9,7 @@ dot products for the 9 x 16 products of an output. Which axis and how many outpu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,6 +179,13 @@ def _pack(taps: np.ndarray, walk: Walk, dot: TapDot) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def depthwise_function(name: str, chain: Chain, dtype: str, emit: Callable[..., None]) -> Any:
+    """The PrimFunc of a depthwise kernel: emit(x, w, bias, y, sizes, the chain's arguments) writes its body."""
+    pointers = [("x", dtype), ("w", "int8"), ("bias", "int32"), ("y", chain.dtype), ("sizes", "int32")]
+    parameters = [*((n, d + "*") for n, d in pointers), *chain.parameters]
+    return function(name, parameters, lambda x, w, bias, y, sizes, *rest: emit(x, w, bias, y, sizes, rest))
+
+
 def _kernel(walk: Walk, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
     """Parameters: x (padded), packed weights, int32 bias (padded), y, int32 table of SIZES, then the chain's."""
     code = hashlib.sha256(repr((walk, dot.name, chain.isa.name, chain.key, dtype)).encode()).hexdigest()[:10]
@@ -185,13 +193,7 @@ def _kernel(walk: Walk, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
     name = f"depthwise_zip_{dtype}_{kh}x{kw}s{sh}_{chain.isa.name}_{code}"
 
     def build() -> Any:
-        pointers = [("x", dtype), ("w", "int8"), ("bias", "int32"), ("y", chain.dtype), ("sizes", "int32")]
-        parameters = [*((n, d + "*") for n, d in pointers), *chain.parameters]
-        return function(
-            name,
-            parameters,
-            lambda x, w, bias, y, sizes, *rest: _Body(walk, dot, chain, x, w, bias, y, sizes, rest).emit(),
-        )
+        return depthwise_function(name, chain, dtype, lambda *pointers: _Body(walk, dot, chain, *pointers).emit())
 
     return Kernel(name, build)
 
@@ -306,4 +308,4 @@ class _Body:
         return acc
 
 
-__all__ = ["choose_walk", "depthwise_zip_calls", "first_channels"]
+__all__ = ["choose_walk", "depthwise_function", "depthwise_zip_calls", "first_channels"]
