@@ -1,0 +1,1 @@
+"""Mixed precision: which layer can do with fewer bits."""
