@@ -80,7 +80,7 @@ def compile(
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
     if not is_quantized(graph):
-        quantize_graph(graph, calibration, options or QuantizeOptions(weight_bits=bits), notes)
+        quantize_graph(graph, calibration, options or QuantizeOptions(), notes)
         normalise_graph(graph, {}, notes)
     elif calibration is not None:
         notes.append("the model is quantized already: the calibration data is not used")

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from qcompile.frontend.graph import Graph
 from qcompile.frontend.shapes import infer_shapes
+from qcompile.quantizer.bits import check_bits, find_layers
 from qcompile.quantizer.calibration import Source, load_calibration
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.emit import Emitter
@@ -46,14 +47,13 @@ def quantize_graph(
 ) -> None:
     """`quantize` in place, which frees each float weight that is not needed any more."""
     options, notes = options or QuantizeOptions(), [] if notes is None else notes
-    if options.weight_bits != 8:
-        raise CompileError(f"--bits {options.weight_bits}: the quantizer writes 8-bit weights only; use --bits 8")
     if options.ranges not in ("auto", "minmax", "percentile", "mse"):
         raise CompileError(f"ranges '{options.ranges}' are unknown; choose auto, minmax, percentile or mse")
     data = load_calibration(calibration, graph)
     notes.extend(data.notes)
     samples = data.spaced(options.max_samples)
     prepare(graph)
+    check_bits(options.bits or {}, find_layers(graph))
     if options.equalise:
         equalise(graph, Placer(graph, options.wide_streams), samples)
     placer = Placer(graph, options.wide_streams)

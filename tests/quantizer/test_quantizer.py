@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from qcompile.frontend import load_model, normalise
 from qcompile.frontend.graph import Graph
-from qcompile.quantizer import QuantizeOptions, load_calibration, quantize
+from qcompile.quantizer import LayerBits, QuantizeOptions, load_calibration, quantize
 from qcompile.quantizer.equalise import equalise
 from qcompile.quantizer.histogram import Histogram, Quantization, affine, choose_8bit, choose_table
 from qcompile.quantizer.placement import Placer
@@ -295,8 +295,8 @@ def test_synthetic_inputs_respect_tables():
 
 def test_options_are_checked():
     model = conv_net(np.random.default_rng(0))
-    with pytest.raises(CompileError, match="--bits 4"):
-        quantize(model, None, QuantizeOptions(weight_bits=4))
+    with pytest.raises(CompileError, match="no layer 'none'"):
+        quantize(model, None, QuantizeOptions(bits={"none": LayerBits(4)}))
     with pytest.raises(CompileError, match="ranges"):
         quantize(model, None, QuantizeOptions(ranges="best"))
 
