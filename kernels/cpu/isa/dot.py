@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
+    T,
+    bind,
+    lanes_of,
     local,
+    reinterpret,
     splat,
 )
 
@@ -46,6 +50,17 @@ class Dot:
     prefetches = False  # weights of the next panel are asked for while one is at work
     row_pointers = False  # pixels have address registers of their own
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
+    digits = False  # packed weights are signed digits of 4 bits, a byte two of them
+    decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a register."""
+        return 4 * self.lanes
+
+    def packed_bytes(self, columns: int) -> int:
+        """Bytes of one group of a panel."""
+        return columns * self.group // (2 if self.digits else 1)
 
     @property
     def macs_a_cycle(self) -> float:
@@ -113,6 +128,11 @@ class Dot:
         parts = [acc.load(self.index(tile, unit, s), self.lanes) for s in range(tile.split)]
         return sum(parts[1:], parts[0])
 
+    def weights(self, tile: Tile, w: Pointer, g: int) -> list[Expr]:
+        """The vectors of packed weights of group g."""
+        size, first = self.vector_bytes, g * self.packed_bytes(tile.columns)
+        return [bind(w.load(first + at, size)) for at in range(0, self.packed_bytes(tile.columns), size)]
+
     def step(self, tile: Tile, acc: Pointer, rows: Sequence[Pointer], w: Pointer, groups: int) -> None:
         """Adds `groups` groups; rows: where the tile's pixels begin, w: where the packed weights do."""
         raise NotImplementedError
@@ -121,3 +141,35 @@ class Dot:
         """The sums as vectors of int32 in channel order: [row][vector]."""
         n = tile.columns // self.lanes
         return [[self.total(tile, acc, i * n + j) for j in range(n)] for i in range(tile.rows)]
+
+
+class Digits(Dot):
+    """A dot product whose weights are signed digits: a byte is 16 * odd + even, of two neighbouring vectors.
+
+    Shifted left by 4 it is 16 * even, as it is it adds 16 * odd + even: two instructions for both vectors instead of
+    five. The sums are set right at the end: S_even = a >> 4, S_odd = (b - S_even) >> 4.
+    """
+
+    digits = True
+    in_order = False  # sums begin at zero: the bias is added to what they become
+    resident_bias = False
+    digit_cycles = 0.5  # to take a register of digits apart
+
+    def cycles(self, tile: Tile) -> float:
+        return super().cycles(tile) + self.packed_bytes(tile.columns) / self.vector_bytes * self.digit_cycles
+
+    def weights(self, tile: Tile, w: Pointer, g: int) -> list[Expr]:
+        vectors: list[Expr] = []
+        for both in super().weights(tile, w, g):
+            vectors += [bind(self.even_digits(both)), both]
+        return vectors
+
+    def even_digits(self, both: Expr) -> Expr:
+        """16 * even of each byte."""
+        n = lanes_of(both)
+        return reinterpret(T.shift_left(reinterpret(both, "uint8", n), splat(4, "uint8", n)), "int8", n)
+
+    def total(self, tile: Tile, acc: Pointer, unit: int) -> Expr:
+        four = splat(4, "int32", self.lanes)
+        even = bind(T.shift_right(super().total(tile, acc, unit & ~1), four))
+        return T.shift_right(super().total(tile, acc, unit) - even, four) if unit & 1 else even

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import Expr, T, bind, concat, extract, intrinsic, reinterpret, shuffle
-from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.dot import Digits, Dot
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
 
@@ -52,8 +52,7 @@ class Sdot(Dot):
             # fewer groups: what the load reads beyond them is not used
             pixels = [bind(row.load(first * 4, 16)) for row in rows]
             for g in range(count):
-                for j in range(n):
-                    weights = bind(w.load(((first + g) * tile.columns + 4 * j) * 4, 16))
+                for j, weights in enumerate(self.weights(tile, w, first + g)):
                     for i, pixel in enumerate(pixels):
                         o = self.index(tile, i * n + j, g)
                         acc.store(
@@ -62,6 +61,14 @@ class Sdot(Dot):
                                 "int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)
                             ),
                         )
+
+
+class SdotDigits(Digits, Sdot):
+    """sdot with weights of 4 bits."""
+
+    name = "sdot_digits"
+    column_step = 8
+    tiles = tuple(t for t in Sdot.tiles if t[1] % 8 == 0)
 
 
 def _lane(pixel: Expr, g: int) -> Expr:
@@ -138,8 +145,7 @@ class Smmla(Dot):
             a, b = (bind(row.load(0, 8 * groups)) for row in rows[i : i + 2])
             pairs.append([bind(concat([extract(a, 8 * g, 8), extract(b, 8 * g, 8)])) for g in range(groups)])
         for g in range(groups):
-            for j in range(n):
-                weights = bind(w.load((g * tile.columns + 2 * j) * 8, 16))
+            for j, weights in enumerate(self.weights(tile, w, g)):
                 for i, pair in enumerate(pairs):
                     o = self.index(tile, i * n + j, g)
                     acc.store(o, intrinsic("int32x4", PREFIX + "smmla.v4i32.v16i8", acc.load(o, 4), pair[g], weights))
@@ -152,3 +158,9 @@ class Smmla(Dot):
             return shuffle(pairs, [0, 1, 4, 5] if i % 2 == 0 else [2, 3, 6, 7])
 
         return [[halves(i, j) for j in range(0, n, 2)] for i in range(tile.rows)]
+
+
+class SmmlaDigits(Digits, Smmla):
+    """smmla with weights of 4 bits."""
+
+    name = "smmla_digits"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import T, bind, cast, intrinsic, reinterpret
-from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.dot import Digits, Dot
 
 
 class Vnni(Dot):
@@ -22,7 +22,7 @@ class Vnni(Dot):
     def step(self, tile, acc, rows, w, groups):
         n, size = tile.columns // self.lanes, 4 * self.lanes
         for g in range(groups):
-            panel = [bind(w.load(g * tile.columns * 4 + j * size, size)) for j in range(n)]
+            panel = self.weights(tile, w, g)
             for i, row in enumerate(rows):
                 pixel = T.broadcast(T.reinterpret("int32", row.load(g * 4, 4)), self.lanes)
                 pixel = bind(reinterpret(pixel, "uint8", size))
@@ -38,6 +38,15 @@ class Vnni(Dot):
                             panel[j],
                         ),
                     )
+
+
+class VnniDigits(Digits, Vnni):
+    """vpdpbusd with weights of 4 bits."""
+
+    def __init__(self, dot: Vnni) -> None:
+        tiles = tuple(t for t in dot.tiles if t[1] % (2 * dot.lanes) == 0)
+        super().__init__(dot.name + "_digits", dot.lanes, dot.registers, dot.latency, tiles)
+        self.column_step = 2 * dot.lanes
 
 
 class Madd(Dot):
@@ -157,3 +166,5 @@ VNNI_256 = Vnni(
         (1, 8),
     ),
 )
+VNNI_512_DIGITS = VnniDigits(VNNI_512)
+VNNI_256_DIGITS = VnniDigits(VNNI_256)

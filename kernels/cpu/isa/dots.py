@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qcompile.kernels.cpu.isa.dot import Dot
-from qcompile.kernels.cpu.isa.dot_neon import Sdot, Smmla, Smull, SmullAny
-from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_512, Madd
+from qcompile.kernels.cpu.isa.dot_neon import Sdot, SdotDigits, Smmla, SmmlaDigits, Smull, SmullAny
+from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_256_DIGITS, VNNI_512, VNNI_512_DIGITS, Madd
 
 DOTS: dict[str, tuple[Dot, ...]] = {
     "avx512vnni": (VNNI_512,),
@@ -17,3 +17,13 @@ DOTS: dict[str, tuple[Dot, ...]] = {
 }
 # both operands are activations, which may be -128
 ACTIVATION_DOTS: dict[str, tuple[Dot, ...]] = DOTS | {"neon": (SmullAny(),)}
+# weights are signed digits of 4 bits
+DIGIT_DOTS: dict[str, tuple[Dot, ...]] = {
+    "avx512vnni": (VNNI_512_DIGITS,),
+    "avx512vbmi": (VNNI_512_DIGITS,),
+    "avxvnni": (VNNI_256_DIGITS,),
+    "avx2": (),
+    "neon": (),
+    "neon_dotprod": (SdotDigits(),),
+    "neon_i8mm": (SmmlaDigits(), SdotDigits()),
+}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dots import DOTS
+from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
-from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_weights
+from qcompile.kernels.cpu.linear.codes import UNIT, Code, find_code
+from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_codes, pack_weights
 from qcompile.kernels.cpu.linear.padding import pad_image, padded_shape
 from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
 from qcompile.kernels.dialect import Type
@@ -19,6 +20,7 @@ from qcompile.targets.target import Target
 
 PARALLEL_CYCLES = 4000  # shorter layers are not worth waking threads for
 PARALLEL_TASKS = 8
+DECODED_LEAST = 1 << 14  # rooms for decoded panels are powers of two from here, so that layers share kernels
 
 
 def lower_dense(ctx: NodeContext) -> list[KernelCall]:
@@ -130,9 +132,21 @@ def matrix_call(
 ) -> KernelCall:
     """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
-    tiling = choose_tiling(DOTS[chain.isa.name], rows, n, run, all_runs)
-    packed = np.concatenate([pack_weights(g, tiling) for g in weights])
+    coded = find_code(weights)
+    tiling = best_tiling(chain.isa.name, rows, n, run, all_runs, coded.code if coded else None)
+    decoded_bytes = 0
+    if coded and tiling.code:
+        packed = np.concatenate([pack_codes(coded.part(g), tiling) for g in range(groups)])
+    else:
+        packed = np.concatenate([pack_weights(g, tiling) for g in weights])
     sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
+    sizes["panel_bytes"] = packed.size // (groups * sizes["panels"]) if tiling.code else sizes["panel_bytes"]
+    if tiling.code:
+        unit = UNIT * tiling.dot.vector_bytes
+        units = -(-sizes["run_groups"] * all_runs * tiling.dot.packed_bytes(tiling.columns) // unit)
+        sizes["code_blocks"] = all_runs * run // tiling.code.group if tiling.code.group else 1
+        sizes["code_units"] = units // sizes["code_blocks"]
+        decoded_bytes = max(DECODED_LEAST, 1 << (units * unit - 1).bit_length())
     sizes |= {
         "width": width,
         "row_step": row_step,
@@ -156,7 +170,7 @@ def matrix_call(
         outer=images * groups > 1,
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
-    kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype)
+    kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype, decoded_bytes)
     return KernelCall(
         kernel,
         (
@@ -168,6 +182,14 @@ def matrix_call(
             *chain.operands,
         ),
     )
+
+
+def best_tiling(isa: str, rows: int, n: int, run: int, runs: int, code: Code | None) -> Tiling:
+    """The cheapest tiling for constant weights: decoded to panels first, or as signed digits in registers."""
+    choices = [choose_tiling(DOTS[isa], rows, n, run, runs, code=code)]
+    if code and code.digits and DIGIT_DOTS[isa]:
+        choices.append(choose_tiling(DIGIT_DOTS[isa], rows, n, run, runs))
+    return min(choices, key=lambda tiling: tiling.cycles)
 
 
 def plan_sizes(
@@ -186,7 +208,7 @@ def plan_sizes(
     blocks = -(-tiles // block_tiles)
     # every step of a tile asks for a part of the next panel, which is there when its turn comes
     groups_of_tile = -(-run // tiling.dot.group) * all_runs
-    panel_bytes = panels[0][1] * k_bytes
+    panel_bytes = groups_of_tile * tiling.dot.packed_bytes(panels[0][1])
     tile_ahead = -(-panel_bytes // block_tiles)
     return {
         "tasks": outer * blocks,

@@ -30,6 +30,7 @@ from qcompile.kernels.cpu.builder import (
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
+from qcompile.kernels.cpu.linear.decode import decode_panel
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -59,6 +60,8 @@ SIZES = (
     "bias_image",
     "tile_ahead",
     "group_ahead",
+    "code_units",
+    "code_blocks",
 )
 
 
@@ -84,21 +87,24 @@ class Geometry:
 
 
 def matrix_kernel(
-    kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, w_dtype: str = "int8"
+    kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, decoded_bytes: int = 0
 ) -> Kernel:
-    """The kernel for a tiling, a geometry and an epilogue.
+    """The kernel for a tiling, a geometry and an epilogue; decoded_bytes: room for a panel of coded weights.
 
     Its parameters: x, packed weights, int32 bias (padded), y, int32 table of SIZES, int32 row terms if the geometry
     says so, then the chain's.
     """
     dot = tiling.dot
-    shape = f"{tiling.rows}x{tiling.tile.columns if tiling.tile else tiling.tail.columns}"  # type: ignore[union-attr]
+    shape = f"{tiling.rows}x{tiling.columns}"
+    bits = f"_w{tiling.code.bits}" if tiling.code else "_w4" if dot.digits else ""
     spec = (
         kind,
         dot.name,
         tiling.tile,
         tiling.tail,
         tiling.tail_valid,
+        tiling.code,
+        decoded_bytes,
         geometry,
         chain.isa.name,
         chain.key,
@@ -106,12 +112,12 @@ def matrix_kernel(
         x_dtype,
     )
     code = hashlib.sha256(repr(spec).encode()).hexdigest()[:10]
-    name = f"{kind}_{x_dtype}_{shape}_{chain.isa.name}_{code}"
+    name = f"{kind}_{x_dtype}{bits}_{shape}_{chain.isa.name}_{code}"
 
     def build() -> Any:
         parameters = [
             ("x", x_dtype + "*"),
-            ("w", w_dtype + "*"),
+            ("w", "uint8*" if tiling.code else "int8*"),
             ("bias", "int32*"),
             ("y", chain.dtype + "*"),
             ("sizes", "int32*"),
@@ -132,6 +138,7 @@ def matrix_kernel(
                 sizes,
                 rest[0] if geometry.row_term else None,
                 rest[geometry.row_term :],
+                decoded_bytes,
             ).emit(),
         )
 
@@ -164,6 +171,7 @@ class Body:
     sizes: Pointer
     row_terms: Pointer | None
     chain_arguments: Sequence[Argument]
+    decoded_bytes: int = 0
 
     def size(self, name: str) -> Expr:
         return self.sizes.load(SIZES.index(name))
@@ -195,6 +203,13 @@ class Body:
         block_tiles = bind(self.size("block_tiles"))
         tiles = bind(T.truncdiv(self.size("rows") + (rows - 1), T.int32(rows)))
         emitter = self.chain.start(self.chain_arguments)
+        self.panel, first_weight = self.w, w_base
+        if self.tiling.code:
+            self.panel, first_weight = aligned_local(self.decoded_bytes, "int8"), T.int32(0)
+            units, count = bind(self.size("code_units")), bind(self.size("code_blocks"))
+            decode_panel(
+                self.tiling.dot, self.tiling.code, self.tiling.columns, self.w, w_base, self.panel, units, count
+            )
         step, widest = (t.columns if t else 0 for t in (self.tiling.tile, self.tiling.tile or self.tiling.tail))
         channel = bind(first_channel + panel * step)
         keep = self.tiling.dot.resident_bias and not self.geometry.single
@@ -204,7 +219,7 @@ class Body:
         def one_tile(t: Expr, number: Expr, start: Expr) -> None:
             offsets = self._offsets(number, start, x_base)
             ahead = bind(w_base + self.size("panel_bytes") + t * self.size("tile_ahead"))
-            here = Place(offsets, w_base, ahead, bind(first_row + start), channel)
+            here = Place(offsets, first_weight, ahead, bind(first_row + start), channel)
             tile, tail = self.tiling.tile, self.tiling.tail
             if tile and tail:
                 with T.If(panel < panels - 1):
@@ -266,7 +281,7 @@ class Body:
         return [bind(self.bias.load(first + at, lanes)) for at in range(0, columns, lanes)]
 
     def _runs(self, dot: Dot, tile: Tile, acc: Pointer, here: Place) -> None:
-        group_bytes = tile.columns * dot.group
+        group_bytes = dot.packed_bytes(tile.columns)
         group_ahead = bind(self.size("group_ahead"))
         many = dot.groups_a_step(tile)
         groups = bind(self.size("run_groups"))
@@ -282,7 +297,7 @@ class Body:
                 if dot.prefetches:
                     self.w.prefetch(ahead + done * group_ahead)
                 pixels = [row.moved(done * dot.group) for row in rows]
-                dot.step(tile, acc, pixels, self.w.moved(w_at + done * group_bytes), count)
+                dot.step(tile, acc, pixels, self.panel.moved(w_at + done * group_bytes), count)
 
             if not known or known[0]:
                 with T.serial(0, whole) as s:

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import numpy as np
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING
+from qcompile.kernels.cpu.linear.codes import Coded, encode, encode_digits
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.targets.errors import CompileError
 
 
 def pack_weights(weights: np.ndarray, tiling: Tiling) -> np.ndarray:
     """int8 [N, runs, run] -> bytes: panel after panel of [runs][run / group][NR][group], zeros where nothing is."""
+    panels = _panels(weights, tiling, 0)
+    if tiling.dot.digits:
+        panels = [encode_digits(p, tiling.dot.vector_bytes) for p in panels]
+    return np.concatenate([p.reshape(-1) for p in panels])
+
+
+def pack_codes(coded: Coded, tiling: Tiling) -> np.ndarray:
+    """Weights [N, runs, run] of a code -> bytes: for each panel its codes, then for each group along K the multipliers
+    of its columns, then their zeros if they have their own."""
+    vector, parts = tiling.dot.vector_bytes, []
+    shares = [a for a in (coded.multipliers, coded.zeros) if a is not None]
+    tables = [[_share_panel(a, first, columns, tiling) for first, columns in tiling.panels(len(a))] for a in shares]
+    for i, panel in enumerate(_panels(coded.values, tiling, coded.code.middle)):
+        parts.append(encode(panel, coded.code, vector))
+        if tables:
+            parts.append(np.stack([table[i] for table in tables], 1).reshape(-1))
+    return np.concatenate(parts)
+
+
+def _panels(weights: np.ndarray, tiling: Tiling, fill: int) -> list[np.ndarray]:
+    """[N, runs, run] -> for each panel [runs * run / group * NR * group], `fill` where nothing is."""
     n, runs, run = weights.shape
     dot = tiling.dot
     groups = -(-run // dot.group)
-    full = np.zeros((n, runs, groups * dot.group), np.int8)
+    full = np.full((n, runs, groups * dot.group), fill, weights.dtype)
     full[:, :, :run] = weights
     panels = []
     for first, columns in tiling.panels(n):
-        panel = np.zeros((columns, runs, groups, dot.group), np.int8)
+        panel = np.full((columns, runs, groups, dot.group), fill, weights.dtype)
         part = full[first : first + columns]
         panel[: len(part)] = part.reshape(len(part), runs, groups, dot.group)
         panels.append(panel[dot.order(columns)].transpose(1, 2, 0, 3).reshape(-1))
-    return np.concatenate(panels)
+    return panels
+
+
+def _share_panel(shares: np.ndarray, first: int, columns: int, tiling: Tiling) -> np.ndarray:
+    """[N, runs, groups of a run] -> [runs * groups, NR] of the panel that begins at channel `first`, 1 past N."""
+    part = shares[first : first + columns].reshape(-1, shares[0].size)
+    panel = np.ones((columns, part.shape[1]), np.uint8)
+    panel[: len(part)] = part
+    return panel[tiling.dot.order(columns)].T
 
 
 def fold_bias(bias: np.ndarray, weights: np.ndarray, zero_point: int) -> np.ndarray:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
+from qcompile.kernels.cpu.linear.codes import UNIT, Code
 
 TILE_OVERHEAD = 12.0  # cycles to begin a tile: offsets, loop set-up
 PANEL_OVERHEAD = 20.0
 TOLERANCE = 1.04  # the first tile this near to the best is taken, so that more layers share a kernel
 STORE_CYCLES = 4.0  # to rescale and store one accumulator vector
+DECODED_BYTES = 1 << 17  # a panel of weights that is decoded to the stack takes no more
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """`tile` for whole panels of NR channels, `tail` (columns that fit what N leaves over) for the last one."""
+    """`tile` for whole panels of NR channels, `tail` (columns that fit what N leaves over) for the last one.
+
+    code: panels are decoded from it into memory before their tiles. cycles: the estimate for the whole product.
+    """
 
     dot: Dot
     tile: Tile | None
     tail: Tile | None
     tail_valid: int
+    code: Code | None = None
+    cycles: float = field(default=0.0, compare=False)
 
     @property
     def rows(self) -> int:
         return (self.tile or self.tail).rows  # type: ignore[union-attr]
+
+    @property
+    def columns(self) -> int:
+        """Of the widest panel."""
+        return (self.tile or self.tail).columns  # type: ignore[union-attr]
 
     def panels(self, n: int) -> list[tuple[int, int]]:
         """(first channel, columns) of each panel."""
@@ -32,30 +44,49 @@ class Tiling:
         return [(i * step, step) for i in range(whole)] + ([(whole * step, self.tail.columns)] if self.tail else [])
 
 
-def choose_tiling(dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int, uniform: bool = False) -> Tiling:
+def choose_tiling(
+    dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int, uniform: bool = False, code: Code | None = None
+) -> Tiling:
     """The cheapest tiling for M rows, N channels and `runs` runs of `run` contiguous elements of K.
 
-    uniform: the last panel is as wide as the others.
+    uniform: the last panel is as wide as the others. code: the weights are decoded to panels of bytes, all equally
+    wide.
     """
     candidates = []
     for dot in dots:
         groups = runs * -(-run // dot.group)
-        for rows, columns in dot.tiles:
-            if rows > m:
-                continue
+        for rows, columns in _tiles(dot, m, groups, code):
             tail = n % columns
             if n < columns and tail <= columns - dot.column_step:
                 continue  # a narrower tile is in the list, or is its tail
             whole = n // columns
             tile = dot.tile(rows, columns) if whole else None
-            tail_columns = columns if uniform else -(-tail // dot.column_step) * dot.column_step
+            same = uniform or code is not None
+            tail_columns = columns if same else -(-tail // dot.column_step) * dot.column_step
             rest = dot.tile(rows, tail_columns) if tail else None
             tiles = -(-m // rows)
             cost = 0.0
             for t, count in ((tile, whole), (rest, 1)):
                 if t:
                     store = STORE_CYCLES * rows * t.columns / dot.lanes
-                    cost += count * (PANEL_OVERHEAD + tiles * (groups * dot.cycles(t) + store + TILE_OVERHEAD))
-            candidates.append((cost, Tiling(dot, tile, rest, tail)))
+                    panel = PANEL_OVERHEAD + tiles * (groups * dot.cycles(t) + store + TILE_OVERHEAD)
+                    if code:
+                        panel += groups * dot.packed_bytes(t.columns) / dot.vector_bytes * dot.decode_cycles
+                    cost += count * panel
+            candidates.append((cost, Tiling(dot, tile, rest, tail, code, cost)))
     best = min(cost for cost, _ in candidates)
     return next(tiling for cost, tiling in candidates if cost <= best * TOLERANCE)
+
+
+def _tiles(dot: Dot, m: int, groups: int, code: Code | None) -> list[tuple[int, int]]:
+    """The (rows, columns) that M rows can have; with a code those whose panel has 1, 2, 4 or 8 vectors for each group
+    and fits the stack, or the narrowest."""
+    tiles = [t for t in dot.tiles if t[0] <= m]
+    if code is None:
+        return tiles
+    vectors = {t: t[1] * dot.group // dot.vector_bytes for t in tiles}
+    tiles = [t for t in tiles if UNIT % vectors[t] == 0]
+    if code.group:  # which begin with a whole unit
+        tiles = [t for t in tiles if code.group * t[1] % (UNIT * dot.vector_bytes) == 0]
+    small = [t for t in tiles if groups * t[1] * dot.group <= DECODED_BYTES]
+    return small or [t for t in tiles if t[1] == min(c for _, c in tiles)]

@@ -1,0 +1,139 @@
+"""Codes of a few bits for weights: how an int8 constant is stored in half its bytes or less, found from its values.
+
+A weight is w = multiplier * (u - zero), u of `bits` bits; multiplier and zero are shared by `group` neighbours along K,
+or are 1 and the middle of the range for all. So the numpy meaning of a layer stays that of int8 weights, and any model
+whose weights have this form, whatever wrote it, is stored this way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDTHS = (2, 3, 4)
+GROUPS = (128, 64, 32)
+MULTIPLIER_LIMIT = 17  # the largest product u * multiplier is a byte: 15 * 17 = 255
+SAMPLE = 64  # groups that are looked at before all are
+PLANES = (4, 2, 1)  # widths that pieces of u are stored in
+UNIT = 8  # vectors that are decoded together: whole bytes of each plane
+
+
+@dataclass(frozen=True)
+class Code:
+    """u has `bits` bits; group: elements of K with their own multiplier, 0: all have 1; zeros: and their own zero;
+    digits: |u - zero| < 2^(bits-1), so that 4-bit codes may be kept as signed digits."""
+
+    bits: int
+    group: int = 0
+    zeros: bool = False
+    digits: bool = False
+
+    @property
+    def middle(self) -> int:
+        return 1 << (self.bits - 1)
+
+    @property
+    def planes(self) -> list[int]:
+        """Widths whose sum is `bits`."""
+        return [p for p in PLANES if self.bits & p]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """values uint8 [..., run]: u; multipliers and zeros uint8 [..., run / group], None without groups."""
+
+    code: Code
+    values: np.ndarray
+    multipliers: np.ndarray | None = None
+    zeros: np.ndarray | None = None
+
+    def part(self, index: int | slice) -> Coded:
+        """Of the first axis."""
+        rest = (None if a is None else a[index] for a in (self.multipliers, self.zeros))
+        return Coded(self.code, self.values[index], *rest)
+
+    def decoded(self) -> np.ndarray:
+        """The int8 weights."""
+        if not self.code.group:
+            return (self.values.astype(np.int16) - self.code.middle).astype(np.int8)
+        shape = (*self.values.shape[:-1], -1, self.code.group)
+        zeros = self.code.middle if self.zeros is None else self.zeros.astype(np.int16)[..., None]
+        multipliers = self.multipliers.astype(np.int16)[..., None]  # type: ignore[union-attr]
+        w = multipliers * (self.values.reshape(shape).astype(np.int16) - zeros)
+        return w.astype(np.int8).reshape(self.values.shape)
+
+
+def find_code(weights: np.ndarray) -> Coded | None:
+    """The shortest code of int8 weights [..., run], None where they need all their bits."""
+    if not weights.size:
+        return None
+    low, high = int(weights.min()), int(weights.max())
+    for bits in WIDTHS:
+        middle = 1 << (bits - 1)
+        if -middle <= low and high < middle:
+            code = Code(bits, digits=bits == 4 and -middle < low)
+            return Coded(code, (weights.astype(np.int16) + middle).astype(np.uint8))
+    run = weights.shape[-1]
+    for group in GROUPS:
+        if run % group:
+            continue
+        blocks = weights.reshape(-1, group)
+        if _factor(blocks[:SAMPLE]) is None:
+            continue
+        found = _factor(blocks)
+        if found is None:
+            continue
+        values, multipliers, zeros = found
+        own = bool((zeros != 8).any())
+        shape = (*weights.shape[:-1], run // group)
+        return Coded(
+            Code(4, group, own),
+            values.reshape(weights.shape),
+            multipliers.reshape(shape),
+            zeros.reshape(shape) if own else None,
+        )
+    return None
+
+
+def _factor(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Rows of int8 as (u, multiplier, zero) of 4 bits each, zeros of 8 where all rows allow it; None if one does
+    not."""
+    low, high = (f(blocks, 1).astype(np.int16) for f in (np.min, np.max))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    common = np.gcd.reduce(np.abs(blocks), 1).astype(np.int16)
+    for centred in (True, False):
+        multiplier = np.zeros(len(blocks), np.int16)
+        for m in range(MULTIPLIER_LIMIT, 0, -1):  # the smallest that fits is left
+            fits = (low >= -8 * m) & (high <= 7 * m) if centred else high - low <= 15 * m
+            multiplier[fits & (common % m == 0)] = m
+        if multiplier.all():
+            zeros = np.full(len(blocks), 8, np.int16) if centred else -low // multiplier
+            values = blocks // multiplier[:, None] + zeros[:, None]
+            return values.astype(np.uint8), multiplier.astype(np.uint8), zeros.astype(np.uint8)
+    return None
+
+
+def encode(panel: np.ndarray, code: Code, vector: int) -> np.ndarray:
+    """The bytes of a panel of u (uint8, as the tiles want them), for vectors of so many bytes.
+
+    Eight vectors at a time, the last ones filled up: each plane in turn, lowest bits first, of which every vector holds
+    8 / width neighbouring ones, the first in the lowest bits.
+    """
+    whole = np.full(-(-panel.size // (UNIT * vector)) * UNIT * vector, code.middle, np.uint8)
+    whole[: panel.size] = panel
+    units = whole.reshape(-1, UNIT, vector)
+    parts, shift = [], 0
+    for width in code.planes:
+        piece = (units >> shift) & ((1 << width) - 1)
+        shared = piece.reshape(len(units), UNIT * width // 8, 8 // width, vector)
+        places = (np.arange(8 // width, dtype=np.uint8) * width)[:, None]
+        parts.append(np.bitwise_or.reduce(shared << places, 2))
+        shift += width
+    return np.concatenate(parts, 1).reshape(-1)
+
+
+def encode_digits(panel: np.ndarray, vector: int) -> np.ndarray:
+    """A panel of int8 in [-7, 7] as signed digits: byte = 16 * (odd vector) + even vector."""
+    pairs = panel.reshape(-1, 2, vector).astype(np.int16)
+    return (16 * pairs[:, 1] + pairs[:, 0]).astype(np.int8)

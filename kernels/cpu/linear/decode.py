@@ -1,0 +1,77 @@
+"""Panels of coded weights become panels of bytes on the stack, once for all the tiles that use them."""
+
+from __future__ import annotations
+
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, reinterpret, shuffle, splat
+from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.linear.codes import UNIT, Code
+
+
+def decode_panel(
+    dot: Dot, code: Code, columns: int, w: Pointer, at: Expr, panel: Pointer, units: Expr, blocks: Expr
+) -> None:
+    """Writes the int8 weights of the panel at byte `at` of w (uint8, as `pack_codes` lays it out) to `panel`.
+
+    units: of eight vectors, in each of `blocks` groups along K (of which there is one where the code has no groups).
+    """
+    size = dot.vector_bytes
+    unit_bytes = UNIT * size * code.bits // 8
+    if not code.group:
+        middle = bind(splat(code.middle, "uint8", size))
+        with T.serial(0, units) as unit:
+            values = _unit(code, size, w, bind(at + unit * unit_bytes))
+            for i, u in enumerate(values):
+                panel.store(unit * (UNIT * size) + i * size, reinterpret(u - middle, "int8", size))
+        return
+    vectors = columns * dot.group // size  # those of one group of the dot product have their own channels
+    meta = bind(at + blocks * units * unit_bytes)
+    shares = columns * (2 if code.zeros else 1)
+    with T.serial(0, blocks) as block:
+        here = bind(meta + block * shares)
+        multipliers = [bind(_shares(dot, w, here, j)) for j in range(vectors)]
+        offsets = []
+        for j, m in enumerate(multipliers):
+            if code.zeros:
+                zero = bind(_shares(dot, w, here + columns, j))
+                zero = zero + T.shift_left(zero, splat(8, "uint16", size // 2))
+            else:
+                zero = splat(code.middle * 257, "uint16", size // 2)
+            offsets.append(bind(reinterpret(m * zero, "uint8", size)))
+        with T.serial(0, units) as u:
+            unit = bind(block * units + u)
+            for i, value in enumerate(_unit(code, size, w, bind(at + unit * unit_bytes))):
+                # two bytes of one channel at a time: their products are bytes, so that nothing is carried
+                product = reinterpret(value, "uint16", size // 2) * multipliers[i % vectors]
+                signed = reinterpret(product, "uint8", size) - offsets[i % vectors]
+                panel.store(unit * (UNIT * size) + i * size, reinterpret(signed, "int8", size))
+
+
+def _unit(code: Code, size: int, w: Pointer, at: Expr) -> list[Expr]:
+    """Eight vectors of u, as uint8."""
+    values: list[Expr] = []
+    shift, begin = 0, 0
+    for width in code.planes:
+        count = UNIT * width // 8
+        stored = [bind(w.load(at + (begin + i) * size, size)) for i in range(count)]
+        begin += count
+        for i in range(UNIT):
+            place = i % (8 // width) * width
+            piece = stored[i * width // 8]
+            if place:
+                piece = T.shift_right(piece, splat(place, "uint8", size))
+            if place + width < 8:
+                piece = T.bitwise_and(piece, splat((1 << width) - 1, "uint8", size))
+            if shift:
+                values[i] = values[i] + T.shift_left(piece, splat(shift, "uint8", size))
+            else:
+                values.append(piece)
+        shift += width
+    return [bind(v) for v in values]
+
+
+def _shares(dot: Dot, w: Pointer, at: Expr, vector: int) -> Expr:
+    """Bytes of the channels in a vector, each over the 16-bit lanes of its weights."""
+    channels, repeat = dot.vector_bytes // dot.group, dot.group // 2
+    found = w.load(at + vector * channels, channels)
+    found = bind(found)  # a shuffle may not give more lanes than it is given
+    return cast(shuffle([found] * repeat, [c for c in range(channels) for _ in range(repeat)]), "uint16")
