@@ -32,7 +32,7 @@ def fold_constants(graph: Graph) -> None:
     """Fold until nothing changes; each round infers shapes, so chains of Shape, Gather, Concat, Reshape resolve."""
     while True:
         infer_shapes(graph)
-        folded = _fold_shapes(graph) | _fold_constant_nodes(graph)
+        folded = _fold_shapes(graph) | fold_constant_nodes(graph)
         ready = _constant_nodes(graph)
         if ready:
             graph.constants.update(_evaluate(graph, ready))
@@ -43,7 +43,8 @@ def fold_constants(graph: Graph) -> None:
         graph.update()
 
 
-def _fold_constant_nodes(graph: Graph) -> bool:
+def fold_constant_nodes(graph: Graph) -> bool:
+    """Constant nodes become initializers; whether there were any."""
     found = [n for n in graph.nodes if n.op_type == "Constant"]
     for node in found:
         a = node.attribute[0]

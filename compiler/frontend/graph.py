@@ -51,7 +51,8 @@ class Graph:
     """Nodes, constants and static facts of one ONNX model.
 
     Attributes: `nodes` in topological order, `constants` {name: array}, `inputs` and `outputs` (ValueInfoProto),
-    `shapes` {name: shape} and `dtypes` {name: TensorProto type} as far as known, `opsets` {domain: version}.
+    `shapes` {name: shape} and `dtypes` {name: TensorProto type} as far as known, `opsets` {domain: version}; `blocks`
+    {name of a float constant: (scales, axis, block size) of the codes that it was made from}.
     The graph keeps nothing of the model it is made from, whose weights may then be freed.
     """
 
@@ -63,6 +64,7 @@ class Graph:
         self.inputs = [_copy(v) for v in g.input if v.name not in self.constants]
         self.outputs = [_copy(v) for v in g.output]
         self.opsets = {o.domain: o.version for o in model.opset_import}
+        self.blocks: dict[str, tuple[np.ndarray, int, int]] = {}
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
         self.note_types([*g.input, *g.value_info, *g.output])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
 from qcompile.frontend.expand_norms import expand_group_norm
-from qcompile.frontend.fold_constants import fold_constants
+from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
 from qcompile.frontend.fold_scales import (
     batch_norm_to_affine,
     fold_before_conv,
@@ -17,6 +18,7 @@ from qcompile.frontend.fold_scales import (
 from qcompile.frontend.fuse_activations import fuse_activations
 from qcompile.frontend.fuse_norms import fuse_norms
 from qcompile.frontend.graph import Graph
+from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import upgrade_opset
 from qcompile.frontend.precision import single_precision
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
@@ -31,6 +33,8 @@ from qcompile.frontend.simplify import (
 
 PASSES = [
     fold_constants,  # what depends on constants and shapes only becomes an initializer
+    clip_before_quantize,  # Clip of codes: Clip of reals
+    fold_blocked_quantize,  # weights quantized in blocks: their codes
     remove_no_ops,  # Identity, Dropout, Casts and Reshapes without effect
     explicit_reshapes,  # Reshape targets without 0 and -1
     merge_transposes,  # Transpose of Transpose, Reshape of Reshape
@@ -72,12 +76,15 @@ def normalise_graph(
     fix_input_shapes(graph, shapes, notes)
     infer_shapes(graph)
     upgrade_opset(graph)
+    fold_constant_nodes(graph)
+    widen_types(graph)
     for _ in range(ROUNDS):
         graph.changed = False
         for transform in PASSES:
             transform(graph)
         if not graph.changed:
             break
+    (expand_blocks if is_quantized(graph) else float_blocks)(graph)
     infer_shapes(graph)
     check_static(graph)
     for node in graph.nodes:

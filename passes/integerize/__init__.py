@@ -26,14 +26,19 @@ from qcompile.passes.integerize.values import Integers, Real, identity
 from qcompile.targets.errors import CompileError
 
 
-def integerize(module: Any, names: dict[str, str], outputs: list[str], approx: str = "exact") -> Program:
+def integerize(
+    module: Any, names: dict[str, str], outputs: list[str], approx: str = "exact", notes: list[str] | None = None
+) -> Program:
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
     Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers.
+    `notes` receives remarks for the user, such as weights that had to be rounded again.
     Raises CompileError naming the tensor whose op has no integer form.
     """
     reader = Reader(module["main"], names, approx)
     reader.read()
+    if notes is not None:
+        notes.extend(reader.notes)
     body = module["main"].body.body
     results = [reader._value(body)]
     if isinstance(results[0], list):

@@ -115,8 +115,14 @@ def isnan(r: Reader, call: Any, args: list[Any]) -> Real:
     return Real(np.isnan(args[0].values) if isinstance(args[0], Real) else np.zeros(args[0].shape, bool))
 
 
+LIMITS = {"relax.maximum", "relax.minimum", "relax.clip", "relax.nn.relu", "relax.nn.relu6"}
+
+
 def clamp(r: Reader, v: Value, low: float, high: float) -> Value:
     """v limited to [low, high]; deferred values carry the limits to their grid."""
+    if isinstance(v, Integers) and v.graph_input:  # rounding and limits may change places
+        grid = r.upcoming_grid(r.call_var, LIMITS)
+        v = v if grid is None else r.quantize_input(v, grid)
     if isinstance(v, Real):
         return Real(np.clip(v.values, low, high))
     if isinstance(v, Weights):

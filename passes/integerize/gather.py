@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from qcompile.passes.integerize.functions import as_function
 from qcompile.passes.integerize.movement import cut, reshape_value, shape_after
+from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
 from qcompile.passes.integerize.reader import Reader, handles, shape_of
 from qcompile.passes.integerize.softmax import keep_tensor, masked_scores
 from qcompile.passes.integerize.values import (
@@ -51,18 +52,46 @@ def take(r: Reader, call: Any, args: list[Any]) -> Value:
     return move_take(r, r.settled(v, r.call_var), ids, axis, shape)
 
 
+TABLE_MULTIPLIER = 255  # a block of a coded table has a multiplier of 8 bits
+LOST = 2.0**-5  # a common scale that loses more of the table than this is worse than 16 bits of its range
+
+
 def _table(r: Reader, v: Real) -> Quantized:
-    """An embedding table: on the model's own grid if it has one for the whole table, else 16 bits."""
-    if v.step is not None and v.step.size and v.step.min() == v.step.max():
-        step = v.step.flat[0]
-        codes = v.values / step.astype(v.values.dtype)
-        np.rint(codes, out=codes)
-        largest = max(codes.max(initial=0), -codes.min(initial=0))
-        grid = symmetric_grid(-1, 1, "int8" if largest <= 127 else "int16")
-        if largest <= grid.hi:
+    """An embedding table: on the model's own grid if it has one for the whole table, or one that its blocks' steps are
+    small multiples of; else 16 bits."""
+    if v.step is not None and v.step.size:
+        step = np.broadcast_to(v.step, v.shape)
+        found = _table_codes(r, v.values, step)
+        if found is not None:
+            codes, scale = found
+            grid = symmetric_grid(-1, 1, "int8" if np.abs(codes).max(initial=0) <= 127 else "int16")
             name = r.builder.constant(codes.astype(grid.dtype))
-            return Quantized(name, identity(codes.ndim), codes.shape, float(step), 0, grid.dtype, grid.lo, grid.hi)
+            return Quantized(name, identity(codes.ndim), codes.shape, scale, 0, grid.dtype, grid.lo, grid.hi)
     return r.make.quantize(v, symmetric_grid(*value_range(v)))
+
+
+def _table_codes(r: Reader, values: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """(codes of at most 16 bits, their one scale) of a table with the model's steps; None where nothing fits."""
+    top = 32767
+    codes = values / step.astype(values.dtype)
+    np.rint(codes, out=codes)
+    if step.min() == step.max():
+        return (codes, float(step.flat[0])) if np.abs(codes).max(initial=0) <= top else None
+    rows = codes.reshape(len(codes), -1)
+    blocks = Blocks.of(rows, step.reshape(rows.shape))
+    joined = blocks.joined()
+    if joined.largest.max() * TABLE_MULTIPLIER > top:
+        return None
+    limit = int(TABLE_MULTIPLIER * max(joined.largest.max(), 1))
+    scale, _, found = exact_multipliers(joined, limit)
+    if not found[0]:
+        scale, _, error = nearest_multipliers(joined, limit)
+        if error[0] > LOST**2:
+            return None
+        lost = 100 * float(np.sqrt(error[0]))
+        r.notes.append(f"the scales of the table are brought to integer multiples of one ({lost:.2g} % of its values)")
+    multipliers = np.clip(np.rint(blocks.steps / scale[0]), 1, None)
+    return (rows * blocks.along(rows.shape[1], multipliers)).reshape(codes.shape), float(scale[0])
 
 
 def move_take(r: Reader, v: Value, ids: str, axis: int, shape: tuple[int, ...]) -> Value:

@@ -7,28 +7,61 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weights, identity, symmetric_grid
 from qcompile.targets.errors import CompileError
 
+LARGEST_CODE = 127
+LEAST_MULTIPLIER = 4  # blocks whose multipliers are coarser than this are not worth keeping
 
-def weight_codes(values: np.ndarray, step: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+
+def weight_codes(
+    values: np.ndarray, step: np.ndarray | None, notes: list[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Float weights [O, ...] -> (int8 codes in [-127, 127], scale [O]).
 
-    On the model's own grid where that is one step per output channel and fits; else per-channel symmetric.
+    On the model's own grid where that is one step per output channel and fits, or where the steps of a channel's blocks
+    are multiples of one; else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel
+    symmetric. `notes` receives a word where weights are rounded again.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
-    if step is not None:
-        steps = np.broadcast_to(step, values.shape).reshape(len(values), -1)
-        if (steps == steps[:, :1]).all():
-            codes = np.rint(flat / steps[:, :1])
-            if np.abs(codes).max(initial=0) <= 127:
-                return codes.astype(np.int8).reshape(values.shape), steps[:, 0].astype(np.float64)
     if not np.isfinite(flat).all():
         raise CompileError("its weights are not finite")
-    scale = np.abs(flat).max(1) / 127
+    if step is not None and flat.size:
+        steps = np.broadcast_to(step, values.shape).reshape(flat.shape)
+        found = _codes_on_grid(flat, steps, notes)
+        if found is not None:
+            return found[0].astype(np.int8).reshape(values.shape), found[1]
+    scale = np.abs(flat).max(1, initial=0) / LARGEST_CODE
     scale[scale == 0] = 1.0
     return np.rint(flat / scale[:, None]).astype(np.int8).reshape(values.shape), scale
+
+
+def _codes_on_grid(
+    flat: np.ndarray, steps: np.ndarray, notes: list[str] | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(codes, scale) of weights [O, K] with the model's steps [O, K], or None where they do not fit 8 bits."""
+    notes = [] if notes is None else notes
+    codes = np.rint(flat / steps)
+    blocks = Blocks.of(codes, steps)
+    if blocks.steps.shape[1] == 1:
+        if blocks.largest.max() <= LARGEST_CODE:
+            return codes, blocks.steps[:, 0]
+        notes.append(f"weights with codes up to {blocks.largest.max():.0f} from their zero point are rounded to 8 bits")
+        return None
+    scale, multipliers, found = exact_multipliers(blocks, LARGEST_CODE)
+    if not found.all():
+        if LARGEST_CODE // max(blocks.largest[~found].max(), 1) < LEAST_MULTIPLIER:
+            notes.append("weights in blocks of 6 bits and more are rounded to 8 bits with one scale a channel")
+            return None
+        nearest, near, error = nearest_multipliers(blocks, LARGEST_CODE)
+        scale, multipliers = np.where(found, scale, nearest), np.where(found[:, None], multipliers, near)
+        loss = 100 * float(np.sqrt(error[~found].mean()))
+        notes.append(
+            f"block scales are brought to integer multiples of one scale a channel ({loss:.2g} % of the weights)"
+        )
+    return codes * blocks.along(codes.shape[1], multipliers), scale
 
 
 def _accumulator_bound(codes: np.ndarray, x: Quantized) -> float:
@@ -80,7 +113,7 @@ def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
         raise CompileError("a convolution whose weights are computed is not supported")
     one_d = len(x.shape) == 3
     out = shape_of(call)
-    codes, scale = weight_codes(w.values, w.step)
+    codes, scale = weight_codes(w.values, w.step, r.notes)
     if one_d:
         x = r.make.relayout(x, (0, 2, 1))
         n, c, length = x.shape
@@ -134,7 +167,7 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
         )
 
     w = w.map(regroup)
-    codes, scale = weight_codes(w.values, w.step)
+    codes, scale = weight_codes(w.values, w.step, r.notes)
     x = r.make.relayout(x, (0, 3, 1, 2))
     _, _, h, wd = x.shape
     name = x.name
@@ -195,7 +228,7 @@ def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
     w = w.map(lambda v: v.reshape(v.shape[-2:]) if v.ndim > 2 else v)
     vector = w.values.ndim == 1
     w = w.map(lambda v: v.reshape(1, -1) if vector else v.T)
-    codes, scale = weight_codes(w.values, w.step)
+    codes, scale = weight_codes(w.values, w.step, r.notes)
     x = r.make.plain(r.operand(x, "input"))
     out = shape_of(call)
 

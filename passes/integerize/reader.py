@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -62,8 +63,19 @@ def scalar(expr: Any) -> float:
     return float(expr.value if hasattr(expr, "value") else expr)
 
 
+class Notes(list):
+    """Remarks for the user, each with the node that it is about."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def append(self, note: str) -> None:
+        super().append(f"{self.reader.where}: {note}")
+
+
 class Reader:
-    """The state of one reading: values by variable, users of each variable, names for messages."""
+    """The state of one reading: values by variable, users of each variable, names for messages, notes for the user."""
 
     def __init__(self, function: Any, names: dict[str, str], approx: str = "exact") -> None:
         self.function = function
@@ -75,6 +87,7 @@ class Reader:
         self.users: dict[Any, list[Any]] = {}
         self.input_grids: dict[str, Quantized] = {}  # float inputs as their first QuantizeLinear made them
         self.where = ""
+        self.notes = Notes(self)
         for binding in self.bindings():
             for arg in self._vars(binding.value):
                 self.users.setdefault(arg, []).append(binding)
@@ -144,15 +157,16 @@ class Reader:
         return expr  # shapes and attribute-like arguments
 
     # ---- looking ahead -----------------------------------------------------------------------------------------------
-    def upcoming_grid(self, var: Any) -> Grid | None:
-        """The grid on which every reader quantizes `var`, through data movement; None where they do not agree."""
+    def upcoming_grid(self, var: Any, through: AbstractSet[str] = frozenset()) -> Grid | None:
+        """The grid on which every reader quantizes `var`, through data movement and the ops `through`; None where they
+        do not agree."""
         grids = set()
         for binding in self.users.get(var, []):
             call = binding.value
             if isinstance(call, relax.TupleGetItem) or (
-                isinstance(call, relax.Call) and getattr(call.op, "name", "") in MOVEMENT
+                isinstance(call, relax.Call) and getattr(call.op, "name", "") in MOVEMENT | through
             ):
-                grids.add(self.upcoming_grid(binding.var))
+                grids.add(self.upcoming_grid(binding.var, through))
             elif isinstance(call, relax.Call) and call.op.name == "relax.quantize":
                 grids.add(grid_of(call))
             else:
