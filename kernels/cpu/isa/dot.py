@@ -52,6 +52,7 @@ class Dot:
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
     digits = False  # packed weights are signed digits of 4 bits, a byte two of them
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
+    unpack_cycles = 1.0  # to a register
 
     @property
     def vector_bytes(self) -> int:
@@ -128,13 +129,19 @@ class Dot:
         parts = [acc.load(self.index(tile, unit, s), self.lanes) for s in range(tile.split)]
         return sum(parts[1:], parts[0])
 
-    def weights(self, tile: Tile, w: Pointer, g: int) -> list[Expr]:
-        """The vectors of packed weights of group g."""
+    def weights(self, tile: Tile, w: Pointer | Sequence[Expr], g: int) -> Sequence[Expr]:
+        """The vectors of packed weights of group g, loaded or as they are given."""
+        if not isinstance(w, Pointer):
+            n = tile.columns * self.group // self.vector_bytes
+            return w[g * n : (g + 1) * n]
         size, first = self.vector_bytes, g * self.packed_bytes(tile.columns)
         return [bind(w.load(first + at, size)) for at in range(0, self.packed_bytes(tile.columns), size)]
 
-    def step(self, tile: Tile, acc: Pointer, rows: Sequence[Pointer], w: Pointer, groups: int) -> None:
-        """Adds `groups` groups; rows: where the tile's pixels begin, w: where the packed weights do."""
+    def step(
+        self, tile: Tile, acc: Pointer, rows: Sequence[Pointer], w: Pointer | Sequence[Expr], groups: int
+    ) -> None:
+        """Adds `groups` groups; rows: where the tile's pixels begin, w: where the packed weights do, or (where
+        accumulators are in order) their vectors."""
         raise NotImplementedError
 
     def finish(self, tile: Tile, acc: Pointer) -> list[list[Expr]]:
@@ -158,7 +165,7 @@ class Digits(Dot):
     def cycles(self, tile: Tile) -> float:
         return super().cycles(tile) + self.packed_bytes(tile.columns) / self.vector_bytes * self.digit_cycles
 
-    def weights(self, tile: Tile, w: Pointer, g: int) -> list[Expr]:
+    def weights(self, tile: Tile, w: Pointer | Sequence[Expr], g: int) -> Sequence[Expr]:
         vectors: list[Expr] = []
         for both in super().weights(tile, w, g):
             vectors += [bind(self.even_digits(both)), both]

@@ -146,7 +146,7 @@ def matrix_call(
         units = -(-sizes["run_groups"] * all_runs * tiling.dot.packed_bytes(tiling.columns) // unit)
         sizes["code_blocks"] = all_runs * run // tiling.code.group if tiling.code.group else 1
         sizes["code_units"] = units // sizes["code_blocks"]
-        decoded_bytes = max(DECODED_LEAST, 1 << (units * unit - 1).bit_length())
+        decoded_bytes = 0 if tiling.inline else max(DECODED_LEAST, 1 << (units * unit - 1).bit_length())
     sizes |= {
         "width": width,
         "row_step": row_step,
@@ -185,8 +185,11 @@ def matrix_call(
 
 
 def best_tiling(isa: str, rows: int, n: int, run: int, runs: int, code: Code | None) -> Tiling:
-    """The cheapest tiling for constant weights: decoded to panels first, or as signed digits in registers."""
+    """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits."""
     choices = [choose_tiling(DOTS[isa], rows, n, run, runs, code=code)]
+    in_order = tuple(dot for dot in DOTS[isa] if dot.in_order)
+    if code and runs == 1 and in_order:
+        choices.append(choose_tiling(in_order, rows, n, run, runs, code=code, inline=True))
     if code and code.digits and DIGIT_DOTS[isa]:
         choices.append(choose_tiling(DIGIT_DOTS[isa], rows, n, run, runs))
     return min(choices, key=lambda tiling: tiling.cycles)

@@ -1,9 +1,12 @@
-"""Panels of coded weights become panels of bytes on the stack, once for all the tiles that use them."""
+"""Coded weights become bytes: whole panels on the stack, once for all the tiles that use them, or in registers, for
+each tile."""
 
 from __future__ import annotations
 
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, reinterpret, shuffle, splat
-from qcompile.kernels.cpu.isa.dot import Dot
+from collections.abc import Sequence
+
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, reinterpret, shuffle, splat
+from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.linear.codes import UNIT, Code
 
 
@@ -19,7 +22,7 @@ def decode_panel(
     if not code.group:
         middle = bind(splat(code.middle, "uint8", size))
         with T.serial(0, units) as unit:
-            values = _unit(code, size, w, bind(at + unit * unit_bytes))
+            values = unit_vectors(code, size, w, bind(at + unit * unit_bytes))
             for i, u in enumerate(values):
                 panel.store(unit * (UNIT * size) + i * size, reinterpret(u - middle, "int8", size))
         return
@@ -39,14 +42,68 @@ def decode_panel(
             offsets.append(bind(reinterpret(m * zero, "uint8", size)))
         with T.serial(0, units) as u:
             unit = bind(block * units + u)
-            for i, value in enumerate(_unit(code, size, w, bind(at + unit * unit_bytes))):
+            for i, value in enumerate(unit_vectors(code, size, w, bind(at + unit * unit_bytes))):
                 # two bytes of one channel at a time: their products are bytes, so that nothing is carried
                 product = reinterpret(value, "uint16", size // 2) * multipliers[i % vectors]
                 signed = reinterpret(product, "uint8", size) - offsets[i % vectors]
                 panel.store(unit * (UNIT * size) + i * size, reinterpret(signed, "int8", size))
 
 
-def _unit(code: Code, size: int, w: Pointer, at: Expr) -> list[Expr]:
+def inline_sums(
+    dot: Dot, code: Code, tile: Tile, w: Pointer, at: Expr, rows: Sequence[Pointer], units: Expr, blocks: Expr
+) -> list[list[Expr]]:
+    """The int32 sums [row][vector of channels] of a tile over the panel at byte `at`, decoded in registers.
+
+    With u the code and z its zero, sum m (u - z) x = m (sum u x - z sum x) for each group along K. `rows` are of the
+    pixels; accumulators in order; K is one run.
+    """
+    size, lanes = dot.vector_bytes, dot.lanes
+    unit_bytes = UNIT * size * code.bits // 8
+    n = tile.columns // lanes
+    many = UNIT // n  # groups of the dot product in a unit
+    narrow = Tile(tile.rows, lanes)
+    tile = Tile(tile.rows, tile.columns, min(tile.split, many))
+    ones = bind(splat(1, "int8", size))
+    acc, pixel_sums = dot.start(tile), dot.start(narrow)
+    total = local(tile.rows * tile.columns, "int32")
+
+    def add_units(first: Expr) -> None:
+        with T.serial(0, units) as u:
+            unit = bind(first + u)
+            vectors = [reinterpret(v, "int8", size) for v in unit_vectors(code, size, w, bind(at + unit * unit_bytes))]
+            pixels = [row.moved(unit * (many * dot.group)) for row in rows]
+            dot.step(tile, acc, pixels, vectors, many)
+            dot.step(narrow, pixel_sums, pixels, [ones] * many, many)
+
+    def sums(i: int, j: int, zero: Expr) -> Expr:
+        return dot.total(tile, acc, i * n + j) - zero * dot.total(narrow, pixel_sums, i)
+
+    middle = splat(code.middle, "int32", lanes)
+    if not code.group:
+        add_units(T.int32(0))
+        return [[sums(i, j, middle) for j in range(n)] for i in range(tile.rows)]
+    meta = bind(at + blocks * units * unit_bytes)
+    shares = tile.columns * (2 if code.zeros else 1)
+    cells = [(i, j) for i in range(tile.rows) for j in range(n)]
+    for i, j in cells:
+        total.store((i * n + j) * lanes, splat(0, "int32", lanes))
+    with T.serial(0, blocks) as block:
+        for sums_of in (acc, pixel_sums):
+            count = tile.rows * (tile.columns * tile.split if sums_of is acc else lanes)
+            for o in range(0, count, lanes):
+                sums_of.store(o, splat(0, "int32", lanes))
+        add_units(bind(block * units))
+        here = bind(meta + block * shares)
+        for j in range(n):
+            m = bind(cast(w.load(here + j * lanes, lanes), "int32"))
+            zero = bind(cast(w.load(here + tile.columns + j * lanes, lanes), "int32")) if code.zeros else middle
+            for i in range(tile.rows):
+                o = (i * n + j) * lanes
+                total.store(o, total.load(o, lanes) + m * sums(i, j, zero))
+    return [[total.load((i * n + j) * lanes, lanes) for j in range(n)] for i in range(tile.rows)]
+
+
+def unit_vectors(code: Code, size: int, w: Pointer, at: Expr) -> list[Expr]:
     """Eight vectors of u, as uint8."""
     values: list[Expr] = []
     shift, begin = 0, 0

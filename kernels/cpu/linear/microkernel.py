@@ -30,7 +30,7 @@ from qcompile.kernels.cpu.builder import (
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
-from qcompile.kernels.cpu.linear.decode import decode_panel
+from qcompile.kernels.cpu.linear.decode import decode_panel, inline_sums
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -104,6 +104,7 @@ def matrix_kernel(
         tiling.tail,
         tiling.tail_valid,
         tiling.code,
+        tiling.inline,
         decoded_bytes,
         geometry,
         chain.isa.name,
@@ -204,7 +205,7 @@ class Body:
         tiles = bind(T.truncdiv(self.size("rows") + (rows - 1), T.int32(rows)))
         emitter = self.chain.start(self.chain_arguments)
         self.panel, first_weight = self.w, w_base
-        if self.tiling.code:
+        if self.tiling.code and not self.tiling.inline:
             self.panel, first_weight = aligned_local(self.decoded_bytes, "int8"), T.int32(0)
             units, count = bind(self.size("code_units")), bind(self.size("code_blocks"))
             decode_panel(
@@ -212,7 +213,7 @@ class Body:
             )
         step, widest = (t.columns if t else 0 for t in (self.tiling.tile, self.tiling.tile or self.tiling.tail))
         channel = bind(first_channel + panel * step)
-        keep = self.tiling.dot.resident_bias and not self.geometry.single
+        keep = self.tiling.dot.resident_bias and not self.geometry.single and not self.tiling.inline
         self.resident_bias = resident(self._bias(channel, widest)) if keep else None
         if self.chain.isa.loops_over_rows:
             self.cell = aligned_local(rows * max(self.chain.width, self.tiling.dot.lanes), "int32")
@@ -267,6 +268,12 @@ class Body:
     def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
         """Computes and stores one tile, of whose channels `valid` exist."""
         dot = self.tiling.dot
+        if self.tiling.code and self.tiling.inline:
+            units, blocks = bind(self.size("code_units")), bind(self.size("code_blocks"))
+            pixels = [(self.x.pointed if dot.row_pointers else self.x.moved)(o) for o in here.offsets]
+            sums = inline_sums(dot, self.tiling.code, tile, self.w, here.weights, pixels, units, blocks)
+            self._epilogue(sums, tile, valid, here.row, here.channel, emitter)
+            return
         bias = []
         if self.resident_bias:
             bias = [self.resident_bias.load(at, dot.lanes) for at in range(0, tile.columns, dot.lanes)]
@@ -335,7 +342,8 @@ class Body:
         channels = bind(self.size("channels"))
         first = bind(row * channels + channel)
         for at, count in self._groups(valid, lanes):
-            bias = None if self.tiling.dot.in_order else bind(self.bias.load(self.bias_base + channel + at, count))
+            begun = self.tiling.dot.in_order and not self.tiling.inline  # the sums began at the bias
+            bias = None if begun else bind(self.bias.load(self.bias_base + channel + at, count))
 
             def finish(rows: list, values: list[Expr], at: int = at, count: int = count, bias: Expr = bias) -> None:
                 values = values if bias is None else [v + bias for v in values]

@@ -11,6 +11,7 @@ TILE_OVERHEAD = 12.0  # cycles to begin a tile: offsets, loop set-up
 PANEL_OVERHEAD = 20.0
 TOLERANCE = 1.04  # the first tile this near to the best is taken, so that more layers share a kernel
 STORE_CYCLES = 4.0  # to rescale and store one accumulator vector
+END_CYCLES = 2.0  # to multiply and add the sums of a group along K, for each vector
 DECODED_BYTES = 1 << 17  # a panel of weights that is decoded to the stack takes no more
 
 
@@ -18,7 +19,8 @@ DECODED_BYTES = 1 << 17  # a panel of weights that is decoded to the stack takes
 class Tiling:
     """`tile` for whole panels of NR channels, `tail` (columns that fit what N leaves over) for the last one.
 
-    code: panels are decoded from it into memory before their tiles. cycles: the estimate for the whole product.
+    code: panels are decoded from it into memory before their tiles, or, inline, in registers by every tile. cycles:
+    the estimate for the whole product.
     """
 
     dot: Dot
@@ -26,6 +28,7 @@ class Tiling:
     tail: Tile | None
     tail_valid: int
     code: Code | None = None
+    inline: bool = False
     cycles: float = field(default=0.0, compare=False)
 
     @property
@@ -45,17 +48,24 @@ class Tiling:
 
 
 def choose_tiling(
-    dots: tuple[Dot, ...], m: int, n: int, run: int, runs: int, uniform: bool = False, code: Code | None = None
+    dots: tuple[Dot, ...],
+    m: int,
+    n: int,
+    run: int,
+    runs: int,
+    uniform: bool = False,
+    code: Code | None = None,
+    inline: bool = False,
 ) -> Tiling:
     """The cheapest tiling for M rows, N channels and `runs` runs of `run` contiguous elements of K.
 
     uniform: the last panel is as wide as the others. code: the weights are decoded to panels of bytes, all equally
-    wide.
+    wide, or, inline, to registers.
     """
     candidates = []
     for dot in dots:
         groups = runs * -(-run // dot.group)
-        for rows, columns in _tiles(dot, m, groups, code):
+        for rows, columns in _tiles(dot, m, 0 if inline else groups, code):
             tail = n % columns
             if n < columns and tail <= columns - dot.column_step:
                 continue  # a narrower tile is in the list, or is its tail
@@ -70,10 +80,14 @@ def choose_tiling(
                 if t:
                     store = STORE_CYCLES * rows * t.columns / dot.lanes
                     panel = PANEL_OVERHEAD + tiles * (groups * dot.cycles(t) + store + TILE_OVERHEAD)
-                    if code:
-                        panel += groups * dot.packed_bytes(t.columns) / dot.vector_bytes * dot.decode_cycles
+                    vectors = groups * dot.packed_bytes(t.columns) / dot.vector_bytes
+                    if inline and code:  # and the sums of the pixels, and multipliers at the end of each group
+                        ends = rows * vectors * dot.group / code.group if code.group else 0
+                        panel += tiles * (vectors * dot.unpack_cycles + rows * groups / dot.rate + ends * END_CYCLES)
+                    elif code:
+                        panel += vectors * dot.decode_cycles
                     cost += count * panel
-            candidates.append((cost, Tiling(dot, tile, rest, tail, code, cost)))
+            candidates.append((cost, Tiling(dot, tile, rest, tail, code, inline, cost)))
     best = min(cost for cost, _ in candidates)
     return next(tiling for cost, tiling in candidates if cost <= best * TOLERANCE)
 
