@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
 from qcompile.frontend.expand_norms import expand_group_norm
+from qcompile.frontend.fake_quantize import fuse_fake_quantize
 from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
 from qcompile.frontend.fold_scales import (
     batch_norm_to_affine,
@@ -21,6 +22,7 @@ from qcompile.frontend.graph import Graph
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import upgrade_opset
 from qcompile.frontend.precision import single_precision
+from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
 from qcompile.frontend.simplify import (
     explicit_reshapes,
@@ -33,6 +35,7 @@ from qcompile.frontend.simplify import (
 
 PASSES = [
     fold_constants,  # what depends on constants and shapes only becomes an initializer
+    fuse_fake_quantize,  # Div, Round, Clip, Mul: a Q/DQ pair
     clip_before_quantize,  # Clip of codes: Clip of reals
     fold_blocked_quantize,  # weights quantized in blocks: their codes
     remove_no_ops,  # Identity, Dropout, Casts and Reshapes without effect
@@ -77,14 +80,19 @@ def normalise_graph(
     infer_shapes(graph)
     upgrade_opset(graph)
     fold_constant_nodes(graph)
+    expand_qoperators(graph)
+    expand_dynamic(graph, notes)
     widen_types(graph)
+    fuse_fake_quantize(graph)
+    if not is_quantized(graph):
+        float_blocks(graph)
     for _ in range(ROUNDS):
         graph.changed = False
         for transform in PASSES:
             transform(graph)
         if not graph.changed:
             break
-    (expand_blocks if is_quantized(graph) else float_blocks)(graph)
+    expand_blocks(graph)
     infer_shapes(graph)
     check_static(graph)
     for node in graph.nodes:
@@ -94,7 +102,7 @@ def normalise_graph(
 def is_quantized(graph: Graph) -> bool:
     """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs."""
     return any(
-        n.op_type == "QuantizeLinear"
+        (n.op_type == "QuantizeLinear" and n.input[0] not in graph.constants)
         or n.op_type.startswith("QLinear")
         or n.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
         for n in graph.nodes

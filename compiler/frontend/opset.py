@@ -96,7 +96,7 @@ def _pad(graph: Graph, node: NodeProto) -> None:
     )
 
 
-def _softmax(graph: Graph, node: NodeProto) -> None:
+def flatten_softmax(graph: Graph, node: NodeProto) -> None:
     """Before opset 13 softmax ran over all axes from `axis` on; equal where the axes after it have size 1."""
     axis, shape = attribute(node, "axis", 1), graph.shape(node.input[0])
     if axis == -1:
@@ -160,8 +160,8 @@ REWRITES: dict[str, list[tuple[int, Callable[[Graph, NodeProto], None]]]] = {
     "Pad": [(11, _pad)],
     "Upsample": [(10, _upsample)],
     "Resize": [(11, _resize)],
-    "Softmax": [(13, _softmax)],
-    "LogSoftmax": [(13, _softmax)],
+    "Softmax": [(13, flatten_softmax)],
+    "LogSoftmax": [(13, flatten_softmax)],
     "BatchNormalization": [(14, _batch_norm)],
     "Dropout": [(12, _dropout)],
     "Squeeze": [(13, attribute_to_input("axes", 1))],

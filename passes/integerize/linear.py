@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
+from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, find_steps, nearest_multipliers
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weights, identity, symmetric_grid
 from qcompile.targets.errors import CompileError
@@ -22,19 +22,21 @@ def weight_codes(
     """Float weights [O, ...] -> (int8 codes in [-127, 127], scale [O]).
 
     On the model's own grid where that is one step per output channel and fits, or where the steps of a channel's blocks
-    are multiples of one; else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel
+    are multiples of one (floats that lie on such a grid have it too: fake-quantized weights that an exporter folded); else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel
     symmetric. `notes` receives a word where weights are rounded again.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(flat).all():
         raise CompileError("its weights are not finite")
-    if step is not None and flat.size:
-        steps = np.broadcast_to(step, values.shape).reshape(flat.shape)
-        found = _codes_on_grid(flat, steps, notes)
+    if flat.size:
+        steps = None if step is None else np.broadcast_to(step, values.shape).reshape(flat.shape)
+        if steps is None:
+            steps = find_steps(flat)
+        found = None if steps is None else _codes_on_grid(flat, steps, notes)
         if found is not None:
             return found[0].astype(np.int8).reshape(values.shape), found[1]
     scale = np.abs(flat).max(1, initial=0) / LARGEST_CODE
-    scale[scale == 0] = 1.0
+    scale[scale == 0] = scale[scale > 0].min(initial=1.0)  # channels of zeros
     return np.rint(flat / scale[:, None]).astype(np.int8).reshape(values.shape), scale
 
 

@@ -101,3 +101,44 @@ def nearest_multipliers(blocks: Blocks, limit: int) -> tuple[np.ndarray, np.ndar
             scale[part][better], best[part][better] = s[better], m[better]
         error[part] = least / np.maximum((energy * steps**2).sum(1), 1e-300)
     return scale, best, error
+
+
+LEVELS = 127  # codes of a grid that is found from values
+ON_GRID = 2e-3  # of a step: float32 weights of a grid of 127 steps lie much closer
+EVIDENCE = 8  # numbers that must lie on a grid before it counts as meant
+SIZES = (128, 64, 32)  # columns of a block
+
+
+def find_steps(values: np.ndarray) -> np.ndarray | None:
+    """The steps [N, K] of float weights [N, K] that lie on uniform grids of few codes, one for each row or for each block
+    of SIZES columns; None where some row has none."""
+    n, k = values.shape
+    for size in (k, *(s for s in SIZES if s < k and k % s == 0)):
+        rows = values.reshape(-1, size)
+        if size < EVIDENCE or len(np.unique(rows[0])) > 2 * LEVELS + 1:
+            continue
+        steps = np.array([_step(row) for row in rows]) if _step(rows[0]) else np.zeros(1)
+        if steps.all():
+            steps[np.isinf(steps)] = steps.min(initial=1.0)
+            return np.repeat(steps, size).reshape(n, k)
+    return None
+
+
+def _step(row: np.ndarray) -> float:
+    """The largest step of which all numbers of `row` are multiples up to LEVELS: 0 if there is none, inf if all are 0."""
+    levels = np.unique(np.abs(row))
+    top = levels[-1]
+    if top == 0:
+        return np.inf
+    if len(levels) > LEVELS + 1:
+        return 0.0
+    gaps = np.diff(np.concatenate([[0.0], levels]))
+    least = gaps[gaps > top * 1e-4].min(initial=top)
+    for j in (1, 2, 3, 4, 5):
+        count = round(top * j / least)
+        if count > LEVELS:
+            return 0.0
+        ratio = levels * (count / top)
+        if np.abs(ratio - np.rint(ratio)).max() <= ON_GRID:
+            return float(top / count)
+    return 0.0

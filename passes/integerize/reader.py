@@ -217,6 +217,8 @@ class Reader:
         """An 8-bit per-tensor operand of a product, without a pending clamp."""
         if isinstance(v, Integers):
             raise CompileError(f"{self.where}: {what} {v.name} is float but has no QuantizeLinear; calibrate the model")
+        if isinstance(v, Quantized) and v.dtype == "int16" and v.hi - v.lo > 255:
+            self.notes.append(f"its 16-bit {what} is rounded to 8 bits, which is what products take")
         return self.make.settle(v, "int8")
 
 

@@ -174,3 +174,22 @@ def test_clipped_codes_of_brevitas(bits, signed, narrow):
     y = pair(g.op("Relu", g.op("Conv", x, weight)), scale)
     program = check(g.model(y), mean=0.02)
     assert ops(program)["conv2d"] == 1
+
+
+@pytest.mark.parametrize("group", [0, 32, 64])
+def test_float_weights_on_a_grid_keep_it(group):
+    """Exporters fold fake-quantized weights into floats."""
+    q = RNG.integers(-8, 8, (12, 192))
+    q[3] = 0
+    steps = np.float32(0.01 + 0.02 * RNG.random((12, 1)))
+    if group:
+        steps = steps * np.repeat(RNG.integers(3, 9, (12, 192 // group)), group, axis=1).astype(np.float32)
+    values = (q * steps).astype(np.float32)
+    codes, scale = weight_codes(values, None)
+    np.testing.assert_allclose(codes * scale[:, None], values, rtol=1e-5)
+
+
+def test_float_weights_on_no_grid_are_rounded_a_channel():
+    values = RNG.standard_normal((4, 96)).astype(np.float32)
+    codes, scale = weight_codes(values, None)
+    np.testing.assert_allclose(scale, np.abs(values).max(1) / 127)
