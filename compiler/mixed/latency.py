@@ -1,0 +1,104 @@
+"""Time per layer and choice: from the target's cost model, in cycles, or measured on this machine, in microseconds."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from onnx import NodeProto, helper, numpy_helper
+from qcompile.frontend.graph import Graph
+from qcompile.quantizer.bits import Layer, LayerBits, layer_nodes
+from qcompile.targets import Target
+from qcompile.targets.errors import CompileError
+
+SECONDS, FEWEST_CALLS = 0.03, 7  # measuring one layer at one width
+
+
+def modelled(target: Target, layers: Sequence[Layer], choices: Sequence[LayerBits]) -> np.ndarray:
+    """Cycles [layers, choices] on `target`; a table costs nothing."""
+    return np.array([[cycles(target, layer, bits) for bits in choices] for layer in layers], float)
+
+
+def cycles(target: Target, layer: Layer, bits: LayerBits) -> float:
+    """Cycles of one layer on `target`."""
+    from qcompile.kernels.cpu.linear.cost import layer_cycles
+
+    if layer.table or not layer.count:
+        return 0.0
+    k = layer.count // layer.channels
+    return float(layer_cycles(target, layer.rows, layer.channels, k, bits.weights, bits.group, layer.depthwise))
+
+
+def measured(
+    target: Target, graph: Graph, layers: Sequence[Layer], choices: Sequence[LayerBits], allowed: np.ndarray
+) -> np.ndarray:
+    """Microseconds [layers, choices] on this machine; equal layers are measured once.
+
+    Each is compiled alone, with weights of its own size; 4-bit data takes the time of 8-bit data, as whose codes it is
+    stored. CompileError where this machine cannot run `target`.
+    """
+    from qcompile.targets import supports
+
+    if not supports(target):
+        raise CompileError(f"--latency measured: this machine cannot run {target.name}; use --latency model")
+    nodes = layer_nodes(graph)
+    known: dict[tuple, float] = {}
+    evicted = np.zeros(sum(layer.count for layer in layers), np.int8)
+    table = np.zeros((len(layers), len(choices)))
+    for i, layer in enumerate(_progress(layers)):
+        if layer.table:
+            continue
+        for c, bits in enumerate(choices):
+            if allowed[i, c]:
+                node = nodes[layer.name]
+                key = (_signature(graph, node), bits.weights, bits.group)
+                if key not in known:
+                    known[key] = _microseconds(graph, node, replace(bits, activations=8), evicted)
+                table[i, c] = known[key]
+    return table
+
+
+def _signature(graph: Graph, node: NodeProto) -> tuple:
+    attributes = tuple(sorted(a.SerializeToString() for a in node.attribute))
+    return (node.op_type, *(graph.shape(i) for i in node.input if i), attributes)
+
+
+def _microseconds(graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.ndarray) -> float:
+    """The median time of the layer compiled as a network of its own; `evicted` is read before each call, as the rest
+    of the network would be."""
+    from qcompile.pipeline import compile  # late: the pipeline plans bits
+    from qcompile.runtime import load
+
+    data, copied = node.input[0], NodeProto()
+    copied.CopyFrom(node)
+    copied.name = "layer"
+    ends = [helper.make_tensor_value_info(t, graph.dtypes[data], graph.shape(t)) for t in (data, node.output[0])]
+    constants = [numpy_helper.from_array(graph.constants[i], i) for i in node.input if i in graph.constants]
+    proto = helper.make_graph([copied], "layer", ends[:1], ends[1:], constants)
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opsets.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        built = compile(helper.make_model(proto, opset_imports=opsets), bits={"layer": bits}, output=folder)
+        model = load(built.path, backend="native")
+        model.run({t.name: np.zeros(t.shape, np.float32) for t in model.inputs})
+        times, deadline = [], time.perf_counter() + SECONDS
+        while len(times) < FEWEST_CALLS or time.perf_counter() < deadline:
+            evicted.max(initial=0)
+            began = time.perf_counter_ns()
+            model.engine.function(*model.engine.arguments)
+            times.append(time.perf_counter_ns() - began)
+    return float(np.median(times)) / 1000
+
+
+def _progress(layers: Sequence[Layer]) -> Sequence[Layer]:
+    if not sys.stderr.isatty() or len(layers) < 2:
+        return layers
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(  # type: ignore[return-value]
+        layers, description="measuring layers", console=Console(stderr=True), transient=True
+    )

@@ -1,0 +1,264 @@
+"""From what a user asks for to the bits of each layer, with what they cost and what else could have been had."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from qcompile.frontend.graph import Graph
+from qcompile.mixed import latency, sensitivity, solve
+from qcompile.mixed.hessian import HessianTraces
+from qcompile.mixed.probe import Probe
+from qcompile.mixed.request import MIXED, Bits, BitsOptions, parse_bits, parse_budgets
+from qcompile.mixed.rounding import equalised, narrow_data, round_weights
+from qcompile.quantizer import Calibration, QuantizeOptions
+from qcompile.quantizer.bits import (
+    Layer,
+    LayerBits,
+    check_bits,
+    find_layers,
+    read_bits,
+    stored_bytes,
+    uniform_bits,
+)
+from qcompile.targets import Target
+from qcompile.targets.errors import CompileError
+
+DEFAULT_BUDGET = {"size": 0.6}
+EIGHT = LayerBits()
+REFINEMENTS = 6  # rounds in which a loss budget is met by measurement
+
+
+@dataclass
+class Plan:
+    """`bits` by layer; `layers`; `losses` of each layer at its bits where they were measured, and `measure`, what they
+    are; `fronts` {cost: points}; `loss` of the whole: predicted and measured."""
+
+    layers: list[Layer]
+    bits: dict[str, LayerBits]
+    losses: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    measure: str = ""
+    fronts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> LayerBits | None:
+        """The bits that all layers have, None where they differ."""
+        kinds = set(self.bits.values())
+        return kinds.pop() if len(kinds) == 1 else None
+
+
+def make_plan(
+    graph: Graph,
+    data: Calibration,
+    bits: Bits,
+    budget: Any,
+    options: BitsOptions,
+    quantize: QuantizeOptions,
+    target: Target,
+    notes: list[str],
+) -> Plan:
+    """The bits of each layer of `graph`, normalised and prepared; it stays as it is.
+
+    `bits` and `budget` as `request` reads them; `data`: calibration samples. Raises CompileError for what is unknown or
+    out of reach.
+    """
+    wanted, budgets = parse_bits(bits), parse_budgets(budget)
+    layers = find_layers(graph)
+    if budgets and wanted != MIXED:
+        raise CompileError("--budget needs --bits mixed: with other bits there is nothing to choose")
+    if wanted == MIXED:
+        if not layers:
+            raise CompileError("--bits mixed: the model has no layers with constant weights")
+        return _Chooser(graph, layers, data, options, quantize, target, notes).choose(budgets)
+    if isinstance(wanted, LayerBits):
+        chosen = uniform_bits(layers, wanted.weights, wanted.activations, options.groups[0], options.edge_bits, notes)
+    elif isinstance(wanted, Mapping):
+        check_bits(wanted, layers)
+        chosen = {layer.name: wanted.get(layer.name, EIGHT) for layer in layers}
+    else:
+        chosen = read_bits(wanted, layers)  # type: ignore[arg-type]
+    return Plan(layers, chosen, times=_modelled(target, layers, chosen))
+
+
+class _Chooser:
+    """Sets the programme up, solves it, and checks the answer."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        layers: list[Layer],
+        data: Calibration,
+        options: BitsOptions,
+        quantize: QuantizeOptions,
+        target: Target,
+        notes: list[str],
+    ) -> None:
+        self.options, self.notes = options, notes
+        self.choices = options.choices()
+        if EIGHT not in self.choices:
+            self.choices = [EIGHT, *self.choices]  # depthwise layers have no other
+        self.allowed = np.array([[_possible(layer, b, self.choices) for b in self.choices] for layer in layers])
+        graph = equalised(graph, data.spaced(quantize.max_samples), quantize)
+        self.layers = layers = find_layers(graph)  # the same, with other weights
+        samples = data.spaced(sensitivity.sample_count(layers, int(self.allowed.sum())))
+        widths = [[b for b, a in zip(self.choices, row) if a] for row in self.allowed]
+        self.weights = round_weights(graph, layers, widths, samples, quantize)
+        narrow = min(b.activations for b in self.choices)
+        self.probe = Probe(graph, layers, samples, narrow_data(graph, layers, narrow, samples) if narrow < 8 else None)
+        if options.sensitivity is None:
+            self.measure = "share of the output's energy"
+            loss = sensitivity.measured(self.probe, layers, self.choices, self.allowed, self.weights, graph)
+        else:
+            self.measure = "Hessian trace times squared change of the weights"
+            given = options.sensitivity
+            traces = given if isinstance(given, HessianTraces) else HessianTraces.load(given)
+            loss = sensitivity.from_traces(traces, graph, layers, self.choices, self.allowed, self.weights)
+        if options.latency not in ("model", "measured"):
+            raise CompileError(f"--latency {options.latency} is unknown; choose model or measured")
+        if options.latency == "measured":
+            self.unit, times = "us", latency.measured(target, graph, layers, self.choices, self.allowed)
+        else:
+            self.unit, times = "cycles", latency.modelled(target, layers, self.choices)
+        costs = {
+            "size": np.array([[stored_bytes(x, b) for b in self.choices] for x in layers], float),
+            "bops": np.array([[x.macs * b.weights * b.activations for b in self.choices] for x in layers], float),
+            "latency": times,
+        }
+        labels = [b.activations for b in self.choices]
+        self.problem = solve.Problem(loss, costs, self.allowed, labels, tied(graph, layers))
+        eight = np.full(len(layers), self.choices.index(EIGHT))
+        self.full = {name: self.problem.total(name, eight) for name in costs}
+
+    def choose(self, budgets: Mapping[str, float]) -> Plan:
+        """The plan within `budgets`, shares of the 8-bit model and of the output's energy."""
+        if not budgets:
+            budgets = DEFAULT_BUDGET
+            self.notes.append("no --budget given: mixed bits for size=60% of the 8-bit weights")
+        limits = {n: share * self.full[n] for n, share in budgets.items() if n != solve.LOSS}
+        if solve.LOSS in budgets:
+            chosen = self._within_loss(budgets[solve.LOSS], limits)
+        else:
+            found = solve.solve(self.problem, limits)
+            chosen = found if found is not None else self._refuse(budgets)
+        return self._plan(chosen)
+
+    def _within_loss(self, budget: float, limits: Mapping[str, float]) -> np.ndarray:
+        """The smallest plan whose measured loss, all layers together, is within `budget`.
+
+        Losses do not quite add up: the sum that the programme may spend is moved until the measured loss fits.
+        """
+        if self.options.sensitivity is not None:
+            raise CompileError("--budget loss is measured on the outputs: give it without --sensitivity")
+        allowance, best, best_size = budget, None, np.inf
+        for _ in range(REFINEMENTS):
+            chosen = solve.solve(self.problem, {**limits, solve.LOSS: allowance}, "size")
+            if chosen is None:
+                break
+            actual, size = self._measure(chosen), self.problem.total("size", chosen)
+            if actual <= budget and size < best_size:
+                best, best_size = chosen, size
+            ratio = float(np.clip(budget / max(actual, 1e-30), 0.25, 4.0))
+            if actual <= budget and (ratio < 1.05 or size <= solve.least(self.problem, "size")):
+                break
+            allowance *= ratio * (0.98 if actual > budget else 1.0)
+        if best is None:  # the plan of least loss, if any, is the last hope
+            best = solve.solve(self.problem, limits)
+            if best is None:
+                return self._refuse({n: v / self.full[n] for n, v in limits.items()})
+            actual = self._measure(best)
+            if actual > budget:
+                within = " within the other budgets" if limits else ""
+                raise CompileError(
+                    f"--budget loss={100 * budget:g}% cannot be reached{within}: the least is {_percent_up(actual)}"
+                )
+        return best
+
+    def _refuse(self, budgets: Mapping[str, float]) -> Any:
+        for name, share in budgets.items():
+            if name == solve.LOSS:
+                continue
+            reachable = solve.least(self.problem, name) / self.full[name]
+            if reachable > share:
+                wider = "" if name == "latency" else "; narrower --widths reach less"
+                raise CompileError(
+                    f"--budget {name}={100 * share:g}% cannot be reached: the least is {_percent_up(reachable)}{wider}"
+                )
+        names = " and ".join(f"{n}={100 * s:g}%" for n, s in budgets.items())
+        raise CompileError(f"--budget {names} cannot be reached together; relax one of them")
+
+    def _bits(self, chosen: np.ndarray) -> dict[str, LayerBits]:
+        return {layer.name: self.choices[c] for layer, c in zip(self.layers, chosen)}
+
+    def _measure(self, chosen: np.ndarray) -> float:
+        return sensitivity.whole(self.probe, self.layers, self._bits(chosen), self.weights)
+
+    def _point(self, chosen: np.ndarray) -> dict[str, Any]:
+        shares = {n: round(self.problem.total(n, chosen) / max(f, 1e-30), 5) for n, f in self.full.items()}
+        counts: dict[str, int] = defaultdict(int)
+        for c in chosen:
+            counts[describe(self.choices[c])] += 1
+        return {**shares, "loss": self.problem.total(solve.LOSS, chosen), "layers": dict(counts)}
+
+    def _plan(self, chosen: np.ndarray) -> Plan:
+        rows = range(len(self.layers))
+        names = [layer.name for layer in self.layers]
+        summary = {**self._point(chosen), "measured_loss": self._measure(chosen), "time_unit": self.unit}
+        return Plan(
+            self.layers,
+            self._bits(chosen),
+            {n: float(self.problem.loss[i, chosen[i]]) for i, n in zip(rows, names)},
+            {n: float(self.problem.costs["latency"][i, chosen[i]]) for i, n in zip(rows, names)},
+            self.measure,
+            {c: [self._point(p) for p in solve.front(self.problem, c)] for c in ("size", "latency")},
+            summary,
+        )
+
+
+def describe(bits: LayerBits) -> str:
+    """As users write it: "w8", "w4", "w4 groups of 32", "w4a4"."""
+    data = f"a{bits.activations}" if bits.activations != 8 else ""
+    return f"w{bits.weights}{data}" + (f" groups of {bits.group}" if bits.group else "")
+
+
+def _possible(layer: Layer, bits: LayerBits, choices: Sequence[LayerBits]) -> bool:
+    """Depthwise weights and data of tables stay at 8 bits; a group must divide the inputs."""
+    if layer.depthwise:
+        return bits.weights == 8
+    if layer.table and bits.activations < 8:
+        return False
+    return not bits.group or layer.inputs % bits.group == 0
+
+
+def _percent_up(share: float) -> str:
+    """A share as a percentage that can be given back as a budget: rounded up."""
+    return f"{np.ceil(share * 1e4 - 1e-9) / 100:g}%"
+
+
+def _modelled(target: Target, layers: Sequence[Layer], bits: Mapping[str, LayerBits]) -> dict[str, float]:
+    return {layer.name: latency.cycles(target, layer, bits[layer.name]) for layer in layers}
+
+
+def tied(graph: Graph, layers: Sequence[Layer]) -> list[tuple[int, ...]]:
+    """Groups of layers that must agree on the bits of their data: those that read the same tensor, and those that read
+    the two inputs of a sum, which are rescaled to meet (HAWQ-V3, section 3.3)."""
+    parent: dict[str, str] = {}
+
+    def root(tensor: str) -> str:
+        while parent.get(tensor, tensor) != tensor:
+            tensor = parent[tensor]
+        return tensor
+
+    for node in graph.nodes:
+        computed = [i for i in node.input if i and i not in graph.constants and graph.is_float(i)]
+        if node.op_type == "Add" and len(computed) == 2:
+            parent[root(computed[0])] = root(computed[1])
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, layer in enumerate(layers):
+        if not layer.table:
+            groups[root(layer.data)].append(i)
+    return [tuple(g) for g in groups.values() if len(g) > 1]

@@ -1,0 +1,178 @@
+"""The float network in ONNX Runtime, with weights and data inputs of single layers replaced from run to run.
+
+One session serves all runs: every layer's weight is an input whose default is the float weight, kept where it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from onnx import NodeProto, helper
+from qcompile.frontend.graph import Graph
+from qcompile.quantizer.bits import Layer, layer_nodes
+from qcompile.quantizer.calibration import Feed
+from qcompile.quantizer.histogram import Quantization
+from qcompile.quantizer.weights import QuantizedWeight
+from qcompile.targets.errors import CompileError
+
+LARGE = 1024  # elements; larger constants are handed over by address
+READOUTS = {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "ArgMin", "Cast"}  # what outputs are looked at in front of
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer's weights at some width, and the shift of its bias, per output channel, that goes with them."""
+
+    quantized: QuantizedWeight
+    shift: np.ndarray | None = None
+
+    @property
+    def weight(self) -> np.ndarray:
+        """float32, in the layer's own layout."""
+        return self.quantized.dequantized().astype(np.float32, copy=False)
+
+
+def twin(graph: Graph) -> Graph:
+    """A graph with nodes of its own over the same constants, which are not copied."""
+    other = copy.copy(graph)
+    other.nodes = []
+    for node in graph.nodes:
+        other.nodes.append(NodeProto())
+        other.nodes[-1].CopyFrom(node)
+    other.constants, other.shapes, other.dtypes = dict(graph.constants), dict(graph.shapes), dict(graph.dtypes)
+    other.inputs, other.outputs, other._names = list(graph.inputs), list(graph.outputs), set(graph._names)
+    other.update()
+    return other
+
+
+def observed(graph: Graph) -> list[str]:
+    """The float tensors that stand for the network's outputs: in front of a final softmax, sigmoid or argmax, whose
+    outputs saturate."""
+    found = []
+    for output in graph.output_names:
+        tensor = output
+        while True:
+            node = graph.producer(tensor)
+            if node is None or (node.op_type not in READOUTS and graph.is_float(tensor)):
+                break
+            if node.op_type in READOUTS and not graph.is_float(node.input[0]):
+                break
+            if node.op_type not in READOUTS and not any(graph.is_float(i) for i in node.input):
+                break
+            tensor = next(i for i in node.input if graph.is_float(i))
+        if graph.is_float(tensor) and graph.producer(tensor) is not None:
+            found.append(tensor)
+    if not found:
+        raise CompileError("mixed bits: the network has no float output by which layers could be judged")
+    return list(dict.fromkeys(sorted(found)))
+
+
+class Probe:
+    """Runs `graph` on `samples` with some of `layers` at fewer bits and compares what `observed` names.
+
+    narrow: {layer name: quantization} of the data inputs that `loss` may be asked to round.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        layers: Sequence[Layer],
+        samples: Sequence[Feed],
+        narrow: Mapping[str, Quantization] | None = None,
+    ) -> None:
+        graph = twin(graph)
+        self.outputs, self.samples = observed(graph), samples
+        self.weights = {layer.name: f"weight of layer {i}" for i, layer in enumerate(layers)}
+        self.shifts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.switches = {name: f"narrow input of layer {name}" for name in narrow or {}}
+        nodes = layer_nodes(graph)
+        for layer in layers:
+            node, name = nodes[layer.name], self.weights[layer.name]
+            graph.constants[name] = np.ascontiguousarray(graph.constants[layer.weight])
+            node.input[list(node.input).index(layer.weight)] = name
+            if layer.name in self.switches:
+                rounded = _rounded(graph, layer.data, self.switches[layer.name], (narrow or {})[layer.name])
+                node.input[list(node.input).index(layer.data)] = rounded
+            if not layer.table:
+                self.shifts[layer.name] = _shifted(graph, node, layer.channels)
+        graph.update()
+        shifts = [name for name, _ in self.shifts.values()]
+        self.session = _session(graph, [*self.weights.values(), *shifts, *self.switches.values()], self.outputs)
+        self.reference = [self._run({}, sample) for sample in samples]
+        self.energy = np.sum([[_energy(y) for y in ys] for ys in self.reference], 0)
+
+    def loss(self, rounded: Mapping[str, Rounded], narrow: Iterable[str] = ()) -> float:
+        """Energy of the change of the outputs over the outputs' energy, averaged over the outputs, with `rounded`
+        {layer name: weights} in place of the layers' own and the data inputs of the layers `narrow` rounded."""
+        given = {self.weights[name]: np.ascontiguousarray(r.weight) for name, r in rounded.items()}
+        for layer, r in rounded.items():
+            if r.shift is not None:
+                name, shape = self.shifts[layer]
+                given[name] = r.shift.astype(np.float32).reshape(shape)
+        given.update({self.switches[name]: np.ones((), np.float32) for name in narrow})
+        change = np.zeros(len(self.outputs))
+        for sample, reference in zip(self.samples, self.reference):
+            change += [_energy(a - b) for a, b in zip(self._run(given, sample), reference)]
+        return float(np.mean(change / np.maximum(self.energy, 1e-30)))
+
+    def _run(self, given: Mapping[str, np.ndarray], sample: Feed) -> list[np.ndarray]:
+        try:
+            return self.session.run(self.outputs, {**sample, **given})
+        except Exception as e:  # ONNX Runtime's exception types are not public
+            raise CompileError(f"ONNX Runtime cannot run the model on a sample: {str(e).splitlines()[0]}") from e
+
+
+def _energy(y: np.ndarray) -> float:
+    return float(np.square(y, dtype=np.float64).sum())
+
+
+def _shifted(graph: Graph, node: NodeProto, channels: int) -> tuple[str, tuple[int, ...]]:
+    """Adds a constant to the outputs of a layer, zero by default; its name and shape."""
+    output = node.output[0]
+    rank = graph.rank(output) or 1
+    behind = rank - 2 if node.op_type in ("Conv", "ConvTranspose") else 0
+    shape = (channels, *(1,) * behind)
+    name = graph.constant(f"shift of {output}", np.zeros(shape, np.float32))
+    node.output[0] = graph.fresh(f"{output}_unshifted")
+    graph.add("Add", [node.output[0], name], [output])
+    graph.nodes[-1].name = node.output[0]
+    return name, shape
+
+
+def _rounded(graph: Graph, tensor: str, switch: str, q: Quantization) -> str:
+    """x + switch * (rounded x - x): `tensor` as it is while `switch` is 0, at `q`'s codes where it is 1."""
+    graph.constants[switch] = np.zeros((), np.float32)
+
+    def add(op_type: str, *inputs: str | float) -> str:
+        named = [i if isinstance(i, str) else graph.constant("bits_constant", np.float32(i)) for i in inputs]
+        return graph.add(op_type, named, f"{tensor}_narrow")
+
+    low, high = q.qmin - q.zero_point, q.qmax - q.zero_point
+    steps = add("Clip", add("Round", add("Div", tensor, q.scale)), low, high)
+    return add("Add", tensor, add("Mul", switch, add("Sub", add("Mul", steps, q.scale), tensor)))
+
+
+def _session(graph: Graph, replaceable: Sequence[str], outputs: Sequence[str]) -> ort.InferenceSession:
+    """A session over the weights where they are; the constants `replaceable` are inputs with defaults."""
+    large = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
+    for name in large:
+        graph.constants[name] = np.ascontiguousarray(graph.constants[name])
+    model = graph.to_model(external=large)
+    for name in replaceable:
+        value = graph.constants[name]
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        options.add_external_initializers(large, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in large])
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # as above
+        raise CompileError(f"ONNX Runtime cannot run the model: {str(e).splitlines()[0]}") from e
