@@ -43,8 +43,12 @@ class _Builder:
         self.constants[name] = array
         return name
 
-    def weights(self, shape: tuple[int, ...]) -> tuple[str, str]:
-        w = self.rng.integers(-127, 128, shape).astype(np.int8)
+    def weights(self, shape: tuple[int, ...], bits: int = 8, group: int = 0) -> tuple[str, str]:
+        """group: elements of the last axis with a multiplier of their own; 0: none."""
+        limit = 2 ** (bits - 1) - 1
+        w = self.rng.integers(-limit, limit + 1, shape).astype(np.int8)
+        if group:
+            w = w * self.rng.integers(1, 127 // limit, (*shape[:-1], shape[-1] // group), np.int8).repeat(group, -1)
         return self.constant(w), self.constant(self.rng.integers(-(10**4), 10**4, shape[0]).astype(np.int32))
 
     def emit(self, op: str, inputs: list[str], **attrs: Any) -> str:
@@ -60,9 +64,9 @@ class _Builder:
         return Program(self.inputs, [name], self.constants, self.nodes)
 
 
-def dense(m: int, k: int, n: int) -> Program:
+def dense(m: int, k: int, n: int, bits: int = 8, group: int = 0) -> Program:
     b = _Builder()
-    y = b.emit("dense", [b.activation((m, k)), *b.weights((n, k))], x_zero_point=4)
+    y = b.emit("dense", [b.activation((m, k)), *b.weights((n, k), bits, group)], x_zero_point=4)
     return b.requantized(y, n)
 
 
@@ -75,7 +79,13 @@ def product(images: int, m: int, k: int, n: int) -> Program:
 
 
 def conv(
-    shape: tuple[int, int, int], out: int, kernel: Any, stride: int = 1, dilation: int = 1, groups: int = 1
+    shape: tuple[int, int, int],
+    out: int,
+    kernel: Any,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    bits: int = 8,
 ) -> Program:
     """shape: [H, W, C]; padded so that stride 1 keeps the size."""
     b, (kh, kw) = _Builder(), kernel
@@ -88,7 +98,7 @@ def conv(
         "x_zero_point": -7,
     }
     x = b.activation((1, *shape))
-    y = b.emit("conv2d", [x, *b.weights((out, kh, kw, shape[2] // groups))], **attrs)
+    y = b.emit("conv2d", [x, *b.weights((out, kh, kw, shape[2] // groups), bits)], **attrs)
     return b.requantized(y, out)
 
 
@@ -162,6 +172,22 @@ GRID = [
         "matrix-vector": {
             "1x768x768": lambda: dense(1, 768, 768),
             "1x128x128": lambda: dense(1, 128, 128),
+        },
+        "weights of 4 bits": {
+            "128x768x768": lambda: dense(128, 768, 768, 4),
+            "128x768x768, groups of 32": lambda: dense(128, 768, 768, 4, 32),
+            "64x768x768": lambda: dense(64, 768, 768, 4),
+            "64x768x768, groups of 32": lambda: dense(64, 768, 768, 4, 32),
+            "64x768x768, 8 bits": lambda: dense(64, 768, 768),
+            "1x768x768": lambda: dense(1, 768, 768, 4),
+            "1x768x768, groups of 32": lambda: dense(1, 768, 768, 4, 32),
+            "1x2048x2048": lambda: dense(1, 2048, 2048, 4),
+            "1x2048x2048, groups of 32": lambda: dense(1, 2048, 2048, 4, 32),
+            "1x2048x2048, 8 bits": lambda: dense(1, 2048, 2048),
+            "4x768x768": lambda: dense(4, 768, 768, 4),
+            "4x768x768, groups of 32": lambda: dense(4, 768, 768, 4, 32),
+            "4x768x768, 8 bits": lambda: dense(4, 768, 768),
+            "conv 3x3, 28x28x128": lambda: conv((28, 28, 128), 128, (3, 3), bits=4),
         },
         "product of activations": {"12x128x64x128": lambda: product(12, 128, 64, 128)},
         "conv 3x3": {

@@ -50,6 +50,10 @@ class Pointer:
         """The same memory from element `offset` on, by a pointer of its own: x86 then extends no 32-bit sums."""
         return Pointer(T.decl_buffer((UNBOUNDED,), self.dtype, data=T.Bind(self.address(offset))), self.dtype)
 
+    def as_type(self, dtype: str) -> Pointer:
+        """The same memory as elements of another dtype of equal size."""
+        return Pointer(T.decl_buffer((UNBOUNDED,), dtype, data=self.buffer.data), dtype)
+
     def prefetch(self, offset: Expr) -> None:
         """Asks for the cache line of an element that will be read soon, in the second cache."""
         T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(2), T.int32(1)))

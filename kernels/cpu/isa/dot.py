@@ -50,6 +50,7 @@ class Dot:
     prefetches = False  # weights of the next panel are asked for while one is at work
     row_pointers = False  # pixels have address registers of their own
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
+    begins_at_bias = True  # of those channels
     digits = False  # packed weights are signed digits of 4 bits, a byte two of them
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
     unpack_cycles = 1.0  # to a register
@@ -158,7 +159,7 @@ class Digits(Dot):
     """
 
     digits = True
-    in_order = False  # sums begin at zero: the bias is added to what they become
+    begins_at_bias = False  # but at zero: the bias is added to what the sums become
     resident_bias = False
     digit_cycles = 0.5  # to take a register of digits apart
 

@@ -80,7 +80,7 @@ class Smull(Dot):
     """ARMv8.0: smull, smlal, sadalp. Sixteen products in four partial sums of one channel; needs |w| <= 127."""
 
     name = "smull"
-    in_order = False
+    in_order = begins_at_bias = False
     group = 8
     unroll = 2
     rate = 0.5
@@ -128,7 +128,7 @@ class Smmla(Dot):
     """smmla: two pixels x two channels x eight products; an accumulator is [pixel][channel]."""
 
     name = "smmla"
-    in_order = False
+    in_order = begins_at_bias = False
     group = 8
     unroll = 2
     latency = 4

@@ -54,7 +54,7 @@ class Madd(Dot):
 
     name = "madd"
     row_pointers = True
-    in_order = False
+    in_order = begins_at_bias = False
     lanes = 8
     registers = 16
     rate = 1.0  # a product and an addition

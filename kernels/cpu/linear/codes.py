@@ -22,7 +22,7 @@ UNIT = 8  # vectors that are decoded together: whole bytes of each plane
 @dataclass(frozen=True)
 class Code:
     """u has `bits` bits; group: elements of K with their own multiplier, 0: all have 1; zeros: and their own zero;
-    digits: |u - zero| < 2^(bits-1), so that 4-bit codes may be kept as signed digits."""
+    digits: 4 bits with |u - zero| < 8, which may be kept as signed digits."""
 
     bits: int
     group: int = 0
@@ -84,11 +84,11 @@ def find_code(weights: np.ndarray) -> Coded | None:
         found = _factor(blocks)
         if found is None:
             continue
-        values, multipliers, zeros = found
+        values, multipliers, zeros, digits = found
         own = bool((zeros != 8).any())
         shape = (*weights.shape[:-1], run // group)
         return Coded(
-            Code(4, group, own),
+            Code(4, group, own, digits),
             values.reshape(weights.shape),
             multipliers.reshape(shape),
             zeros.reshape(shape) if own else None,
@@ -96,21 +96,21 @@ def find_code(weights: np.ndarray) -> Coded | None:
     return None
 
 
-def _factor(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Rows of int8 as (u, multiplier, zero) of 4 bits each, zeros of 8 where all rows allow it; None if one does
-    not."""
+def _factor(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool] | None:
+    """Rows of int8 as (u, multiplier, zero) of 4 bits each, and whether they are digits; zeros of 8 where all rows
+    allow it; None if a row has no such form."""
     low, high = (f(blocks, 1).astype(np.int16) for f in (np.min, np.max))
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    common = np.gcd.reduce(np.abs(blocks), 1).astype(np.int16)
-    for centred in (True, False):
+    common = np.gcd.reduce(np.abs(blocks.astype(np.int16)), 1)
+    for least in (-7, -8, None):  # None: a zero for each row
         multiplier = np.zeros(len(blocks), np.int16)
         for m in range(MULTIPLIER_LIMIT, 0, -1):  # the smallest that fits is left
-            fits = (low >= -8 * m) & (high <= 7 * m) if centred else high - low <= 15 * m
+            fits = high - low <= 15 * m if least is None else (low >= least * m) & (high <= 7 * m)
             multiplier[fits & (common % m == 0)] = m
         if multiplier.all():
-            zeros = np.full(len(blocks), 8, np.int16) if centred else -low // multiplier
+            zeros = np.full(len(blocks), 8, np.int16) if least else -low // multiplier
             values = blocks // multiplier[:, None] + zeros[:, None]
-            return values.astype(np.uint8), multiplier.astype(np.uint8), zeros.astype(np.uint8)
+            return values.astype(np.uint8), multiplier.astype(np.uint8), zeros.astype(np.uint8), least == -7
     return None
 
 
@@ -136,4 +136,4 @@ def encode(panel: np.ndarray, code: Code, vector: int) -> np.ndarray:
 def encode_digits(panel: np.ndarray, vector: int) -> np.ndarray:
     """A panel of int8 in [-7, 7] as signed digits: byte = 16 * (odd vector) + even vector."""
     pairs = panel.reshape(-1, 2, vector).astype(np.int16)
-    return (16 * pairs[:, 1] + pairs[:, 0]).astype(np.int8)
+    return (16 * pairs[:, 1] + pairs[:, 0]).astype(np.int8).reshape(-1)

@@ -142,8 +142,8 @@ def matrix_call(
     sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
     sizes["panel_bytes"] = packed.size // (groups * sizes["panels"]) if tiling.code else sizes["panel_bytes"]
     if tiling.code:
-        unit = UNIT * tiling.dot.vector_bytes
-        units = -(-sizes["run_groups"] * all_runs * tiling.dot.packed_bytes(tiling.columns) // unit)
+        unit = UNIT * tiling.dot.vector_bytes  # of bytes when decoded
+        units = -(-sizes["run_groups"] * all_runs * tiling.dot.group * tiling.columns // unit)
         sizes["code_blocks"] = all_runs * run // tiling.code.group if tiling.code.group else 1
         sizes["code_units"] = units // sizes["code_blocks"]
         decoded_bytes = 0 if tiling.inline else max(DECODED_LEAST, 1 << (units * unit - 1).bit_length())
@@ -186,12 +186,16 @@ def matrix_call(
 
 def best_tiling(isa: str, rows: int, n: int, run: int, runs: int, code: Code | None) -> Tiling:
     """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits."""
+    if code is None:
+        return choose_tiling(DOTS[isa], rows, n, run, runs)
     choices = [choose_tiling(DOTS[isa], rows, n, run, runs, code=code)]
-    in_order = tuple(dot for dot in DOTS[isa] if dot.in_order)
-    if code and runs == 1 and in_order:
-        choices.append(choose_tiling(in_order, rows, n, run, runs, code=code, inline=True))
-    if code and code.digits and DIGIT_DOTS[isa]:
-        choices.append(choose_tiling(DIGIT_DOTS[isa], rows, n, run, runs))
+    digits = DIGIT_DOTS[isa] if code.digits else ()
+    if digits and not code.group:
+        choices.append(choose_tiling(digits, rows, n, run, runs))
+    for dots in (DOTS[isa], digits if code.group else ()):
+        in_order = tuple(dot for dot in dots if dot.in_order)
+        if in_order and runs == 1:
+            choices.append(choose_tiling(in_order, rows, n, run, runs, code=code, inline=True))
     return min(choices, key=lambda tiling: tiling.cycles)
 
 

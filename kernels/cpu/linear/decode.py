@@ -103,6 +103,32 @@ def inline_sums(
     return [[total.load((i * n + j) * lanes, lanes) for j in range(n)] for i in range(tile.rows)]
 
 
+def digit_sums(
+    dot: Dot, code: Code, tile: Tile, w: Pointer, at: Expr, rows: Sequence[Pointer], units: Expr, blocks: Expr
+) -> list[list[Expr]]:
+    """The same where the codes of each group along K are signed digits, which need no zeros."""
+    n, lanes = tile.columns // dot.lanes, dot.lanes
+    many = min(dot.groups_a_step(tile), code.group // dot.group)
+    packed = dot.packed_bytes(tile.columns)
+    block_bytes = code.group // dot.group * packed
+    bytes_of, meta = w.as_type("int8"), bind(at + blocks * block_bytes)
+    acc, total = dot.start(tile), local(tile.rows * tile.columns, "int32")
+    cells = [(i, j, (i * n + j) * lanes) for i in range(tile.rows) for j in range(n)]
+    for _, _, o in cells:
+        total.store(o, splat(0, "int32", lanes))
+    with T.serial(0, blocks) as block:
+        for o in range(0, tile.rows * tile.columns * tile.split, lanes):
+            acc.store(o, splat(0, "int32", lanes))
+        for step in range(0, code.group // dot.group, many):
+            pixels = [row.moved(block * code.group + step * dot.group) for row in rows]
+            dot.step(tile, acc, pixels, bytes_of.moved(at + block * block_bytes + step * packed), many)
+        here = bind(meta + block * tile.columns)
+        multipliers = [bind(cast(w.load(here + j * lanes, lanes), "int32")) for j in range(n)]
+        for i, j, o in cells:
+            total.store(o, total.load(o, lanes) + multipliers[j] * dot.total(tile, acc, i * n + j))
+    return [[total.load((i * n + j) * lanes, lanes) for j in range(n)] for i in range(tile.rows)]
+
+
 def unit_vectors(code: Code, size: int, w: Pointer, at: Expr) -> list[Expr]:
     """Eight vectors of u, as uint8."""
     values: list[Expr] = []

@@ -30,7 +30,7 @@ from qcompile.kernels.cpu.builder import (
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
-from qcompile.kernels.cpu.linear.decode import decode_panel, inline_sums
+from qcompile.kernels.cpu.linear.decode import decode_panel, digit_sums, inline_sums
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -271,13 +271,14 @@ class Body:
         if self.tiling.code and self.tiling.inline:
             units, blocks = bind(self.size("code_units")), bind(self.size("code_blocks"))
             pixels = [(self.x.pointed if dot.row_pointers else self.x.moved)(o) for o in here.offsets]
-            sums = inline_sums(dot, self.tiling.code, tile, self.w, here.weights, pixels, units, blocks)
+            add = digit_sums if dot.digits else inline_sums
+            sums = add(dot, self.tiling.code, tile, self.w, here.weights, pixels, units, blocks)
             self._epilogue(sums, tile, valid, here.row, here.channel, emitter)
             return
         bias = []
         if self.resident_bias:
             bias = [self.resident_bias.load(at, dot.lanes) for at in range(0, tile.columns, dot.lanes)]
-        elif dot.in_order:
+        elif dot.begins_at_bias:
             bias = self._bias(here.channel, tile.columns)
         acc = dot.start(tile, bias)
         self._runs(dot, tile, acc, here)
@@ -342,7 +343,7 @@ class Body:
         channels = bind(self.size("channels"))
         first = bind(row * channels + channel)
         for at, count in self._groups(valid, lanes):
-            begun = self.tiling.dot.in_order and not self.tiling.inline  # the sums began at the bias
+            begun = self.tiling.dot.begins_at_bias and not self.tiling.inline  # the sums began at the bias
             bias = None if begun else bind(self.bias.load(self.bias_base + channel + at, count))
 
             def finish(rows: list, values: list[Expr], at: int = at, count: int = count, bias: Expr = bias) -> None:

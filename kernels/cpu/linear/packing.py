@@ -14,7 +14,7 @@ def pack_weights(weights: np.ndarray, tiling: Tiling) -> np.ndarray:
     panels = _panels(weights, tiling, 0)
     if tiling.dot.digits:
         panels = [encode_digits(p, tiling.dot.vector_bytes) for p in panels]
-    return np.concatenate([p.reshape(-1) for p in panels])
+    return np.concatenate(panels)
 
 
 def pack_codes(coded: Coded, tiling: Tiling) -> np.ndarray:
@@ -24,7 +24,10 @@ def pack_codes(coded: Coded, tiling: Tiling) -> np.ndarray:
     shares = [a for a in (coded.multipliers, coded.zeros) if a is not None]
     tables = [[_share_panel(a, first, columns, tiling) for first, columns in tiling.panels(len(a))] for a in shares]
     for i, panel in enumerate(_panels(coded.values, tiling, coded.code.middle)):
-        parts.append(encode(panel, coded.code, vector))
+        if tiling.dot.digits:
+            parts.append(encode_digits(panel.astype(np.int8) - 8, vector).view(np.uint8))
+        else:
+            parts.append(encode(panel, coded.code, vector))
         if tables:
             parts.append(np.stack([table[i] for table in tables], 1).reshape(-1))
     return np.concatenate(parts)

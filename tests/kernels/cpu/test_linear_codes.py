@@ -51,7 +51,7 @@ def test_a_code_is_found_and_gives_the_weights_back(kind: str) -> None:
     assert coded.code.bits == (4 if kind in ("full", "groups", "zeros") else int(kind))
     assert coded.code.group == (32 if kind in ("groups", "zeros") else 0)
     assert coded.code.zeros == (kind == "zeros")
-    assert coded.code.digits == (kind == "4")
+    assert coded.code.digits == (kind in ("4", "groups"))
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
