@@ -14,6 +14,7 @@ from qcompile.kernels.arithmetic import INT32_MAX, RANGES
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.ops.elementwise import PIECES
 from qcompile.kernels.program import Node, Program
+from qcompile.passes.recurrent_bounds import recurrent
 from qcompile.targets.errors import CompileError
 
 Interval = tuple[int, int]
@@ -189,6 +190,7 @@ RULES: dict[str, Rule] = {
     "sum_pool2d": _window_sum,
     "reduce_sum": _window_sum,
     "attention": _attention,
+    **dict.fromkeys(("lstm", "gru", "rnn"), recurrent),
     "concat": _hull,
     "where": lambda n, i, c, t: _hull(n, i[1:], c, t),
     "pad": _pad,

@@ -5,6 +5,7 @@ from qcompile.kernels.ops import (  # noqa: F401
     movement,
     norm,
     pool,
+    recurrent,
     reduce,
     softmax,
 )
