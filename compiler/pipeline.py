@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,32 @@ from qcompile.codegen import generate
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
 from qcompile.importer import import_onnx
 from qcompile.kernels.program import Program
+from qcompile.mixed import (
+    Bits,
+    BitsOptions,
+    Budget,
+    Plan,
+    Request,
+    layer_noise,
+    make_plan,
+    page,
+    plan_report,
+    read_request,
+)
+from qcompile.mixed.probe import twin
 from qcompile.passes import CPU_PASSES, tidy
 from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
 from qcompile.passes.integerize import integerize
 from qcompile.passes.relax_form import to_relax
-from qcompile.quantizer import QuantizeOptions, quantize_graph
+from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
+from qcompile.quantizer.prepare import prepare
 from qcompile.statistics import macs
-from qcompile.targets import CompileError, get_target
+from qcompile.targets import CompileError, Target, get_target
 
 Calibration = str | Path | Iterable[Mapping[str, np.ndarray]] | None
 Progress = Callable[[str], None]
 STAGES = ("read", "calibrate and quantize", "import", "integerize", "lower", "generate code", "link and prove")
-WEIGHT_BITS = (8,)
 
 
 @dataclass
@@ -47,31 +60,37 @@ def compile(
     model: str | Path | onnx.ModelProto,
     target: str = "host",
     *,
-    bits: int = 8,
+    bits: Bits = 8,
+    budget: Budget = (),
     calibration: Calibration = None,
     output: str | Path = "build",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     name: str | None = None,
     approx: str = "exact",
     keep: bool = False,
+    report: bool = False,
     threads: int = 1,
     options: QuantizeOptions | None = None,
+    bits_options: BitsOptions | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compiles an ONNX model, float or with Q/DQ pairs, into the artifact folder `output/NAME-TARGET`.
 
+    bits: 8, 4, "w4a8", "w4a4", "mixed", the path of a JSON file of bits per layer, or {layer name: LayerBits}; budget:
+    what "mixed" must keep to, {"size": 0.6} or ("size=60%",), of the 8-bit model ("size", "latency", "bops") and of the
+    output's energy ("loss"); bits_options: edges, groups, candidates, sensitivities, latencies. Float models only.
     calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input:
-    array};
-    used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials for GELU.
-    threads: recorded in the manifest as the number to run with. keep: also write the program after each pass.
+    array}; used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials
+    for GELU. threads: recorded in the manifest as the number to run with. report: also measure each layer's
+    signal-to-noise ratio and write report.html. keep: the same, and write bits.json and the program after each pass.
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
     meaning). Raises CompileError, and leaves nothing behind.
     """
     cpu = get_target(target)
-    if bits not in WEIGHT_BITS:
-        raise CompileError(f"--bits {bits} is not supported; known are {', '.join(map(str, WEIGHT_BITS))}")
     if approx not in ("exact", "ibert"):
         raise CompileError(f"unknown approximation {approx!r}; known are exact and ibert")
+    options = options or QuantizeOptions()
+    request = read_request(options.bits or bits, budget, bits_options)
     clock = _Clock(progress)
     notes: list[str] = []
     clock.start("read")
@@ -79,11 +98,11 @@ def compile(
     normalise_graph(graph, dict(shapes or {}), notes)
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
+    plan, noise = Plan(), None
     if not is_quantized(graph):
-        quantize_graph(graph, calibration, options or QuantizeOptions(), notes)
-        normalise_graph(graph, {}, notes)
-    elif calibration is not None:
-        notes.append("the model is quantized already: the calibration data is not used")
+        plan, noise = _quantize(graph, calibration, options, request, cpu, report or keep, notes)
+    else:
+        notes += _unused(calibration, bits, budget)
     qdq = graph.to_model()
     del graph  # its weights
     clock.start("import")
@@ -107,6 +126,7 @@ def compile(
     code = generate(program, cpu)
     if keep:
         files["ir/main.c"] = code.source.encode()
+        files["bits.json"] = bits_json(plan.bits).encode()
     clock.start("link and prove")
     spec = ArtifactSpec(
         label,
@@ -117,7 +137,7 @@ def compile(
         *_borders(reference),
         macs=macs(reference),
         extra={
-            "bits": bits,
+            "bits": plan.label,
             "threads": threads,
             "live_bytes": code.live_bytes,
             "ops": len(reference.nodes),
@@ -129,7 +149,36 @@ def compile(
     artifact = build_artifact(spec, output)
     clock.stop()
     notes = list(dict.fromkeys(notes))
-    return Compiled(artifact.path, artifact.manifest, _report(artifact, clock.seconds, notes), notes, clock.seconds)
+    made = {**_report(artifact, clock.seconds, notes), **plan_report(plan, noise)}
+    if report or keep:
+        (artifact.path / "report.html").write_text(page(made))
+    return Compiled(artifact.path, artifact.manifest, made, notes, clock.seconds)
+
+
+def _quantize(
+    graph: Graph,
+    calibration: Calibration,
+    options: QuantizeOptions,
+    request: Request,
+    target: Target,
+    report: bool,
+    notes: list[str],
+) -> tuple[Plan, dict[str, float] | None]:
+    """Plans bits and turns the float `graph` into QDQ form; for a `report`, also measures the noise of each layer."""
+    data = load_calibration(calibration, graph)
+    prepare(graph)
+    plan = make_plan(graph, data, request, options, target, notes)
+    reference = twin(graph) if report else None
+    quantize_graph(graph, data, replace(options, bits=plan.bits), notes)
+    normalise_graph(graph, {}, notes)
+    noise = None if reference is None else layer_noise(reference, graph, plan.layers, data.samples)
+    return plan, noise
+
+
+def _unused(calibration: Calibration, bits: Bits, budget: Budget) -> list[str]:
+    """Notes on options that a quantized model does not need."""
+    given = {"calibration data": calibration is not None, "choice of --bits": bits != 8 or bool(budget)}
+    return [f"the model is quantized already: the {what} is not used" for what, there in given.items() if there]
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 from qcompile.cli.messages import one_line_errors, write_whole
+from qcompile.quantizer.options import QuantizeOptions
 from qcompile.targets import CompileError, target_names
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+TECHNIQUES = [f.name.replace("_", "-") for f in fields(QuantizeOptions) if f.default is True]
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -31,7 +35,57 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 @click.command(context_settings={"max_content_width": 110})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", default="host", show_default=True, help=f"CPU to compile for: {', '.join(target_names())}.")
-@click.option("--bits", default=8, show_default=True, type=int, help="Width of the weights.")
+@click.option(
+    "--bits",
+    default="8",
+    show_default=True,
+    metavar="8|4|w4a4|mixed|FILE",
+    help="Width of weights, w4a4 of weights and activations; mixed chooses for each layer; FILE is a JSON file of bits "
+    "per layer, as --keep writes it (float models only).",
+)
+@click.option(
+    "--budget",
+    multiple=True,
+    metavar="size=60%",
+    help="What --bits mixed must keep to: size, latency or bops (multiplications times bits) of the 8-bit model, or "
+    "loss=1% of the output's energy; repeatable. Default: size=60%.",
+)
+@click.option(
+    "--bits-edge",
+    default="auto",
+    show_default=True,
+    metavar="auto|8|4",
+    help="Width of the first and last layers' weights where --bits is a number; auto: 8, but fewer, in groups, for "
+    "those that hold much of a large network.",
+)
+@click.option(
+    "--group",
+    default="auto",
+    show_default=True,
+    metavar="auto|channel|32|64|128",
+    help="Weights that share a multiplier; auto: a channel, and with --bits mixed 32 where that pays.",
+)
+@click.option(
+    "--widths", default="8,4", show_default=True, help="Candidates of --bits mixed, such as 8,4,w4a4 or 8,4,3,2."
+)
+@click.option(
+    "--sensitivity",
+    type=click.Path(path_type=Path),
+    help="Hessian traces that qcompile.hessian_trace saved, for --bits mixed; default: measured on the samples.",
+)
+@click.option(
+    "--latency",
+    default="model",
+    show_default=True,
+    type=click.Choice(["model", "measured"]),
+    help="Time per layer for --bits mixed: from the target's cost model, or measured on this machine.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(TECHNIQUES),
+    help="Switches a technique of the quantizer off; repeatable.",
+)
 @click.option(
     "--calib",
     type=click.Path(path_type=Path),
@@ -54,7 +108,12 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     type=click.Choice(["exact", "ibert"]),
     help="Activations: correctly rounded tables, or I-BERT's polynomials for models fine-tuned with them.",
 )
-@click.option("--keep", is_flag=True, help="Also write the program after each pass (ir/).")
+@click.option("--keep", is_flag=True, help="Also write bits.json, report.html and the program after each pass (ir/).")
+@click.option(
+    "--report",
+    is_flag=True,
+    help="Also write report.html: bits, sensitivity, bytes, time and signal-to-noise ratio of each layer.",
+)
 @click.option(
     "--threads",
     default=1,
@@ -68,18 +127,26 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     type=click.Path(allow_dash=True),
     help="Write what was done as JSON to this file, or - for standard output.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show times per stage and all remarks.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the layers and times per stage.")
 @one_line_errors
 def main(
     model: Path,
     target: str,
-    bits: int,
+    bits: str,
+    budget: tuple[str, ...],
+    bits_edge: str,
+    group: str,
+    widths: str,
+    sensitivity: Path | None,
+    latency: str,
+    without: tuple[str, ...],
     calib: Path | None,
     output: Path,
     name: str | None,
     shapes: tuple[str, ...],
     approx: str,
     keep: bool,
+    report: bool,
     threads: int,
     json_file: str | None,
     verbose: bool,
@@ -91,6 +158,7 @@ def main(
     qrun build/model-arm-a76 --input x.npz --output y.npz
     """
     warnings.simplefilter("ignore")
+    from qcompile.mixed import BitsOptions
     from qcompile.pipeline import STAGES, compile  # late: TVM takes a moment, --help should not
 
     console = Console(stderr=True)
@@ -112,13 +180,17 @@ def main(
             model,
             target,
             bits=bits,
+            budget=budget,
             calibration=calib,
             output=output,
             shapes=parse_shapes(shapes),
             name=name,
             approx=approx,
             keep=keep,
+            report=report or bool(json_file) or verbose,
             threads=threads,
+            options=QuantizeOptions(**{t.replace("-", "_"): False for t in without}),
+            bits_options=BitsOptions(bits_edge, group, widths, sensitivity, latency),
             progress=show,
         )
     for note in result.notes:
@@ -147,11 +219,33 @@ def _print_summary(r: dict[str, Any], verbose: bool) -> None:
             f"{proof['undefined_symbols']} undefined symbols",
         ),
     ]
+    if r["mixed"]:
+        shares = ", ".join(f"{n} {100 * r['mixed'][n]:.1f} %" for n in ("size", "latency", "bops"))
+        rows.insert(
+            1, ("mixed bits", f"{shares} of 8 bits; loses {100 * r['mixed']['measured_loss']:.3g} % of the energy")
+        )
     if verbose:
         rows += [(f"time: {k}", f"{v:.2f} s") for k, v in r["seconds"].items()]
     for label, value in rows:
         table.add_row(label, str(value))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
+    if verbose and r["layers"]:
+        console.print(_layer_table(r))
+    console.print(table)
+
+
+def _layer_table(r: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("layer", "op", "bits", "bytes", r["time_unit"], "sensitivity", "SNR, dB"):
+        table.add_column(heading, justify="left" if heading in ("layer", "op", "bits") else "right", overflow="fold")
+    for x in r["layers"]:
+        figures = (f"{x['bytes']:,}", _figure(x["time"], ",.1f"), _figure(x["sensitivity"], ".2g"))
+        table.add_row(x["name"], x["op"], x["bits"], *figures, _figure(x["snr_db"], ".1f"))
+    return table
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from qcompile.frontend.graph import Graph
 from qcompile.mixed import latency, sensitivity, solve
 from qcompile.mixed.hessian import HessianTraces
 from qcompile.mixed.probe import Probe
-from qcompile.mixed.request import MIXED, Bits, BitsOptions, parse_bits, parse_budgets
+from qcompile.mixed.request import MIXED, BitsOptions, Request
 from qcompile.mixed.rounding import equalised, narrow_data, round_weights
 from qcompile.quantizer import Calibration, QuantizeOptions
 from qcompile.quantizer.bits import (
@@ -34,55 +34,43 @@ REFINEMENTS = 6  # rounds in which a loss budget is met by measurement
 
 @dataclass
 class Plan:
-    """`bits` by layer; `layers`; `losses` of each layer at its bits where they were measured, and `measure`, what they
-    are; `fronts` {cost: points}; `loss` of the whole: predicted and measured."""
+    """The `bits` of each of `layers`; `label`, as the user called them; `times` of the layers, in `unit`.
 
-    layers: list[Layer]
-    bits: dict[str, LayerBits]
-    losses: dict[str, float] = field(default_factory=dict)
+    Mixed bits also have: `losses` of the layers; `fronts` {cost: points}; `summary`: costs relative to 8 bits,
+    predicted and measured loss, and what the losses are.
+    """
+
+    label: int | str = 8
+    layers: list[Layer] = field(default_factory=list)
+    bits: dict[str, LayerBits] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
-    measure: str = ""
+    unit: str = "cycles"
+    losses: dict[str, float] = field(default_factory=dict)
     fronts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def uniform(self) -> LayerBits | None:
-        """The bits that all layers have, None where they differ."""
-        kinds = set(self.bits.values())
-        return kinds.pop() if len(kinds) == 1 else None
+    summary: dict[str, Any] | None = None
 
 
 def make_plan(
-    graph: Graph,
-    data: Calibration,
-    bits: Bits,
-    budget: Any,
-    options: BitsOptions,
-    quantize: QuantizeOptions,
-    target: Target,
-    notes: list[str],
+    graph: Graph, data: Calibration, request: Request, quantize: QuantizeOptions, target: Target, notes: list[str]
 ) -> Plan:
-    """The bits of each layer of `graph`, normalised and prepared; it stays as it is.
+    """The bits of each layer of `graph`, normalised and prepared, which stays as it is; `data`: calibration samples.
 
-    `bits` and `budget` as `request` reads them; `data`: calibration samples. Raises CompileError for what is unknown or
-    out of reach.
+    Raises CompileError for layers that do not exist and budgets out of reach.
     """
-    wanted, budgets = parse_bits(bits), parse_budgets(budget)
-    layers = find_layers(graph)
-    if budgets and wanted != MIXED:
-        raise CompileError("--budget needs --bits mixed: with other bits there is nothing to choose")
-    if wanted == MIXED:
+    wanted, options, layers = request.wanted, request.options, find_layers(graph)
+    if isinstance(wanted, str):
         if not layers:
             raise CompileError("--bits mixed: the model has no layers with constant weights")
-        return _Chooser(graph, layers, data, options, quantize, target, notes).choose(budgets)
+        return _Chooser(graph, data, options, quantize, target, notes).choose(request.budgets)
     if isinstance(wanted, LayerBits):
         chosen = uniform_bits(layers, wanted.weights, wanted.activations, options.groups[0], options.edge_bits, notes)
     elif isinstance(wanted, Mapping):
         check_bits(wanted, layers)
         chosen = {layer.name: wanted.get(layer.name, EIGHT) for layer in layers}
     else:
-        chosen = read_bits(wanted, layers)  # type: ignore[arg-type]
-    return Plan(layers, chosen, times=_modelled(target, layers, chosen))
+        chosen = read_bits(wanted, layers)
+    times = {layer.name: latency.cycles(target, layer, chosen[layer.name]) for layer in layers}
+    return Plan(request.label, layers, chosen, times)
 
 
 class _Chooser:
@@ -91,7 +79,6 @@ class _Chooser:
     def __init__(
         self,
         graph: Graph,
-        layers: list[Layer],
         data: Calibration,
         options: BitsOptions,
         quantize: QuantizeOptions,
@@ -102,9 +89,9 @@ class _Chooser:
         self.choices = options.choices()
         if EIGHT not in self.choices:
             self.choices = [EIGHT, *self.choices]  # depthwise layers have no other
-        self.allowed = np.array([[_possible(layer, b, self.choices) for b in self.choices] for layer in layers])
         graph = equalised(graph, data.spaced(quantize.max_samples), quantize)
-        self.layers = layers = find_layers(graph)  # the same, with other weights
+        self.layers = layers = find_layers(graph)
+        self.allowed = np.array([[_possible(layer, b) for b in self.choices] for layer in layers])
         samples = data.spaced(sensitivity.sample_count(layers, int(self.allowed.sum())))
         widths = [[b for b, a in zip(self.choices, row) if a] for row in self.allowed]
         self.weights = round_weights(graph, layers, widths, samples, quantize)
@@ -118,8 +105,6 @@ class _Chooser:
             given = options.sensitivity
             traces = given if isinstance(given, HessianTraces) else HessianTraces.load(given)
             loss = sensitivity.from_traces(traces, graph, layers, self.choices, self.allowed, self.weights)
-        if options.latency not in ("model", "measured"):
-            raise CompileError(f"--latency {options.latency} is unknown; choose model or measured")
         if options.latency == "measured":
             self.unit, times = "us", latency.measured(target, graph, layers, self.choices, self.allowed)
         else:
@@ -152,8 +137,6 @@ class _Chooser:
 
         Losses do not quite add up: the sum that the programme may spend is moved until the measured loss fits.
         """
-        if self.options.sensitivity is not None:
-            raise CompileError("--budget loss is measured on the outputs: give it without --sensitivity")
         allowance, best, best_size = budget, None, np.inf
         for _ in range(REFINEMENTS):
             chosen = solve.solve(self.problem, {**limits, solve.LOSS: allowance}, "size")
@@ -207,13 +190,14 @@ class _Chooser:
     def _plan(self, chosen: np.ndarray) -> Plan:
         rows = range(len(self.layers))
         names = [layer.name for layer in self.layers]
-        summary = {**self._point(chosen), "measured_loss": self._measure(chosen), "time_unit": self.unit}
+        summary = {**self._point(chosen), "measured_loss": self._measure(chosen), "measure": self.measure}
         return Plan(
+            MIXED,
             self.layers,
             self._bits(chosen),
-            {n: float(self.problem.loss[i, chosen[i]]) for i, n in zip(rows, names)},
             {n: float(self.problem.costs["latency"][i, chosen[i]]) for i, n in zip(rows, names)},
-            self.measure,
+            self.unit,
+            {n: float(self.problem.loss[i, chosen[i]]) for i, n in zip(rows, names)},
             {c: [self._point(p) for p in solve.front(self.problem, c)] for c in ("size", "latency")},
             summary,
         )
@@ -225,7 +209,7 @@ def describe(bits: LayerBits) -> str:
     return f"w{bits.weights}{data}" + (f" groups of {bits.group}" if bits.group else "")
 
 
-def _possible(layer: Layer, bits: LayerBits, choices: Sequence[LayerBits]) -> bool:
+def _possible(layer: Layer, bits: LayerBits) -> bool:
     """Depthwise weights and data of tables stay at 8 bits; a group must divide the inputs."""
     if layer.depthwise:
         return bits.weights == 8
@@ -237,10 +221,6 @@ def _possible(layer: Layer, bits: LayerBits, choices: Sequence[LayerBits]) -> bo
 def _percent_up(share: float) -> str:
     """A share as a percentage that can be given back as a budget: rounded up."""
     return f"{np.ceil(share * 1e4 - 1e-9) / 100:g}%"
-
-
-def _modelled(target: Target, layers: Sequence[Layer], bits: Mapping[str, LayerBits]) -> dict[str, float]:
-    return {layer.name: latency.cycles(target, layer, bits[layer.name]) for layer in layers}
 
 
 def tied(graph: Graph, layers: Sequence[Layer]) -> list[tuple[int, ...]]:

@@ -15,6 +15,7 @@ from qcompile.targets.errors import CompileError
 MIXED = "mixed"
 BUDGETS = ("size", "latency", "bops", "loss")
 Bits = int | str | Path | Mapping[str, LayerBits]
+Budget = Iterable[str] | Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,36 @@ class BitsOptions:
         return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: `wanted` (see `parse_bits`), `budgets` by name, `options`; `label`, what the manifest calls
+    it: 8, 4, "w4a4", "mixed", or "custom" for a choice per layer."""
+
+    wanted: LayerBits | Path | Mapping[str, LayerBits] | str
+    budgets: Mapping[str, float]
+    options: BitsOptions
+    label: int | str
+
+
+def read_request(bits: Bits, budget: Budget = (), options: BitsOptions | None = None) -> Request:
+    """Checks everything that can be checked without the model; CompileError names the option."""
+    wanted, budgets, options = parse_bits(bits), parse_budgets(budget), options or BitsOptions()
+    mixed = isinstance(wanted, str)
+    if budgets and not mixed:
+        raise CompileError("--budget needs --bits mixed: with other bits there is nothing to choose")
+    if options.latency not in ("model", "measured"):
+        raise CompileError(f"--latency {options.latency} is unknown; choose model or measured")
+    if options.sensitivity is not None and "loss" in budgets:
+        raise CompileError("--budget loss is measured on the outputs: give it without --sensitivity")
+    _ = options.edge_bits, options.choices()
+    if isinstance(wanted, LayerBits):
+        suffix = f"a{wanted.activations}"
+        label: int | str = wanted.weights if wanted.activations == 8 else f"w{wanted.weights}{suffix}"
+    else:
+        label = MIXED if mixed else "custom"
+    return Request(wanted, budgets, options, label)
+
+
 def parse_width(text: object) -> LayerBits | None:
     """8, "4", "w4a8" as LayerBits; None where it is no width."""
     match = re.fullmatch(r"(?:w?(\d+))(?:a(\d+))?", str(text).strip().lower())
@@ -90,7 +121,7 @@ def parse_bits(bits: Bits) -> LayerBits | Path | Mapping[str, LayerBits] | str:
     )
 
 
-def parse_budgets(budgets: Iterable[str] | Mapping[str, float | str]) -> dict[str, float]:
+def parse_budgets(budgets: Budget) -> dict[str, float]:
     """("size=60%", ...) or {"size": 0.6} as {"size": 0.6}: shares of the 8-bit model, of the output's energy for
     loss."""
     pairs = budgets.items() if isinstance(budgets, Mapping) else (_split(text) for text in budgets)

@@ -50,7 +50,10 @@ def test_equals_brute_force(seed):
     full = {n: float(v[:, 0].sum()) for n, v in problem.costs.items()}
     names = rng.permutation(list(full))[: rng.integers(1, 4)]
     budgets = {n: full[n] * rng.uniform(0.4, 1.0) for n in names}
-    for minimise, limits in (("loss", budgets), ("size", {"loss": float(problem.loss.max(1).sum() * rng.uniform(0, 1))})):
+    for minimise, limits in (
+        ("loss", budgets),
+        ("size", {"loss": float(problem.loss.max(1).sum() * rng.uniform(0, 1))}),
+    ):
         expected, chosen = brute_force(problem, limits, minimise), solve(problem, limits, minimise)
         if expected is None:
             assert chosen is None
