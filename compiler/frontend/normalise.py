@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import onnx
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
+from qcompile.frontend.expand_contrib import expand_contrib
+from qcompile.frontend.expand_functions import expand_functions
 from qcompile.frontend.expand_norms import expand_group_norm
 from qcompile.frontend.fake_quantize import fuse_fake_quantize
 from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
@@ -32,6 +34,7 @@ from qcompile.frontend.simplify import (
     remove_no_ops,
     unflatten_gemm,
 )
+from qcompile.frontend.weight_only import expand_weight_only
 
 PASSES = [
     fold_constants,  # what depends on constants and shapes only becomes an initializer
@@ -80,8 +83,11 @@ def normalise_graph(
     infer_shapes(graph)
     upgrade_opset(graph)
     fold_constant_nodes(graph)
+    expand_weight_only(graph)
+    expand_contrib(graph)
     expand_qoperators(graph)
     expand_dynamic(graph, notes)
+    expand_functions(graph)
     widen_types(graph)
     fuse_fake_quantize(graph)
     if not is_quantized(graph):
