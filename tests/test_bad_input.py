@@ -46,7 +46,10 @@ def loop():
         [value("c2", [], TensorProto.BOOL), value("v2", [1, 8])],
     )
     return model(
-        ("Loop", ["times", "go", "x"], ["y"], {"body": body}), constants={"times": np.int64(3), "go": np.bool_(True)}
+        ("Loop", ["times", "go", "x"], ["y"], {"body": body}),
+        inputs={"x": [1, 8], "times": []},
+        dtypes={"times": TensorProto.INT64},
+        constants={"go": np.bool_(True)},
     )
 
 

@@ -24,6 +24,9 @@ KEPT = {
     "RandomUniformLike",
     "Bernoulli",
     "Multinomial",
+    "If",
+    "Loop",
+    "Scan",
 }
 LIMIT = 1 << 26  # elements; a fold that would grow a constant beyond this stays a node
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import Message
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 Shape = tuple[int, ...]
 
@@ -40,6 +40,18 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
 def label(node: NodeProto) -> str:
     """How error messages call a node: its type and name, or its first output where it has no name."""
     return f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
+
+
+def reads(node: NodeProto) -> list[str]:
+    """The tensors that a node reads, those read inside its subgraphs (If, Loop, Scan) included."""
+    names = list(node.input)
+    for a in node.attribute:
+        if a.type == AttributeProto.GRAPH:
+            own = {v.name for v in a.g.input} | {t.name for t in a.g.initializer}
+            own |= {o for n in a.g.node for o in n.output}
+            inner = [i for n in a.g.node for i in reads(n)] + [v.name for v in a.g.output]
+            names += [i for i in inner if i and i not in own]
+    return names
 
 
 def _copy(message: Message) -> Any:
@@ -185,11 +197,11 @@ class Graph:
                 elif id(node) not in seen:
                     seen.add(id(node))
                     stack.append((node, True))
-                    stack.extend((self._producers.get(i), False) for i in reversed(list(node.input)))
+                    stack.extend((self._producers.get(i), False) for i in reversed(reads(node)))
         self.nodes = order
         self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys(reads(node)):
                 if name:
                     self._consumers[name].append(node)
         read = set(self._consumers) | self.output_names

@@ -11,23 +11,10 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper, numpy_helper
+from qcompile.frontend.control_flow import SEQUENCES
 from qcompile.frontend.graph import label
 from qcompile.targets.errors import CompileError
 
-CONTROL_FLOW = {
-    "If",
-    "Loop",
-    "Scan",
-    "SequenceMap",
-    "Optional",
-    "OptionalGetElement",
-    "SequenceConstruct",
-    "SequenceAt",
-    "SequenceInsert",
-    "SplitToSequence",
-    "ConcatFromSequence",
-    "SequenceEmpty",
-}
 QUANTIZE_OPS = {"QuantizeLinear", "DequantizeLinear"}
 LIGHT = 1024  # elements
 
@@ -106,10 +93,10 @@ def _tensors(model: onnx.ModelProto):
 
 def _check_nodes(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
-        if node.op_type in CONTROL_FLOW:
+        if node.op_type in SEQUENCES:
             raise CompileError(
-                f"node {label(node)}: control flow and sequences cannot be compiled to a static integer "
-                "program; export the model with fixed shapes and constant conditions"
+                f"node {label(node)}: sequences cannot be compiled to a static integer program; "
+                "export the model with tensors of fixed shapes"
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
+from qcompile.frontend.control_flow import CONTROL_FLOW, refuse_control_flow, unroll
 from qcompile.frontend.expand_contrib import expand_contrib
 from qcompile.frontend.expand_functions import expand_functions
 from qcompile.frontend.expand_norms import expand_group_norm
@@ -83,6 +84,7 @@ def normalise_graph(
     infer_shapes(graph)
     upgrade_opset(graph)
     fold_constant_nodes(graph)
+    _resolve_control_flow(graph)
     expand_weight_only(graph)
     expand_contrib(graph)
     expand_qoperators(graph)
@@ -103,6 +105,15 @@ def normalise_graph(
     check_static(graph)
     for node in graph.nodes:
         node.name = node.name or node.output[0]
+
+
+def _resolve_control_flow(graph: Graph) -> None:
+    """Unroll, folding what conditions and trip counts depend on, until nothing is left."""
+    while found := [n for n in graph.nodes if n.op_type in CONTROL_FLOW]:
+        fold_constants(graph)
+        unroll(graph)
+        if all(any(n is m for m in graph.nodes) for n in found):
+            refuse_control_flow(graph)
 
 
 def is_quantized(graph: Graph) -> bool:

@@ -149,7 +149,7 @@ def test_multi_head_attention(form):
 
 def unpacked(model, feed):
     """ONNX Runtime's CPU kernels want query, key and value apart."""
-    packed = [v for v in feed.values() if v.ndim == 5][0]
+    packed = next(v for v in feed.values() if v.ndim == 5)
     parts = [packed[:, :, :, i].reshape(*packed.shape[:2], -1) for i in range(packed.shape[3])]
     parts = parts if len(parts) == 3 else [feed["x0"], *parts]
     given = dict(enumerate(parts))
