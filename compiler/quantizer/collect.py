@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnxruntime as ort
-from onnx import helper
+from onnx import NodeProto, helper
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.calibration import Feed
 from qcompile.targets.errors import CompileError
@@ -22,28 +23,48 @@ def observe(graph: Graph, tensors: Iterable[str], samples: list[Feed], observer:
     Memory is bounded by one sample's activations. Raises CompileError where ONNX Runtime cannot run the model or a
     tensor is not finite.
     """
+    for values in stream(graph, tensors, samples, title):
+        for name, value in values.items():
+            observer(name, value)
+
+
+def stream(graph: Graph, tensors: Iterable[str], samples: list[Feed], title: str) -> Iterator[dict[str, np.ndarray]]:
+    """{name: array} of `tensors` for each sample; `title` names the progress bar, "" shows none. Errors as above."""
     wanted = list(dict.fromkeys(tensors))
     inputs = {v.name for v in graph.inputs}
     inner = [t for t in wanted if t not in inputs]
-    session = _session(graph, inner)
-    for sample in _progress(samples, title):
-        values: Mapping[str, np.ndarray] = (
-            {**sample, **dict(zip(inner, _run(session, inner, sample)))} if inner else sample
-        )
-        for name in wanted:
-            value = values[name]
+    session = _session(graph, inner) if inner else None
+    for sample in _progress(samples, title) if title else samples:
+        made = dict(zip(inner, _run(session, inner, sample))) if inner else {}
+        values = {name: made[name] if name in made else sample[name] for name in wanted}
+        for name, value in values.items():
             if not np.isfinite(value).all():
                 raise CompileError(
                     f"calibration: tensor '{name}' becomes NaN or infinite; check the samples and the model"
                 )
-            observer(name, value)
+        yield values
+
+
+def _needed(graph: Graph, outputs: list[str]) -> list[NodeProto]:
+    """The nodes that `outputs` depend on, in order."""
+    wanted, kept = set(outputs), []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _session(graph: Graph, outputs: list[str]) -> ort.InferenceSession:
     """A session over the weights where they are, in the graph: ONNX Runtime neither parses nor packs copies of them."""
+    whole, graph = graph, copy.copy(graph)
+    if outputs:
+        graph.nodes = _needed(whole, outputs)
+        read = {i for n in graph.nodes for i in n.input}
+        graph.constants = {k: v for k, v in whole.constants.items() if k in read}
     weights = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
     for name in weights:
-        graph.constants[name] = np.ascontiguousarray(graph.constants[name])
+        graph.constants[name] = whole.constants[name] = np.ascontiguousarray(graph.constants[name])
     model = graph.to_model(external=weights)
     if outputs:
         del model.graph.output[:]

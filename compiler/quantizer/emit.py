@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import ml_dtypes
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
 from qcompile.quantizer.options import QuantizeOptions
@@ -21,7 +22,8 @@ class Emitter:
     """Rewrites one float graph in place into QDQ form.
 
     `quantizations` maps (tensor, kind) groups to their quantization; `moments` maps the data inputs of linear layers to
-    (mean, mean square) per input channel.
+    (mean, mean square) per input channel. `tables` are the embedding tables of few bits by name. The layers `later`
+    keep their float weights until `finish` is called for each.
     """
 
     def __init__(
@@ -32,31 +34,37 @@ class Emitter:
         quantizations: Mapping[tuple[str, str], Quantization],
         moments: Mapping[str, tuple[np.ndarray, np.ndarray]],
         options: QuantizeOptions,
+        tables: Mapping[str, QuantizedWeight] | None = None,
+        later: Collection[NodeProto] = (),
     ):
         self.graph, self.placer, self.placement = graph, placer, placement
         self.quantizations, self.moments, self.options = quantizations, moments, options
         self.parameters: dict[tuple, tuple[str, str]] = {}
         self.weights: dict[tuple, tuple[str, QuantizedWeight]] = {}
+        self.tables = tables or {}
+        self.later = {id(n): n for n in later}
+        self.data = {id(n): n.input[0] for n in later}
+        self.bias_adds: dict[int, NodeProto] = {}
 
     def run(self) -> None:
         """Insert everything; the graph stays valid ONNX."""
         graph = self.graph
         nodes = list(graph.nodes)
         biases = {id(n): self._matmul_of(n) for n in nodes if is_bias_add(graph, n)}
-        covered = {id(layer) for layer in biases.values()}
+        self.bias_adds = {id(layer): n for n in nodes if (layer := biases.get(id(n))) is not None}
         for node in nodes:
-            if node.op_type in LINEAR:
-                self._layer(node, shift_elsewhere=id(node) in covered)
+            if node.op_type in LINEAR and id(node) not in self.later:
+                self._layer(node, shift_elsewhere=id(node) in self.bias_adds)
         for node in nodes:
-            if id(node) in biases:
-                self._bias_add(node, biases[id(node)])
-            else:
+            if id(node) not in biases:
                 self._constants(node)
+            elif id(biases[id(node)]) not in self.later:
+                self._bias_add(node, biases[id(node)])
         pairs = {t: self._pairs(t, kinds) for t, kinds in self.placement.kinds.items()}
         for (tensor, kind), key in list(self.placement.carrier.items()):
             # data movement carries its input's codes; a pair with the same parameters behind it says so, changes no
             # value, and lets ONNX Runtime move integers
-            repeated = self._pair(tensor, tensor, self.quantizations[self.placement.group(key)], clip=False)
+            repeated = self._pair(tensor, tensor, tensor, self.quantizations[self.placement.group(key)], clip=False)
             pairs.setdefault(tensor, {})[kind] = repeated
         for node in nodes:
             for i, name in enumerate(node.input):
@@ -79,8 +87,8 @@ class Emitter:
             )
         return self.parameters[key]
 
-    def _pair(self, source: str, base: str, q: Quantization, clip: bool = True) -> str:
-        """Q and DQ of `source`; returns the dequantized tensor."""
+    def _pair(self, source: str, base: str, tensor: str, q: Quantization, clip: bool = True) -> str:
+        """Q and DQ of `source`, which is or repeats `tensor`; returns the dequantized tensor."""
         graph = self.graph
         if q.clipped and clip:
             bounds = [
@@ -89,7 +97,10 @@ class Emitter:
             ]
             source = graph.add("Clip", [source, *bounds], f"{base}_clipped")
         codes = graph.add("QuantizeLinear", [source, *self._parameters(q)], f"{base}_q")
-        return graph.add("DequantizeLinear", [codes, *self._parameters(q)], f"{base}_dq")
+        result = graph.add("DequantizeLinear", [codes, *self._parameters(q)], f"{base}_dq")
+        if tensor in graph.shapes:
+            graph.shapes[result], graph.dtypes[result] = graph.shapes[tensor], TensorProto.FLOAT
+        return result
 
     def _pairs(self, tensor: str, kinds: list[str]) -> dict[str, str]:
         """The pairs of one tensor by kind; an 8-bit pair beside a 16-bit one reads the 16-bit value."""
@@ -97,7 +108,7 @@ class Emitter:
         for kind in (k for k in ORDER if k in kinds):
             suffix = "" if len(kinds) == 1 else f"_{kind}"
             source = made.get("i16", tensor) if kind == "i8" else tensor
-            made[kind] = self._pair(source, tensor + suffix, self._quantization(tensor, kind))
+            made[kind] = self._pair(source, tensor + suffix, tensor, self._quantization(tensor, kind))
         return made
 
     def _name_outputs(self, pairs: Mapping[str, Mapping[str, str]]) -> None:
@@ -127,16 +138,13 @@ class Emitter:
             axis = channel_axis(node, i, weight)
             bias = self._bias_of(node) if i == 1 else None
             s_x = None if data in graph.constants else np.float64(self._quantization(data, "i8").scale)
-            least = None
-            if bias is not None and axis is not None and s_x is not None and bias.size in (1, weight.shape[axis]):
-                least = np.broadcast_to(np.abs(bias).reshape(-1) / (s_x * BIAS_LIMIT), (weight.shape[axis],))
-                least = least if least.max() > 1e-9 * np.abs(weight).max() else None
+            least = self._least(weight, axis, bias, s_x)
             key = (node.input[i], axis, data if self.options.clip_weights else "", None if least is None else id(node))
             if key not in self.weights:
                 square = self.moments.get(data, (None, None))[1]
                 importance = input_importance(graph, node, weight, square) if i == 1 else None
                 w = quantize_weight(weight, axis, importance, self.options.clip_weights, least)
-                self.weights[key] = (self._constant_pair(node.input[i], w.codes, w.scale, w.axis), w)
+                self.weights[key] = (self._weight_pair(node.input[i], w), w)
             node_weight, w = self.weights[key]
             shift = None
             if i == 1 and self.options.bias_correction:
@@ -146,6 +154,46 @@ class Emitter:
                 self._own_bias(node, s_x, w, shift)
             elif i == 1:
                 self._shifts[id(node)] = (s_x, w, shift)
+
+    @staticmethod
+    def _least(weight: np.ndarray, axis: int | None, bias: np.ndarray | None, s_x: float | None) -> np.ndarray | None:
+        """Bounds of a weight's scales that keep the bias within 32 bits; None where they do not matter."""
+        if bias is None or axis is None or s_x is None or bias.size not in (1, weight.shape[axis]):
+            return None
+        least = np.broadcast_to(np.abs(bias).reshape(-1) / (s_x * BIAS_LIMIT), (weight.shape[axis],))
+        return least if least.max() > 1e-9 * np.abs(weight).max() else None
+
+    def least(self, node: NodeProto) -> np.ndarray | None:
+        """`_least` of a layer that comes later; asked before `run`."""
+        weight = self.graph.constants[node.input[1]]
+        s_x = np.float64(self._quantization(node.input[0], "i8").scale)
+        return self._least(weight, channel_axis(node, 1, weight), self._bias_of(node), s_x)
+
+    def finish(self, node: NodeProto, w: QuantizedWeight, shift: np.ndarray | None) -> None:
+        """Write the weights of a layer that comes later, and its bias with `shift` added."""
+        s_x = np.float64(self._quantization(self.data[id(node)], "i8").scale)
+        key = (node.input[1], id(w))
+        if key not in self.weights:
+            self.weights[key] = (self._weight_pair(node.input[1], w), w)
+        node.input[1] = self.weights[key][0]
+        add = self.bias_adds.get(id(node))
+        if add is not None:
+            self._shifts[id(node)] = (s_x, w, shift)
+            self._bias_add(add, node)
+        elif node.op_type != "MatMul":
+            self._own_bias(node, s_x, w, shift)
+
+    def _weight_pair(self, name: str, w: QuantizedWeight) -> str:
+        """DequantizeLinear of a weight: 4 bits as INT4, fewer as INT8 in a narrower range; blocked where in groups."""
+        graph = self.graph
+        codes = w.codes.astype(ml_dtypes.int4) if w.bits == 4 else w.codes
+        inputs = [
+            graph.constant(f"{name}_q", codes),
+            graph.constant(f"{name}_scale", np.asarray(w.steps(), np.float32)),
+        ]
+        if w.multipliers is None:
+            return graph.add("DequantizeLinear", inputs, f"{name}_dq", axis=w.axis)
+        return graph.add("DequantizeLinear", inputs, f"{name}_dq", axis=w.group_axis, block_size=w.group)
 
     @property
     def _shifts(self) -> dict[int, tuple]:
@@ -207,6 +255,11 @@ class Emitter:
                 or node.op_type in LINEAR | FLOAT_CONSTANTS
                 or (not movers and node.op_type not in ("Add", "Sub", "Sum", "Min", "Max"))
             ):
+                continue
+            if name in self.tables:
+                if (name,) not in self.weights:
+                    self.weights[name,] = (self._weight_pair(name, self.tables[name]), self.tables[name])
+                node.input[i] = self.weights[name,][0]
                 continue
             if movers:
                 q = self._quantization(name, kind)

@@ -10,6 +10,7 @@ BINS = 4096  # bins on each side of zero
 SAMPLE = 1 << 15  # elements of one tensor that one sample contributes to the histogram
 PERCENTILES = (99.999, 99.99, 99.9)
 SHRINKS = np.linspace(1.0, 0.3, 36)
+NARROW_SHRINKS = np.linspace(1.0, 0.1, 31)
 HEADROOM = 1.25  # 16-bit ranges: room for inputs larger than those seen
 TABLE_CODES = 4096  # codes of an activation's table
 SYMMETRIC_COST = 1.1  # a range may grow by so much to have zero point 0
@@ -32,7 +33,7 @@ class Quantization:
     @property
     def clipped(self) -> bool:
         """Whether the codes are fewer than the type has, so that a Clip must precede the rounding."""
-        return self.bits == 16 and (self.qmin, self.qmax) != (-32768, 32767)
+        return (self.qmin, self.qmax) != (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """ONNX QuantizeLinear: saturate(round_half_even(x / scale) + zero_point)."""
@@ -126,6 +127,26 @@ def choose_8bit(h: Histogram, method: str) -> Quantization:
             candidates += [affine(h.low * a, h.high) for a in SHRINKS[1::3]]
             candidates += [affine(h.low, h.high * a) for a in SHRINKS[1::3]]
     return min(candidates, key=h.error)
+
+
+def choose_narrow(h: Histogram, method: str, bits: int = 4) -> Quantization:
+    """The least measured error among ranges of 2^bits codes around zero point 0: unsigned where nothing is negative."""
+    if h.width == 0.0:
+        return _narrow(h.low, h.high, bits)
+    candidates = [_narrow(h.low, h.high, bits)]
+    if method in ("auto", "percentile"):
+        candidates += [_narrow(*h.percentile(p), bits) for p in PERCENTILES]
+    if method in ("auto", "mse"):
+        candidates += [_narrow(h.low * a, h.high * b, bits) for a in NARROW_SHRINKS for b in NARROW_SHRINKS]
+    return min(dict.fromkeys(candidates), key=h.error)
+
+
+def _narrow(low: float, high: float, bits: int) -> Quantization:
+    low, high = min(low, 0.0), max(high, 0.0)
+    last = 2**bits - 1
+    scale = float(np.float32(max(high - low, 1e-12) / last))
+    qmin = int(np.clip(np.rint(low / scale), -last, 0))
+    return Quantization(scale, 0, 8, qmin, qmin + last)
 
 
 def choose_16bit(h: Histogram) -> Quantization:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from qcompile.frontend.graph import Graph
+from onnx import NodeProto
+from qcompile.frontend.graph import Graph, attribute
 from qcompile.frontend.shapes import infer_shapes
-from qcompile.quantizer.bits import check_bits, find_layers
+from qcompile.quantizer.bits import LayerBits, check_bits, find_layers, layer_nodes
 from qcompile.quantizer.calibration import Source, load_calibration
 from qcompile.quantizer.collect import observe
+from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.emit import Emitter
 from qcompile.quantizer.equalise import equalise
-from qcompile.quantizer.histogram import Histogram, Quantization, choose_8bit, choose_16bit, choose_table
+from qcompile.quantizer.histogram import Histogram, Quantization, choose_8bit, choose_16bit, choose_narrow, choose_table
+from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
-from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer
+from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.prepare import prepare
+from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
 from qcompile.targets.errors import CompileError
 
 SOFTMAX_CODES = Quantization(1.0 / 255, -128)
@@ -53,15 +59,75 @@ def quantize_graph(
     notes.extend(data.notes)
     samples = data.spaced(options.max_samples)
     prepare(graph)
-    check_bits(options.bits or {}, find_layers(graph))
+    layers = find_layers(graph)
+    bits = options.bits or {}
+    check_bits(bits, layers)
     if options.equalise:
         equalise(graph, Placer(graph, options.wide_streams), samples)
     placer = Placer(graph, options.wide_streams)
     placement = placer.place()
     histograms, moments = _statistics(graph, placement, samples)
-    quantizations = _quantizations(graph, placement, histograms, options)
-    Emitter(graph, placer, placement, quantizations, moments, options).run()
+    nodes = layer_nodes(graph)
+    chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
+    tables = _tables(graph, placement, chosen)
+    quantizations = _quantizations(graph, placement, histograms, options, chosen, tables)
+    narrow = {name: n for name, n in nodes.items() if n.op_type in LINEAR and _narrows(n, graph, chosen[id(n)])}
+    emitter = Emitter(graph, placer, placement, quantizations, moments, options, tables, narrow.values())
+    if not narrow:
+        emitter.run()
+    else:
+        exact = _float_copy(graph)
+        later = [_later(emitter, graph, name, n, chosen[id(n)]) for name, n in narrow.items()]
+        emitter.run()
+        for layer in later:
+            layer.data = layer.node.input[0]
+        macs = sum(layer.macs for layer in layers)
+        learn_weights(later, exact, graph, samples, macs, options, lambda x, w, shift: emitter.finish(x.node, w, shift))
     infer_shapes(graph)
+
+
+def _narrows(node: NodeProto, graph: Graph, bits: LayerBits) -> bool:
+    """Whether a layer gets fewer than 8 bits: grouped transposed convolutions share scales and stay."""
+    return bits.weights < 8 and (node.op_type != "ConvTranspose" or attribute(node, "group", 1) == 1)
+
+
+def _float_copy(graph: Graph) -> Graph:
+    """The float network as it is now, with the same arrays, to be run beside the one that is being quantized."""
+    exact = copy.copy(graph)
+    exact.nodes = [NodeProto.FromString(n.SerializeToString()) for n in graph.nodes]
+    exact.shapes, exact.dtypes = dict(graph.shapes), dict(graph.dtypes)
+    exact.update()
+    return exact
+
+
+def _later(emitter: Emitter, graph: Graph, name: str, node: NodeProto, bits: LayerBits) -> Narrow:
+    weight = graph.constants[node.input[1]]
+    add = graph.only_consumer(node.output[0], "Add")
+    biased = node.op_type in ("Conv", "Gemm") or (add is not None and is_bias_add(graph, add))
+    source, least = node.input[0], emitter.least(node)
+    return Narrow(name, node, Columns.of(node, weight), bits, source, source, weight, node.input[1], biased, least)
+
+
+def _tables(graph: Graph, placement: Placement, chosen: Mapping[int, LayerBits]) -> dict[str, QuantizedWeight]:
+    """Embedding tables of few bits; those whose codes are shared with other tensors keep theirs."""
+    members: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for key in _keys(placement):
+        members[placement.group(key)].add(key[0])
+    result = {}
+    for node in graph.nodes:
+        users = [n for n in graph.consumers(node.input[0]) if id(n) in chosen] if node.op_type == "Gather" else []
+        widths = {chosen[id(n)] for n in users if n.op_type == "Gather"}
+        if id(node) not in chosen or len(widths) != 1 or len(users) != len(graph.consumers(node.input[0])):
+            continue
+        (bits,) = widths
+        kinds = {placement.reads.get((id(n), 0)) for n in users}
+        name = node.input[0]
+        if bits.weights == 8 or name in result or not kinds <= {"i8", "i16"} or len(kinds) != 1:
+            continue
+        kind = kinds.pop()
+        if members[placement.of(name, kind)] <= {name}:
+            result[name] = quantize_table(graph.constants[name], bits, TABLE_LIMIT if kind == "i16" else QMAX)
+    return result
 
 
 def _statistics(graph: Graph, placement: Placement, samples: list):
@@ -96,8 +162,29 @@ def _keys(placement: Placement) -> list[tuple[str, str]]:
     return placed + list(placement.parent) + list(placement.parent.values())
 
 
-def _quantizations(graph: Graph, placement: Placement, histograms: dict[str, Histogram], options: QuantizeOptions):
+def _narrow_groups(graph: Graph, placement: Placement, chosen: Mapping[int, LayerBits]) -> set[tuple[str, str]]:
+    """The groups of 8-bit tensors of which every reader asks for 4 bits."""
+    asked: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for node in graph.nodes:
+        for i, name in enumerate(node.input):
+            if placement.reads.get((id(node), i)) == "i8" and name not in graph.constants and not mover_inputs(node):
+                wish = chosen[id(node)].activations if i == 0 and id(node) in chosen else 8
+                asked[placement.of(name, "i8")].add(wish)
+    for o in graph.outputs:
+        asked[placement.of(o.name, "i8")].add(8)
+    return {key for key, widths in asked.items() if widths == {4}}
+
+
+def _quantizations(
+    graph: Graph,
+    placement: Placement,
+    histograms: dict[str, Histogram],
+    options: QuantizeOptions,
+    chosen: Mapping[int, LayerBits],
+    tables: Mapping[str, QuantizedWeight],
+) -> dict[tuple[str, str], Quantization]:
     """One quantization per group of tensors that share it."""
+    narrow = _narrow_groups(graph, placement, chosen)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in dict.fromkeys([*_keys(placement), *placement.carrier.values()]):
         if key[0] in histograms:
@@ -108,12 +195,19 @@ def _quantizations(graph: Graph, placement: Placement, histograms: dict[str, His
         for name in members:
             merged.merge(histograms[name])
         makers = [graph.producer(n) for n in members]
-        if key[1] == "i16":
+        if members[0] in tables:
+            bits = 16 if key[1] == "i16" else 8
+            result[key] = Quantization(
+                float(tables[members[0]].scale), 0, bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+            )
+        elif key[1] == "i16":
             result[key] = choose_16bit(merged)
         elif key[1] == "table":
             result[key] = choose_table(merged, _table_floor(graph, key[0]))
         elif len(members) == 1 and makers[0] is not None and makers[0].op_type in SOFTMAX - {"LogSoftmax"}:
             result[key] = SOFTMAX_CODES
+        elif key in narrow:
+            result[key] = choose_narrow(merged, options.ranges)
         else:
             result[key] = choose_8bit(merged, options.ranges)
     return result

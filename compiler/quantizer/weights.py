@@ -1,4 +1,4 @@
-"""Integer weights: symmetric 8-bit codes per output channel, scales searched by squared error."""
+"""Integer weights: symmetric codes per output channel or in groups, scales searched by squared error."""
 
 from __future__ import annotations
 
@@ -7,27 +7,47 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
+from qcompile.quantizer.bits import LayerBits
+from qcompile.quantizer.columns import Columns
 
 QMAX = 127
+TABLE_LIMIT = 255 * 8  # largest magnitude of a 16-bit table's values
 CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78)
+NARROW_CLIPS = tuple(np.linspace(1.0, 0.4, 16).round(3).tolist())  # of few codes, many are spent on an outlier
 BLOCK = 1 << 18  # weights that are looked at together: they stay in the cache while all ranges are tried
 CLIP_GAIN = 0.9  # a narrower range must bring the error below this share
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """real = codes * scale, scale along `axis` (None: one scale)."""
+    """real = codes * scale * multiplier: `scale` along `axis` (None: one scale), codes of `bits` bits, and an integer
+    multiplier for each `group` weights along `group_axis` (None: all are 1)."""
 
     codes: np.ndarray
     scale: np.ndarray
     axis: int | None
+    bits: int = 8
+    multipliers: np.ndarray | None = None
+    group: int = 0
+    group_axis: int = 0
+
+    def steps(self) -> np.ndarray:
+        """float32 scales of the codes: along `axis`, or one for each group [.., length / group, ..]."""
+        if self.multipliers is None:
+            return self.scale
+        return (self._along(self.codes.ndim) * self.multipliers).astype(np.float32)
+
+    def _along(self, rank: int) -> np.ndarray:
+        if self.axis is None:
+            return self.scale
+        shape = [1] * rank
+        shape[self.axis] = -1
+        return self.scale.reshape(shape)
 
     def dequantized(self) -> np.ndarray:
-        if self.axis is None:
-            return self.codes * self.scale
-        shape = [1] * self.codes.ndim
-        shape[self.axis] = -1
-        return self.codes * self.scale.reshape(shape)
+        if self.multipliers is None:
+            return self.codes * self._along(self.codes.ndim)
+        return self.codes * self.steps().repeat(self.group, self.group_axis)
 
 
 def channel_axis(node: NodeProto, index: int, weight: np.ndarray) -> int | None:
@@ -93,6 +113,97 @@ def _scale(w: np.ndarray, share: np.ndarray | None, clips: tuple[float, ...]) ->
             better = total < best * CLIP_GAIN
             ratio, best = np.where(better, r, ratio), np.where(better, total, best)
     return (peak * ratio / QMAX).astype(np.float32)
+
+
+def choose_steps(
+    w: np.ndarray, share: np.ndarray, bits: int, group: int = 0, clip: bool = True, least: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales [N] and integer multipliers [N, groups, taps] for narrow codes of `w` [N, inputs, taps].
+
+    `share` [inputs, taps] weighs squared errors; groups of `group` inputs at one tap have their own multiplier where
+    they divide the inputs, else [N, 1, 1] ones come back. `least` [N] is a lower bound of the scales.
+    """
+    n, inputs, taps = w.shape
+    qmax = 2 ** (bits - 1) - 1
+    grouped = bool(group) and inputs % group == 0 and inputs > group
+    shape = (n, inputs // group, group, taps) if grouped else (n, 1, inputs * taps, 1)
+    shares = np.broadcast_to(share, (inputs, taps)).astype(np.float32).reshape(1, *shape[1:])
+    best = np.empty((n, shape[1], shape[3]), np.float32)
+    rows = max(1, BLOCK * n // max(w.size, 1))
+    for start in range(0, n, rows):
+        part = np.ascontiguousarray(w[start : start + rows], np.float32).reshape(-1, *shape[1:])
+        best[start : start + rows] = _narrow_scales(part, shares, qmax, NARROW_CLIPS if clip else (1.0,))
+    floor = np.full(n, 1e-30, np.float32) if least is None else np.maximum(least, 1e-30).astype(np.float32)
+    if not grouped:
+        return np.maximum(best[:, 0, 0], floor), np.ones((n, 1, 1), np.int32)
+    energy = (best**2 * shares.sum(2)).astype(np.float64)
+    return _common_scale(best, energy, QMAX // qmax, floor)
+
+
+def _narrow_scales(w: np.ndarray, share: np.ndarray, qmax: int, clips: tuple[float, ...]) -> np.ndarray:
+    """The scales [N, J, T] of least weighted error over axis 2 of `w` [N, J, K, T]."""
+    peak = np.abs(w).max(2, keepdims=True)
+    peak = np.where(peak < 1e-30, np.float32(1), peak)
+    best = ratio = None
+    for r in clips:
+        scale = peak * np.float32(r / qmax)
+        error = np.clip(np.rint(w / scale), -qmax, qmax) * scale - w
+        total = (error * error * share).sum(2, keepdims=True)
+        if best is None:
+            best, ratio = total, np.full_like(peak, r)
+        else:
+            ratio = np.where(total < best, np.float32(r), ratio)
+            best = np.minimum(best, total)
+    return (peak * ratio / qmax)[:, :, 0]
+
+
+def _common_scale(steps: np.ndarray, energy: np.ndarray, most: int, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales [N] and multipliers up to `most` whose products come near `steps` [N, J, T], weighed by `energy`."""
+    peak = steps.max((1, 2))
+    best = scale = multipliers = None
+    for m in range(max(most // 2, 1), most + 1):
+        s = np.maximum(peak / m, floor)
+        integers = np.clip(np.rint(steps / s[:, None, None]), 1, most)
+        error = (energy * np.square(integers * s[:, None, None] / steps - 1)).sum((1, 2))
+        if best is None:
+            best, scale, multipliers = error, s, integers
+        else:
+            better = error < best
+            best, scale = np.minimum(best, error), np.where(better, s, scale)
+            multipliers = np.where(better[:, None, None], integers, multipliers)
+    return scale.astype(np.float32), multipliers.astype(np.int32)
+
+
+def narrow_weight(
+    columns: Columns, codes: np.ndarray, scale: np.ndarray, multipliers: np.ndarray, bits: LayerBits
+) -> QuantizedWeight:
+    """The weight of `codes` [groups, N, inputs, taps] in the layer's own layout."""
+    axis = columns.channel_axis
+    if multipliers.shape[2] == 1:
+        return QuantizedWeight(columns.weight(codes), scale, axis, bits.weights)
+    laid = columns.weight(multipliers)
+    return QuantizedWeight(columns.weight(codes), scale, axis, bits.weights, laid, bits.group, columns.input_axis)
+
+
+def quantize_table(table: np.ndarray, bits: LayerBits, limit: int) -> QuantizedWeight:
+    """Codes of an embedding table [rows, width] in groups along its rows: one scale, integer multipliers, with
+    |multiplier * code| <= `limit`. A row is one group where `bits.group` is 0 or does not divide the width."""
+    rows, width = table.shape
+    group = bits.group if bits.group and width % bits.group == 0 else width
+    qmax = 2 ** (bits.weights - 1) - 1
+    steps = np.empty((rows, width // group), np.float32)
+    part = max(1, BLOCK // width)
+    for start in range(0, rows, part):
+        w = np.asarray(table[start : start + part], np.float32).reshape(-1, width // group, group, 1)
+        steps[start : start + part] = _narrow_scales(w, np.ones((1, 1, 1, 1), np.float32), qmax, NARROW_CLIPS)[..., 0]
+    most = min(limit // qmax, 255)
+    scale = np.float32(max(float(steps.max()), 1e-30) / most)
+    multipliers = np.clip(np.rint(steps / scale), 1, most).astype(np.int32)
+    codes = np.empty(table.shape, np.int8)
+    for start in range(0, rows, part):
+        step = (multipliers[start : start + part] * scale).repeat(group, 1)
+        codes[start : start + part] = np.clip(np.rint(table[start : start + part] / step), -qmax, qmax)
+    return QuantizedWeight(codes, np.array(scale, np.float32), None, bits.weights, multipliers, group, 1)
 
 
 def input_importance(graph: Graph, node: NodeProto, weight: np.ndarray, square: np.ndarray | None) -> np.ndarray | None:
