@@ -5,8 +5,22 @@
     y = model.run({"input": x})
 """
 
+from qcompile.mixed import BitsOptions, HessianTraces, hessian_trace
 from qcompile.pipeline import Compiled, compile
+from qcompile.quantizer import LayerBits, QuantizeOptions
 from qcompile.runtime import ArtifactError, Model, load
 from qcompile.targets import CompileError
 
-__all__ = ["ArtifactError", "CompileError", "Compiled", "Model", "compile", "load"]
+__all__ = [
+    "ArtifactError",
+    "BitsOptions",
+    "CompileError",
+    "Compiled",
+    "HessianTraces",
+    "LayerBits",
+    "Model",
+    "QuantizeOptions",
+    "compile",
+    "hessian_trace",
+    "load",
+]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from onnx import NodeProto
-from qcompile.frontend.graph import Graph
+from qcompile.frontend.graph import Graph, attribute
 from qcompile.mixed.hessian import HessianTraces, Trace
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.targets.errors import CompileError
@@ -39,7 +39,11 @@ def match_traces(traces: HessianTraces, graph: Graph, layers: Sequence[Layer]) -
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + "; export the same module, with its parameter names, that the traces were taken of"
         )
-    return {x.name: (traces[found[x.name]], _scale(traces[found[x.name]], graph.constants[x.weight])) for x in layers}
+    result = {}
+    for layer in layers:
+        trace = traces[found[layer.name]]
+        result[layer.name] = trace, _scale(trace, nodes[layer.name], graph.constants[layer.weight])
+    return result
 
 
 def _hints(graph: Graph, layer: Layer, node: NodeProto) -> Iterator[str]:
@@ -113,11 +117,15 @@ def _by_shape(traces: HessianTraces, graph: Graph, layers: Sequence[Layer], foun
             found.update({layer.name: p for parts, p in zip(group, fitting) for layer in parts})
 
 
-def _scale(trace: Trace, weight: np.ndarray) -> np.ndarray:
-    """Norms of the parameter over those of the layer's weight, squared: per output channel where they correspond."""
+def _scale(trace: Trace, node: NodeProto, weight: np.ndarray) -> np.ndarray:
+    """Norms of the parameter over those of the layer's weight, squared: per slice along the parameter's first axis,
+    which is the last of a transposed one."""
     norms, square = np.array(trace.norms), np.square(weight, dtype=np.float64)
-    axis = 0 if trace.shape == weight.shape else weight.ndim - 1 if trace.shape == weight.shape[::-1] else None
-    if axis is None or len(norms) != weight.shape[axis]:
+    transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
+    fits = {0: trace.shape == weight.shape, weight.ndim - 1: trace.shape == weight.shape[::-1]}
+    order = reversed(fits) if transposed else fits
+    axis = next((a for a in order if fits[a]), None)
+    if axis is None:  # one part of a parameter
         own = square.sum() / weight.size
         return np.array(norms.sum() / np.prod(trace.shape) / own if own > 0 else 1.0)
     own = square.sum(tuple(i for i in range(weight.ndim) if i != axis))
