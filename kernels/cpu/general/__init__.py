@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from qcompile.kernels.cpu.general import attention, elementwise, movement, norm, pool, recurrent, reduce, softmax
+from qcompile.kernels.cpu.general import attention, elementwise, movement, norm, pool, recurrent, reduce, softmax, table
 from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
-for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent):
+for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table):
     LOWERINGS |= _family.LOWERINGS
 
 __all__ = ["LOWERINGS"]

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, shuffle, splat, store_lanes
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, dtype_of, shuffle, splat, store_lanes
 from qcompile.kernels.cpu.general.common import Source, kernel, loop, operand, pointers, scalars, static, vectors
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.dialect import Type
@@ -217,7 +217,7 @@ def broadcast_calls(isa: Isa, type_: Type, shape: tuple[int, ...], x: Source, y:
     return move(isa, np.dtype(type_.dtype).itemsize, broadcast_loops(type_.shape, shape), x, y)
 
 
-def _itemsize(ctx: NodeContext) -> int:
+def itemsize_of(ctx: NodeContext) -> int:
     return np.dtype(ctx.out.dtype).itemsize
 
 
@@ -225,7 +225,7 @@ def lower_transpose(ctx: NodeContext) -> list[KernelCall]:
     (name,) = ctx.node.inputs
     sx = strides(ctx.types[name].shape)
     loops = [(n, sx[a], sy) for n, a, sy in zip(ctx.out.shape, ctx.node.attrs["axes"], strides(ctx.out.shape))]
-    return move(get_isa(ctx.target), _itemsize(ctx), loops, operand(ctx, name), Buffer(ctx.node.name))
+    return move(get_isa(ctx.target), itemsize_of(ctx), loops, operand(ctx, name), Buffer(ctx.node.name))
 
 
 def lower_slice(ctx: NodeContext) -> list[KernelCall]:
@@ -240,7 +240,7 @@ def lower_slice(ctx: NodeContext) -> list[KernelCall]:
     loops = [(len(r), r.step * s, sy) for r, s, sy in zip(ranges, sx, strides(ctx.out.shape))]
     return move(
         get_isa(ctx.target),
-        _itemsize(ctx),
+        itemsize_of(ctx),
         loops,
         operand(ctx, name),
         Buffer(ctx.node.name),
@@ -254,7 +254,7 @@ def lower_concat(ctx: NodeContext) -> list[KernelCall]:
         shape = ctx.types[name].shape
         calls += move(
             get_isa(ctx.target),
-            _itemsize(ctx),
+            itemsize_of(ctx),
             list(zip(shape, strides(shape), sy)),
             operand(ctx, name),
             Buffer(ctx.node.name),
@@ -274,7 +274,7 @@ def lower_broadcast(ctx: NodeContext) -> list[KernelCall]:
 def lower_pad(ctx: NodeContext) -> list[KernelCall]:
     """Constant: fill and copy. Edge and reflect: rows taken by number, axis after axis, as numpy does."""
     (name,), a = ctx.node.inputs, ctx.node.attrs
-    isa, itemsize, shape, sy = get_isa(ctx.target), _itemsize(ctx), list(ctx.types[name].shape), strides(ctx.out.shape)
+    isa, itemsize, shape, sy = get_isa(ctx.target), itemsize_of(ctx), list(ctx.types[name].shape), strides(ctx.out.shape)
     source, out = operand(ctx, name), Buffer(ctx.node.name)
     if a["mode"] == "constant":
         value = Constant(np.full(1, a["value"], ctx.out.dtype))
@@ -301,30 +301,19 @@ def lower_pad(ctx: NodeContext) -> list[KernelCall]:
             if k == padded[-1]
             else Workspace(f"padded {k}", len(rows) * itemsize * int(np.prod(shape)) // shape[k] + 64)
         )
-        calls.append(_take(isa, itemsize, shape, k, "int32", len(rows), x, Constant(rows), target))
+        calls.append(take_rows(isa, itemsize, shape, k, "int32", len(rows), x, Constant(rows), target))
         shape[k], x = len(rows), target
     return calls
 
 
-def lower_take(ctx: NodeContext) -> list[KernelCall]:
-    x, indices = ctx.node.inputs
-    type_ = ctx.types[indices]
-    return [
-        _take(
-            get_isa(ctx.target),
-            _itemsize(ctx),
-            ctx.types[x].shape,
-            ctx.node.attrs["axis"],
-            type_.dtype,
-            type_.size,
-            operand(ctx, x),
-            operand(ctx, indices),
-            Buffer(ctx.node.name),
-        )
-    ]
+def clamped(index: Expr, rows: Expr) -> Expr:
+    """An index of any type as a row's number, int32: outside of the rows it is that of the nearest."""
+    wide = dtype_of(index) if dtype_of(index) in ("int64", "uint64") else "int32"
+    number = T.min(T.cast(index, wide), T.cast(rows - 1, wide))
+    return bind(T.cast(number if wide == "uint64" else T.max(number, T.IntImm(wide, 0)), "int32"))
 
 
-def _take(
+def take_rows(
     isa: Isa,
     itemsize: int,
     shape: Sequence[int],
@@ -343,15 +332,8 @@ def _take(
     def body(x: Pointer, indices: Pointer, y: Pointer, outer: Expr, count: Expr, rows: Expr, run: Expr) -> None:
         with loop(outer * count, parallel) as k:
             o, i = bind(T.truncdiv(k, count)), bind(T.truncmod(k, count))
-            wide = index_dtype if index_dtype in ("int64", "uint64") else "int32"
-            number = T.cast(indices.load(i), wide)
-            number = (
-                T.min(number, T.cast(rows - 1, wide))
-                if wide == "uint64"
-                else T.max(T.min(number, T.cast(rows - 1, wide)), T.IntImm(wide, 0))
-            )
-            number = bind(T.cast(bind(number), "int32"))
-            _copy(x, y, bind((o * rows + number) * run), bind(k * run), width, fixed, run)
+            row = clamped(indices.load(i), rows)
+            _copy(x, y, bind((o * rows + row) * run), bind(k * run), width, fixed, run)
 
     parameters = [*pointers(x="uint8", indices=index_dtype, y="uint8"), *scalars("outer", "count", "rows", "run")]
     name = _name(f"take_{index_dtype}", isa, 1, 1, parallel, *([fixed] if fixed else []))
@@ -364,5 +346,4 @@ LOWERINGS = {
     "concat": lower_concat,
     "pad": lower_pad,
     "broadcast": lower_broadcast,
-    "take": lower_take,
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, reinterpret, shuffle, splat
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, lanes_of, local, reinterpret, shuffle, splat
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
-from qcompile.kernels.cpu.linear.codes import UNIT, Code
+from qcompile.kernels.cpu.codes import UNIT, Code
 
 
 def decode_panel(
@@ -29,24 +29,24 @@ def decode_panel(
     vectors = columns * dot.group // size  # those of one group of the dot product have their own channels
     meta = bind(at + blocks * units * unit_bytes)
     shares = columns * (2 if code.zeros else 1)
+    # products of two bytes of one channel at a time are right in 16 bits: each is a byte, and nothing is carried
+    m_type = "uint8" if dot.multiplies_bytes else "uint16"
     with T.serial(0, blocks) as block:
         here = bind(meta + block * shares)
         multipliers = [bind(_shares(dot, w, here, j)) for j in range(vectors)]
         offsets = []
         for j, m in enumerate(multipliers):
-            if code.zeros:
-                zero = bind(_shares(dot, w, here + columns, j))
-                zero = zero + T.shift_left(zero, splat(8, "uint16", size // 2))
-            else:
-                zero = splat(code.middle * 257, "uint16", size // 2)
+            n = lanes_of(m)
+            zero = bind(_shares(dot, w, here + columns, j)) if code.zeros else splat(code.middle, m_type, n)
+            if m_type == "uint16":
+                zero = zero * splat(257, m_type, n)
             offsets.append(bind(reinterpret(m * zero, "uint8", size)))
         with T.serial(0, units) as u:
             unit = bind(block * units + u)
             for i, value in enumerate(unit_vectors(code, size, w, bind(at + unit * unit_bytes))):
-                # two bytes of one channel at a time: their products are bytes, so that nothing is carried
-                product = reinterpret(value, "uint16", size // 2) * multipliers[i % vectors]
-                signed = reinterpret(product, "uint8", size) - offsets[i % vectors]
-                panel.store(unit * (UNIT * size) + i * size, reinterpret(signed, "int8", size))
+                m = multipliers[i % vectors]
+                product = reinterpret(reinterpret(value, m_type, lanes_of(m)) * m, "uint8", size)
+                panel.store(unit * (UNIT * size) + i * size, reinterpret(product - offsets[i % vectors], "int8", size))
 
 
 def inline_sums(
@@ -153,8 +153,10 @@ def unit_vectors(code: Code, size: int, w: Pointer, at: Expr) -> list[Expr]:
 
 
 def _shares(dot: Dot, w: Pointer, at: Expr, vector: int) -> Expr:
-    """Bytes of the channels in a vector, each over the 16-bit lanes of its weights."""
-    channels, repeat = dot.vector_bytes // dot.group, dot.group // 2
-    found = w.load(at + vector * channels, channels)
-    found = bind(found)  # a shuffle may not give more lanes than it is given
-    return cast(shuffle([found] * repeat, [c for c in range(channels) for _ in range(repeat)]), "uint16")
+    """Bytes of the channels in a vector, each over the lanes of its weights: of 8 bits, or of 16 where bytes cannot be
+    multiplied."""
+    channels = dot.vector_bytes // dot.group
+    repeat = dot.group if dot.multiplies_bytes else dot.group // 2
+    found = bind(w.load(at + vector * channels, channels))  # a shuffle may not give more lanes than it is given
+    spread = shuffle([found] * repeat, [c for c in range(channels) for _ in range(repeat)])
+    return spread if dot.multiplies_bytes else cast(spread, "uint16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING
-from qcompile.kernels.cpu.linear.codes import Coded, encode, encode_digits
+from qcompile.kernels.cpu.codes import Coded, encode, encode_digits
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.targets.errors import CompileError
 

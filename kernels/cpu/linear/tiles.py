@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
-from qcompile.kernels.cpu.linear.codes import UNIT, Code
+from qcompile.kernels.cpu.codes import UNIT, Code
 
 TILE_OVERHEAD = 12.0  # cycles to begin a tile: offsets, loop set-up
 PANEL_OVERHEAD = 20.0

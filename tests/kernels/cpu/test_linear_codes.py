@@ -11,10 +11,11 @@ from kernel_harness import Case, check_cases
 from linear_cases import Cases
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
-from qcompile.kernels.cpu.linear.codes import MULTIPLIER_LIMIT, encode, find_code
+from qcompile.kernels.cpu.codes import MULTIPLIER_LIMIT, Code, encode, find_code, find_table_code
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.kernels.cpu.linear.packing import pack_codes
 from qcompile.kernels.lowering import Constant
+from qcompile.kernels.program import Node
 from qcompile.targets import TARGETS, Target, supports
 
 NAMES = ["x86-avx512vbmi", "x86-avxvnni", "x86-avx2", "arm-a76", "arm-a72", "arm-a710"]
@@ -69,8 +70,6 @@ def test_eight_bits_and_odd_runs_have_no_code() -> None:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_planes_hold_every_bit(bits: int) -> None:
     values = np.random.default_rng(2).integers(0, 1 << bits, 8 * 16 * 3).astype(np.uint8)
-    from qcompile.kernels.cpu.linear.codes import Code
-
     stored = encode(values, Code(bits), 16)
     assert stored.size == values.size * bits // 8
     bit_of = np.unpackbits(stored[:, None], axis=1).sum()
@@ -139,3 +138,23 @@ def test_half_the_bytes_reach_the_artifact() -> None:
     case = with_code(Cases(target).dense(64, 512, 512), "4")
     sizes = [o.array.nbytes for o in lower_node(case.context(target))[0].operands if isinstance(o, Constant)]
     assert max(sizes) == 512 * 512 // 2
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_rows_of_a_coded_table(target: Target, group: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(group)
+    cases = []
+    for dtype, limit in (("int16", 255), ("int8", 15)):
+        m = rng.integers(1, limit + 1, (40, 384 // group))
+        q = rng.integers(-8, 8, (40, 384 // group, group))
+        q[..., 0], q[..., 1] = 7, -8
+        x = np.ascontiguousarray((q * m[..., None]).reshape(40, 384).astype(dtype))
+        assert find_table_code(x) is not None
+        for index in ("int32", "int64"):
+            ids = rng.integers(0, 40, (3, 5)).astype(index)
+            ids.flat[:3] = -5, 40, np.iinfo(index).max
+            node = Node(f"take_{dtype}_{index}", "take", (f"x_{dtype}", f"i_{dtype}_{index}"), {"axis": 0})
+            cases.append(Case(node, {f"i_{dtype}_{index}": ids}, {f"x_{dtype}": x}))
+    check_cases(cases, target, tmp_path)
+    stored = [o.array.nbytes for o in lower_node(cases[0].context(target))[0].operands if isinstance(o, Constant)]
+    assert sum(stored) == 40 * (384 // 2 + 384 // group)

@@ -14,6 +14,7 @@ import numpy as np
 WIDTHS = (2, 3, 4)
 GROUPS = (128, 64, 32)
 MULTIPLIER_LIMIT = 17  # the largest product u * multiplier is a byte: 15 * 17 = 255
+TABLE_LIMIT = 255  # where products are of 16 bits
 SAMPLE = 64  # groups that are looked at before all are
 PLANES = (4, 2, 1)  # widths that pieces of u are stored in
 UNIT = 8  # vectors that are decoded together: whole bytes of each plane
@@ -54,14 +55,14 @@ class Coded:
         return Coded(self.code, self.values[index], *rest)
 
     def decoded(self) -> np.ndarray:
-        """The int8 weights."""
+        """The integers that are stored, int16."""
         if not self.code.group:
-            return (self.values.astype(np.int16) - self.code.middle).astype(np.int8)
+            return self.values.astype(np.int16) - self.code.middle
         shape = (*self.values.shape[:-1], -1, self.code.group)
         zeros = self.code.middle if self.zeros is None else self.zeros.astype(np.int16)[..., None]
         multipliers = self.multipliers.astype(np.int16)[..., None]  # type: ignore[union-attr]
         w = multipliers * (self.values.reshape(shape).astype(np.int16) - zeros)
-        return w.astype(np.int8).reshape(self.values.shape)
+        return w.reshape(self.values.shape)
 
 
 def find_code(weights: np.ndarray) -> Coded | None:
@@ -76,39 +77,58 @@ def find_code(weights: np.ndarray) -> Coded | None:
             return Coded(code, (weights.astype(np.int16) + middle).astype(np.uint8))
     run = weights.shape[-1]
     for group in GROUPS:
-        if run % group:
-            continue
-        blocks = weights.reshape(-1, group)
-        if _factor(blocks[:SAMPLE]) is None:
-            continue
-        found = _factor(blocks)
-        if found is None:
-            continue
-        values, multipliers, zeros, digits = found
-        own = bool((zeros != 8).any())
-        shape = (*weights.shape[:-1], run // group)
-        return Coded(
-            Code(4, group, own, digits),
-            values.reshape(weights.shape),
-            multipliers.reshape(shape),
-            zeros.reshape(shape) if own else None,
-        )
+        found = factor(weights, group, MULTIPLIER_LIMIT)
+        if found:
+            return found
     return None
 
 
-def _factor(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool] | None:
-    """Rows of int8 as (u, multiplier, zero) of 4 bits each, and whether they are digits; zeros of 8 where all rows
+def find_table_code(table: np.ndarray) -> Coded | None:
+    """The code of a table [rows, size] of int8 or int16, in groups along its rows with multipliers of a byte."""
+    found = (factor(table, group, TABLE_LIMIT) for group in GROUPS)
+    return next((f for f in found if f and not f.code.zeros), None)
+
+
+def factor(weights: np.ndarray, group: int, limit: int) -> Coded | None:
+    """[..., run] in groups of so many neighbours as 4-bit codes with multipliers up to `limit`; None if one cannot."""
+    run = weights.shape[-1]
+    if run % group or not weights.size:
+        return None
+    blocks = weights.reshape(-1, group)
+    if _factor(blocks[:SAMPLE], limit) is None:
+        return None
+    found = _factor(blocks, limit)
+    if found is None:
+        return None
+    values, multipliers, zeros, digits = found
+    own = bool((zeros != 8).any())
+    shape = (*weights.shape[:-1], run // group)
+    return Coded(
+        Code(4, group, own, digits),
+        values.reshape(weights.shape),
+        multipliers.reshape(shape),
+        zeros.reshape(shape) if own else None,
+    )
+
+
+def _factor(blocks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool] | None:
+    """Rows of integers as (u, multiplier, zero) of 4 bits each, and whether they are digits; zeros of 8 where all rows
     allow it; None if a row has no such form."""
-    low, high = (f(blocks, 1).astype(np.int16) for f in (np.min, np.max))
+    low, high = (f(blocks, 1).astype(np.int32) for f in (np.min, np.max))
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    common = np.gcd.reduce(np.abs(blocks.astype(np.int16)), 1)
+    common = np.gcd.reduce(np.abs(blocks.astype(np.int32)), 1)
+    # the largest divisor of what all have in common that is a multiplier: no other can fit where it does not
+    multiplier = np.zeros(len(blocks), np.int32)
+    multiplier[common == 0] = 1
+    for part in range(1, 16):
+        fits = (common % part == 0) & (common // part <= limit) & (multiplier == 0)
+        multiplier[fits] = common[fits] // part
+    if not multiplier.all():
+        return None
     for least in (-7, -8, None):  # None: a zero for each row
-        multiplier = np.zeros(len(blocks), np.int16)
-        for m in range(MULTIPLIER_LIMIT, 0, -1):  # the smallest that fits is left
-            fits = high - low <= 15 * m if least is None else (low >= least * m) & (high <= 7 * m)
-            multiplier[fits & (common % m == 0)] = m
-        if multiplier.all():
-            zeros = np.full(len(blocks), 8, np.int16) if least else -low // multiplier
+        fits = high - low <= 15 * multiplier if least is None else (low >= least * multiplier) & (high <= 7 * multiplier)
+        if fits.all():
+            zeros = np.full(len(blocks), 8, np.int32) if least else -low // multiplier
             values = blocks // multiplier[:, None] + zeros[:, None]
             return values.astype(np.uint8), multiplier.astype(np.uint8), zeros.astype(np.uint8), least == -7
     return None
