@@ -51,6 +51,7 @@ class Dot:
     row_pointers = False  # pixels have address registers of their own
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
     begins_at_bias = True  # of those channels
+    multiplies_bytes = False  # vectors of bytes, each modulo 256
     digits = False  # packed weights are signed digits of 4 bits, a byte two of them
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
     unpack_cycles = 1.0  # to a register

@@ -11,6 +11,7 @@ class Sdot(Dot):
     """sdot by element: four products into each int32 lane; a register holds four groups of one pixel."""
 
     name = "sdot"
+    multiplies_bytes = True
     resident_bias = True
     unroll = 4
     latency = 4
@@ -80,6 +81,7 @@ class Smull(Dot):
     """ARMv8.0: smull, smlal, sadalp. Sixteen products in four partial sums of one channel; needs |w| <= 127."""
 
     name = "smull"
+    multiplies_bytes = True
     in_order = begins_at_bias = False
     group = 8
     unroll = 2
@@ -128,6 +130,7 @@ class Smmla(Dot):
     """smmla: two pixels x two channels x eight products; an accumulator is [pixel][channel]."""
 
     name = "smmla"
+    multiplies_bytes = True
     in_order = begins_at_bias = False
     group = 8
     unroll = 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
+from qcompile.kernels.cpu.codes import UNIT, Code, find_code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
-from qcompile.kernels.cpu.codes import UNIT, Code, find_code
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_codes, pack_weights
 from qcompile.kernels.cpu.linear.padding import pad_image, padded_shape
 from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling

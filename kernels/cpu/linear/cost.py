@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from qcompile.kernels.cpu.codes import Code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.isa.dots import DOTS
-from qcompile.kernels.cpu.codes import Code
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.targets.target import Target
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, lanes_of, local, reinterpret, shuffle, splat
-from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.codes import UNIT, Code
+from qcompile.kernels.cpu.isa.dot import Dot, Tile
 
 
 def decode_panel(

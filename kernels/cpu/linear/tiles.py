@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.codes import UNIT, Code
+from qcompile.kernels.cpu.isa.dot import Dot, Tile
 
 TILE_OVERHEAD = 12.0  # cycles to begin a tile: offsets, loop set-up
 PANEL_OVERHEAD = 20.0

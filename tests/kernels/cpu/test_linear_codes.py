@@ -10,8 +10,8 @@ import pytest
 from kernel_harness import Case, check_cases
 from linear_cases import Cases
 from qcompile.kernels.cpu import lower_node
-from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.codes import MULTIPLIER_LIMIT, Code, encode, find_code, find_table_code
+from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.kernels.cpu.linear.packing import pack_codes
 from qcompile.kernels.lowering import Constant
