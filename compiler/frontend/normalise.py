@@ -26,6 +26,7 @@ from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import upgrade_opset
 from qcompile.frontend.precision import single_precision
 from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
+from qcompile.frontend.recurrent import plain_recurrent
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
 from qcompile.frontend.simplify import (
     explicit_reshapes,
@@ -39,6 +40,7 @@ from qcompile.frontend.weight_only import expand_weight_only
 
 PASSES = [
     fold_constants,  # what depends on constants and shapes only becomes an initializer
+    plain_recurrent,  # LSTM, GRU, RNN: one direction a node, time first
     fuse_fake_quantize,  # Div, Round, Clip, Mul: a Q/DQ pair
     clip_before_quantize,  # Clip of codes: Clip of reals
     fold_blocked_quantize,  # weights quantized in blocks: their codes

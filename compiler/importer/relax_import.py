@@ -7,12 +7,12 @@ from typing import Any
 from unittest import mock
 
 import onnx
-from qcompile.importer import converters, windows
+from qcompile.importer import converters, recurrent, windows
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-CONVERTERS = {c.__name__: c for c in (*converters.OPERATORS, *windows.OPERATORS)}
+CONVERTERS = {c.__name__: c for c in (*converters.OPERATORS, *windows.OPERATORS, *recurrent.OPERATORS)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         super()._construct_nodes(graph)
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict, opset: int) -> Any:
-        label = describe(next(self._pending))
+        node = next(self._pending)
+        label = describe(node)
+        attrs["metadata"] = {p.key: p.value for p in node.metadata_props}
         result = super()._convert_operator(op_name, inputs, attrs, opset)
         if isinstance(result, relax.Call) and not isinstance(result.ty, relax.ShapeType):
             result = self.bb.emit(result)

@@ -18,6 +18,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     movement,
     norm,
     quantization,
+    recurrent,
     reduction,
     softmax,
 )
