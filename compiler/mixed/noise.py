@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from qcompile.frontend.graph import Graph
+from qcompile.mixed.probe import outputs_before_readout
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import stream
@@ -44,7 +45,8 @@ class _Sums:
 
 
 def layer_noise(reference: Graph, quantized: Graph, layers: Sequence[Layer], samples: list[Feed]) -> dict[str, float]:
-    """{layer name: dB} of the layers' outputs, bias included, and {"": dB} of the network's float outputs.
+    """{layer name: dB} of the layers' outputs, bias included, and {"": dB} of the network's outputs, in front of a
+    softmax.
 
     `reference` is the prepared float graph, `quantized` the QDQ graph made from it. Layers whose output the quantizer
     moved elsewhere are left out.
@@ -52,7 +54,7 @@ def layer_noise(reference: Graph, quantized: Graph, layers: Sequence[Layer], sam
     tensors = {layer.name: t for layer in layers if (t := _output(reference, layer)) is not None}
     made = {o for n in quantized.nodes for o in n.output}
     tensors = {name: t for name, t in tensors.items() if t in made and quantized.is_float(t)}
-    finals = [o for o in reference.output_names if reference.is_float(o)]
+    finals = [t for t in outputs_before_readout(reference) if t in made]
     wanted = [*tensors.values(), *finals]
     axes = {tensors[x.name]: 1 if x.op_type in ("Conv", "ConvTranspose") else -1 for x in layers if x.name in tensors}
     sums = {t: _Sums() for t in wanted}

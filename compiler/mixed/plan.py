@@ -92,9 +92,9 @@ class _Chooser:
         graph = equalised(graph, data.spaced(quantize.max_samples), quantize)
         self.layers = layers = find_layers(graph)
         self.allowed = np.array([[_possible(layer, b) for b in self.choices] for layer in layers])
-        samples = data.spaced(sensitivity.sample_count(layers, int(self.allowed.sum())))
+        rounding, samples = sensitivity.split(data.samples, layers, int(self.allowed.sum()))
         widths = [[b for b, a in zip(self.choices, row) if a] for row in self.allowed]
-        self.weights = round_weights(graph, layers, widths, samples, quantize)
+        self.weights = round_weights(graph, layers, widths, rounding, quantize)
         narrow = min(b.activations for b in self.choices)
         self.probe = Probe(graph, layers, samples, narrow_data(graph, layers, narrow, samples) if narrow < 8 else None)
         if options.sensitivity is None:

@@ -50,25 +50,27 @@ def twin(graph: Graph) -> Graph:
 
 
 def observed(graph: Graph) -> list[str]:
-    """The float tensors that stand for the network's outputs: in front of a final softmax, sigmoid or argmax, whose
-    outputs saturate."""
-    found = []
-    for output in graph.output_names:
-        tensor = output
-        while True:
-            node = graph.producer(tensor)
-            if node is None or (node.op_type not in READOUTS and graph.is_float(tensor)):
-                break
-            if node.op_type in READOUTS and not graph.is_float(node.input[0]):
-                break
-            if node.op_type not in READOUTS and not any(graph.is_float(i) for i in node.input):
-                break
-            tensor = next(i for i in node.input if graph.is_float(i))
-        if graph.is_float(tensor) and graph.producer(tensor) is not None:
-            found.append(tensor)
+    """The float tensors that stand for the network's outputs; CompileError where there are none."""
+    found = outputs_before_readout(graph)
     if not found:
         raise CompileError("mixed bits: the network has no float output by which layers could be judged")
-    return list(dict.fromkeys(sorted(found)))
+    return found
+
+
+def outputs_before_readout(graph: Graph) -> list[str]:
+    """The network's outputs, or, behind a softmax, sigmoid or argmax, whose outputs saturate, what is in front of it;
+    float tensors only."""
+    found = []
+    for output in sorted(graph.output_names):
+        tensor = output
+        while (node := graph.producer(tensor)) is not None:
+            floats = [i for i in node.input if i and graph.is_float(i)]
+            if not floats or (graph.is_float(tensor) and node.op_type not in READOUTS):
+                break
+            tensor = floats[0]
+        if graph.is_float(tensor) and graph.producer(tensor) is not None:
+            found.append(tensor)
+    return list(dict.fromkeys(found))
 
 
 class Probe:

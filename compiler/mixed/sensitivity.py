@@ -16,16 +16,30 @@ from qcompile.mixed.hessian import HessianTraces, floor_of
 from qcompile.mixed.match import match_traces
 from qcompile.mixed.probe import Probe, Rounded
 from qcompile.quantizer.bits import Layer, LayerBits
+from qcompile.quantizer.calibration import Feed
 
 MOST_MACS = 5e11  # of all forward passes: some ten seconds
 MOST_SAMPLES, FEWEST_SAMPLES = 64, 4
+ENOUGH = 48  # samples
 Weights = Mapping[tuple[str, LayerBits], Rounded]
 
 
-def sample_count(layers: Sequence[Layer], runs: int) -> int:
-    """How many samples to run `runs` times without more than MOST_MACS multiply-accumulates."""
+def split(samples: list[Feed], layers: Sequence[Layer], runs: int) -> tuple[list[Feed], list[Feed]]:
+    """Samples to round weights by, and samples to run `runs` times within MOST_MACS multiply-accumulates.
+
+    They are different ones where there are ENOUGH: weights fit the samples that they are rounded by.
+    """
     one = max(sum(layer.macs for layer in layers), 1)
-    return int(np.clip(MOST_MACS // (one * max(runs, 1)), FEWEST_SAMPLES, MOST_SAMPLES))
+    most = int(np.clip(MOST_MACS // (one * max(runs, 1)), FEWEST_SAMPLES, MOST_SAMPLES))
+    apart = len(samples) >= ENOUGH
+    return spaced(samples[::2] if apart else samples, MOST_SAMPLES), spaced(samples[1::2] if apart else samples, most)
+
+
+def spaced(samples: list[Feed], count: int) -> list[Feed]:
+    """At most `count`, evenly spaced."""
+    if len(samples) <= count:
+        return samples
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
 
 
 def measured(
