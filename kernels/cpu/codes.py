@@ -75,7 +75,6 @@ def find_code(weights: np.ndarray) -> Coded | None:
         if -middle <= low and high < middle:
             code = Code(bits, digits=bits == 4 and -middle < low)
             return Coded(code, (weights.astype(np.int16) + middle).astype(np.uint8))
-    run = weights.shape[-1]
     for group in GROUPS:
         found = factor(weights, group, MULTIPLIER_LIMIT)
         if found:
@@ -126,7 +125,7 @@ def _factor(blocks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.
     if not multiplier.all():
         return None
     for least in (-7, -8, None):  # None: a zero for each row
-        fits = high - low <= 15 * multiplier if least is None else (low >= least * multiplier) & (high <= 7 * multiplier)
+        fits = (low >= least * multiplier) & (high <= 7 * multiplier) if least else high - low <= 15 * multiplier
         if fits.all():
             zeros = np.full(len(blocks), 8, np.int32) if least else -low // multiplier
             values = blocks // multiplier[:, None] + zeros[:, None]

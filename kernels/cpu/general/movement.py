@@ -274,7 +274,8 @@ def lower_broadcast(ctx: NodeContext) -> list[KernelCall]:
 def lower_pad(ctx: NodeContext) -> list[KernelCall]:
     """Constant: fill and copy. Edge and reflect: rows taken by number, axis after axis, as numpy does."""
     (name,), a = ctx.node.inputs, ctx.node.attrs
-    isa, itemsize, shape, sy = get_isa(ctx.target), itemsize_of(ctx), list(ctx.types[name].shape), strides(ctx.out.shape)
+    isa, itemsize, shape = get_isa(ctx.target), itemsize_of(ctx), list(ctx.types[name].shape)
+    sy = strides(ctx.out.shape)
     source, out = operand(ctx, name), Buffer(ctx.node.name)
     if a["mode"] == "constant":
         value = Constant(np.full(1, a["value"], ctx.out.dtype))

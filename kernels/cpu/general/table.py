@@ -1,7 +1,7 @@
 """Rows by number; of a constant table of 4-bit codes too: embeddings in a quarter of the bytes of 16-bit ones.
 
-A coded row is stored as its codes, 32 neighbours in 16 bytes (the first 16 in the low halves), then the multipliers of its
-groups.
+A coded row is stored as its codes, 32 neighbours in 16 bytes (the first 16 in the low halves), then the multipliers of
+its groups.
 """
 
 from __future__ import annotations
