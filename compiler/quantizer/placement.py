@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
+from qcompile.frontend.recurrent import CELL, HIDDEN, RECURRENT
 
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 STREAM_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
@@ -25,6 +26,7 @@ ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Sum", "Mean", "Min", "Max"}
 REDUCING = {"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"}
 CLAMPS = {"Relu", "Clip"}
 SMOOTH = {"Gelu", "Mish", "Sigmoid", "Tanh", "Erf", "HardSwish"}
+RECURRENT_KINDS = {0: "i8", HIDDEN: "i16", CELL: "i16"}  # of the inputs of LSTM, GRU and RNN
 GATES = {"Sigmoid", "HardSigmoid", "Tanh", "Erf"}
 MOVERS = {  # op type: indices of the data inputs; None means all
     **dict.fromkeys(
@@ -247,6 +249,8 @@ class Placer:
     def demand(self, node: NodeProto, i: int) -> str | None:
         """The kind node `node` (no data movement) wants its float, non-constant input `i` to have."""
         op, name = node.op_type, node.input[i]
+        if op in RECURRENT:
+            return RECURRENT_KINDS.get(i)
         if op in LINEAR:
             return "i8" if i < 2 else None
         if op in NORMS:

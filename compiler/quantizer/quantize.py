@@ -22,6 +22,7 @@ from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.prepare import prepare
+from qcompile.quantizer.recurrent import quantize_recurrent
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
 from qcompile.targets.errors import CompileError
 
@@ -62,6 +63,7 @@ def quantize_graph(
     layers = find_layers(graph)
     bits = options.bits or {}
     check_bits(bits, layers)
+    quantize_recurrent(graph, samples, options)
     if options.equalise:
         equalise(graph, Placer(graph, options.wide_streams), samples)
     placer = Placer(graph, options.wide_streams)

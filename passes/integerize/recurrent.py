@@ -246,7 +246,8 @@ class _Layer:
         out = (self.steps, self.rows, self.gates * self.units)
 
         def call_op(codes: np.ndarray, bias: str) -> str:
-            return r.builder.emit("dense", [x.name, r.builder.constant(codes, "weight"), bias], x_zero_point=x.zero_point)
+            weight = r.builder.constant(codes, "weight")
+            return r.builder.emit("dense", [x.name, weight, bias], x_zero_point=x.zero_point)
 
         acc = replace(accumulator(r, x, codes, scale, call_op, identity(3), out), bias=self._biases()[0])
         return r.make.quantize(acc, Grid(2 * self.gate_step, 0, "int16", -32768, 32767)).name

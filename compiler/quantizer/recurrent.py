@@ -1,0 +1,114 @@
+"""LSTM, GRU and RNN: integer weights, and the ranges of what the operator keeps inside.
+
+ONNX Runtime shows no cell state but the last, so the float cell is run here on the calibration samples. The largest
+hidden and cell states go with the node, as its metadata "qcompile.hidden_range" and "qcompile.cell_range".
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from onnx import NodeProto
+from qcompile.frontend.graph import Graph, attribute
+from qcompile.frontend.recurrent import CELL, FUNCTIONS, HIDDEN, LENGTHS, RECURRENT
+from qcompile.quantizer.collect import observe
+from qcompile.quantizer.options import QuantizeOptions
+from qcompile.quantizer.weights import quantize_weight
+
+SAMPLES = 64  # the float cell runs on
+ACTIVATIONS = {
+    "Sigmoid": lambda x: 0.5 * (1 + np.tanh(0.5 * x)),
+    "Tanh": np.tanh,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Softsign": lambda x: x / (1 + np.abs(x)),
+    "HardSigmoid": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
+    "ScaledTanh": np.tanh,
+}
+
+
+def quantize_recurrent(graph: Graph, samples: list, options: QuantizeOptions) -> None:
+    """Note the ranges of every recurrent node's states, and make its weights int8 per gate and unit."""
+    nodes = [n for n in graph.nodes if n.op_type in RECURRENT and n.input[1] in graph.constants]
+    if not nodes:
+        return
+    _note_ranges(graph, nodes, samples[:: max(1, len(samples) // SAMPLES)])
+    made: dict[str, str] = {}
+    for node in nodes:
+        for i in (1, 2):
+            name = node.input[i]
+            if name not in graph.constants:
+                continue
+            if name not in made:
+                w = quantize_weight(graph.constants[name], 1, None, options.clip_weights)
+                codes, scale = graph.constant(f"{name}_q", w.codes), graph.constant(f"{name}_scale", w.scale)
+                made[name] = graph.add("DequantizeLinear", [codes, scale], f"{name}_dq", axis=1)
+            node.input[i] = made[name]
+    graph.update()
+
+
+def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
+    wanted = {node.input[i] for node in nodes for i in (0, LENGTHS, HIDDEN, CELL) if i < len(node.input)}
+    wanted = {name for name in wanted if name and name not in graph.constants}
+    tops: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    values: dict[str, np.ndarray] = dict(graph.constants)
+    count = len(wanted)
+    seen = 0
+
+    def observer(name: str, value: np.ndarray) -> None:
+        nonlocal seen
+        values[name] = value
+        seen += 1
+        if seen % count == 0:  # all of one sample
+            for node in nodes:
+                tops[id(node)] = np.maximum(tops[id(node)], state_ranges(node, values))
+
+    if wanted:
+        observe(graph, wanted, samples, observer, "running recurrent cells")
+    for node in nodes:
+        hidden, cell = tops[id(node)]
+        kept = [p for p in node.metadata_props if not p.key.startswith("qcompile.")]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+        for key, value in (("hidden_range", hidden), ("cell_range", cell)):
+            if value > 0:
+                node.metadata_props.add(key=f"qcompile.{key}", value=repr(float(np.float32(value))))
+
+
+def state_ranges(node: NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:
+    """(largest |hidden state|, largest |cell state|) of a plain recurrent node over all steps, float."""
+
+    def given(i: int) -> np.ndarray | None:
+        return values[node.input[i]] if i < len(node.input) and node.input[i] else None
+
+    x, w, r = (given(i).astype(np.float32) for i in range(3))  # type: ignore[union-attr]
+    w, r, bias, lengths = w[0], r[0], given(3), given(LENGTHS)
+    units, rows, op = r.shape[1], x.shape[1], node.op_type
+    both = np.zeros(2 * len(r), np.float32) if bias is None else bias[0]
+    wb, rb = both[: len(r)], both[len(r) :]
+    names = [a.decode() if isinstance(a, bytes) else a for a in attribute(node, "activations") or FUNCTIONS[op]]
+    f = [ACTIVATIONS.get(n, np.tanh) for n in names]
+    states = [given(i) for i in (HIDDEN, CELL)]
+    h, c = (np.zeros((rows, units), np.float32) if s is None else s[0] for s in states)
+    top = np.array([np.abs(h).max(), np.abs(c).max()])
+    projected = x @ w.T + wb
+    clip = attribute(node, "clip", 0.0) or np.inf
+    reset_after = attribute(node, "linear_before_reset", 0)
+    steps = range(len(x))
+    for t in reversed(steps) if attribute(node, "direction", "forward") == "reverse" else steps:
+        part, inner = projected[t], h @ r.T + rb
+        if op == "LSTM":
+            i, o, forget, g = (np.clip(v, -clip, clip) for v in np.split(part + inner, 4, 1))
+            new_c = f[0](forget) * c + f[0](i) * f[1](g)
+            new = f[0](o) * f[2](new_c)
+        elif op == "GRU":
+            z, reset, _ = (f[0](np.clip(v, -clip, clip)) for v in np.split(part + inner, 3, 1))
+            last = slice(2 * units, None)
+            n = reset * inner[:, last] if reset_after else (reset * h) @ r[last].T + rb[last]
+            new_c, new = c, (1 - z) * f[1](np.clip(part[:, last] + n, -clip, clip)) + z * h
+        else:
+            new_c, new = c, f[0](np.clip(part + inner, -clip, clip))
+        active = np.ones((rows, 1), bool) if lengths is None else (t < lengths)[:, None]
+        h, c = np.where(active, new, h), np.where(active, new_c, c)
+        top = np.maximum(top, [np.abs(h).max(), np.abs(c).max()])
+    return top
