@@ -47,8 +47,13 @@ svg .dot { fill: var(--mark) } svg .pick { fill: none; stroke: var(--pick); stro
 <div><b>{{ "%.3g"|format(100 * r.mixed.measured_loss) }} %</b>of the output's energy lost</div>
 {% endif %}
 </div>
-{% if plots %}
+{% if r.mixed %}
 <h2>What else could have been had</h2>
+{% for cost, points in r.fronts.items() if points|length == 1 %}
+<p>No choice needs less {{ cost }} than the one of least loss.</p>
+{% endfor %}
+{% endif %}
+{% if plots %}
 <p class="faint">Each point is the plan of least loss ({{ r.mixed.measure }}) for its cost, relative to 8 bits.
 The ring is the plan that was compiled.</p>
 <div class="plots">

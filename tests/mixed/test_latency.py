@@ -1,0 +1,67 @@
+"""Time per layer: the cost model's, and this machine's."""
+
+import numpy as np
+import pytest
+from qcompile.frontend import Graph, normalise_graph
+from qcompile.mixed import latency
+from qcompile.quantizer import LayerBits, find_layers
+from qcompile.targets import CompileError, get_target
+from small_models import model
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Two equal products by 256 KB, one small one, and a table."""
+    shapes = {"w1": (512, 512), "w2": (512, 512), "w3": (512, 8)}
+    rng = np.random.default_rng(0)
+    constants = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    graph = Graph(
+        model(
+            ("Gather", ["table", "ids"], ["e"], {}),
+            ("MatMul", ["e", "w1"], ["a"], {}),
+            ("Relu", ["a"], ["r"], {}),
+            ("MatMul", ["r", "w2"], ["b"], {}),
+            ("MatMul", ["b", "w3"], ["y"], {}),
+            inputs={"ids": [1, 4]},
+            dtypes={"ids": 7},
+            constants={**constants, "table": rng.standard_normal((10, 512)).astype(np.float32)},
+        )
+    )
+    normalise_graph(graph)
+    return graph
+
+
+CHOICES = [LayerBits(8), LayerBits(4)]
+
+
+@pytest.mark.parametrize("target", ["arm-a76", "x86-avx512vnni"])
+def test_the_model_counts_cycles(net, target):
+    layers = find_layers(net)
+    table = latency.modelled(get_target(target), layers, CHOICES)
+    assert layers[0].table and (table[0] == 0).all() and (table[1:] > 0).all()
+    assert (table[1] == table[2]).all() and (table[3] < table[1] / 8).all()
+
+
+def test_this_machine_is_measured_once_for_equal_layers(net, monkeypatch):
+    layers = find_layers(net)
+    calls = []
+    inner = latency._microseconds
+
+    def counted(graph, node, bits, evicted):
+        calls.append((node.name, bits))
+        return inner(graph, node, bits, evicted)
+
+    monkeypatch.setattr(latency, "_microseconds", counted)
+    monkeypatch.setattr(latency, "SECONDS", 0.002)
+    allowed = np.ones((4, 2), bool)
+    allowed[3, 1] = False
+    table = latency.measured(get_target("host"), net, layers, CHOICES, allowed)
+    assert [name for name, _ in calls] == [layers[1].name, layers[1].name, layers[3].name]
+    assert (table[1] == table[2]).all() and (table[1] > 0).all() and (table[0] == 0).all()
+    assert table[3, 0] < table[1, 0] and table[3, 1] == 0
+
+
+def test_a_foreign_target_cannot_be_measured(net):
+    foreign = get_target("arm-a53" if get_target("host").arch == "x86_64" else "x86-avx2")
+    with pytest.raises(CompileError, match="this machine cannot run"):
+        latency.measured(foreign, net, find_layers(net), CHOICES, np.ones((4, 2), bool))
