@@ -6,17 +6,20 @@ others stay within budgets; layers that are tied take choices of the same label 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from qcompile.targets.errors import CompileError
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 
 LOSS = "loss"
-# HiGHS stops at 1e-6, absolute: the objective and the budgets are brought to sizes where that is nothing
-OBJECTIVE_RANGE, BUDGET_RANGE = 1e4, 1e3
+OBJECTIVE_RANGE = 1e4  # of the largest coefficient: HiGHS stops within 1e-6 of the optimum
 SLACK = 1e-9  # relative; a plan that meets a budget to the last byte meets it
 SECONDS = 120.0
 
@@ -50,6 +53,8 @@ def solve(problem: Problem, budgets: Mapping[str, float], minimise: str = LOSS) 
 
     `minimise` and the keys of `budgets` are "loss" or names of costs.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # late: they take a second
+
     layers, choices = problem.loss.shape
     if not layers:
         return np.zeros(0, np.int64)
@@ -57,34 +62,36 @@ def solve(problem: Problem, budgets: Mapping[str, float], minimise: str = LOSS) 
     lowest = np.where(problem.allowed, objective, np.inf).min(1, keepdims=True)
     objective = np.where(problem.allowed, objective - lowest, 0.0)
     objective = objective * (OBJECTIVE_RANGE / (objective.max() or 1.0))
-    structure = _structure(problem)
-    limits = dict(budgets)
+    rows, limits = [], []
+    for name, budget in budgets.items():
+        values = np.where(problem.allowed, problem.values(name), 0.0)
+        scale = 1 / max(float(np.abs(values).max()), 1e-300)
+        rows.append(csr_array((values * scale).reshape(1, -1)))
+        limits.append(budget * scale)
+    matrix, right = _structure(problem)
+    structure = LinearConstraint(matrix, right, right)
     while True:
-        rows, bounds = [], []
-        for name, limit in limits.items():
-            values = problem.values(name)
-            scale = BUDGET_RANGE / max(abs(limit), float(np.abs(values[problem.allowed]).max()), 1e-300)
-            rows.append(csr_array((values * scale).reshape(1, -1)))
-            bounds.append(limit * scale)
-        constraints = [structure] + ([LinearConstraint(vstack(rows), -np.inf, np.array(bounds))] if rows else [])
-        result = milp(
-            objective.reshape(-1),
-            integrality=np.ones(layers * choices),
-            bounds=Bounds(0, problem.allowed.reshape(-1).astype(float)),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
-        )
+        constraints = [structure] + ([LinearConstraint(vstack(rows), -np.inf, np.array(limits))] if rows else [])
+        with _quiet():
+            result = milp(
+                objective.reshape(-1),
+                integrality=np.ones(layers * choices),
+                bounds=Bounds(0, problem.allowed.reshape(-1).astype(float)),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
+            )
         if result.status == 2:
             return None
         if result.status != 0:
             raise CompileError(f"the solver found no bits per layer in {SECONDS:.0f} s; give fewer --widths or budgets")
         chosen = result.x.reshape(layers, choices).argmax(1)
-        over = {n: problem.total(n, chosen) - limit for n, limit in budgets.items()}
-        exceeded = {n: o for n, o in over.items() if o > SLACK * max(abs(budgets[n]), 1e-300)}
-        if not exceeded:
+        if all(problem.total(n, chosen) <= b + SLACK * abs(b) for n, b in budgets.items()):
             return chosen
-        for name, excess in exceeded.items():  # within the solver's tolerance, but over: ask for that much less
-            limits[name] -= 2 * excess
+        # over a budget by less than the solver's tolerance: never this one again
+        picked = coo_array((np.ones(layers), (np.zeros(layers, int), np.arange(layers) * choices + chosen)))
+        picked.resize(1, layers * choices)
+        rows.append(csr_array(picked))
+        limits.append(layers - 1)
 
 
 def least(problem: Problem, name: str) -> float:
@@ -110,8 +117,8 @@ def front(problem: Problem, cost: str, points: int = 16) -> list[np.ndarray]:
     return found
 
 
-def _structure(problem: Problem) -> LinearConstraint:
-    """Each layer takes one choice; tied layers take choices of the same label."""
+def _structure(problem: Problem) -> tuple[Any, np.ndarray]:
+    """Each layer takes one choice; tied layers take choices of the same label: a matrix, and what it must give."""
     layers, choices = problem.loss.shape
     row, column, value, right = [], [], [], []
     for layer in range(layers):
@@ -129,4 +136,21 @@ def _structure(problem: Problem) -> LinearConstraint:
                     value += [sign] * len(same)
                 right.append(0.0)
     matrix = coo_array((value, (row, column)), shape=(len(right), layers * choices)).tocsr()
-    return LinearConstraint(matrix, np.array(right), np.array(right))
+    return matrix, np.array(right)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on standard output: HiGHS now and then prints a line of its own there, where `--json -` writes."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)

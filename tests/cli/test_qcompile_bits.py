@@ -1,6 +1,7 @@
 """--bits and what belongs to it, as a user calls it."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bits")
     sizes = (8, 64, 64, 64, 4)
     nodes, constants = [], {}
-    for i, (k, n) in enumerate(zip(sizes, sizes[1:])):
+    for i, (k, n) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         nodes.append(("Gemm", [f"r{i}" if i else "x", f"w{i}", f"b{i}"], ["y" if last else f"g{i}"], {}))
         constants |= {f"w{i}": values(k, n), f"b{i}": values(n)}
