@@ -20,6 +20,7 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 
+RESERVED = 4  # registers for weights and pixels beside the accumulators
 LOAD_PRESSURE = 0.1  # cycles that a load costs even where another unit is the bottleneck
 
 
@@ -61,6 +62,11 @@ class Dot:
         """Bytes of a register."""
         return 4 * self.lanes
 
+    @property
+    def digit_bytes(self) -> int:
+        """Bytes of the vectors that pairs of digits are of."""
+        return self.vector_bytes
+
     def packed_bytes(self, columns: int) -> int:
         """Bytes of one group of a panel."""
         return columns * self.group // (2 if self.digits else 1)
@@ -86,9 +92,13 @@ class Dot:
         return rows + columns / self.lanes
 
     def tile(self, rows: int, columns: int) -> Tile:
-        """The tile, its sums split as far as it takes to keep the multipliers busy."""
-        split = 1
-        while self.accumulators(rows, columns) * split < self.latency * self.rate and split < self.split_limit:
+        """The tile, its sums split as far as it takes to keep the multipliers busy, and as registers allow."""
+        split, units = 1, self.accumulators(rows, columns)
+        while (
+            units * split < self.latency * self.rate
+            and split < self.split_limit
+            and 2 * units * split <= self.registers - RESERVED
+        ):
             split *= 2
         return Tile(rows, columns, split)
 

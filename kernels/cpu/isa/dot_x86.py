@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.kernels.cpu.builder import T, bind, cast, intrinsic, reinterpret
+from qcompile.kernels.cpu.builder import T, bind, cast, intrinsic, reinterpret, splat
 from qcompile.kernels.cpu.isa.dot import Digits, Dot
 
 
@@ -80,11 +80,14 @@ class Madd(Dot):
             for row in rows:
                 four = T.broadcast(T.reinterpret("int32", row.load(g * 4, 4)), 4)
                 pixels.append(bind(cast(reinterpret(four, row.dtype, 16), "int16")))
-            for j in range(n):
-                weights = bind(cast(w.load(g * tile.columns * 4 + j * 16, 16), "int16"))
+            for j, weights in enumerate(self.weights(tile, w, g)):
                 for i, pixel in enumerate(pixels):
                     o = self.index(tile, i * n + j, g)
                     acc.store(o, acc.load(o, 8) + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pixel, weights))
+
+    def weights(self, tile, w, g):
+        first, size = g * tile.columns * 4, 16
+        return [bind(cast(w.load(first + at, size), "int16")) for at in range(0, tile.columns * 4, size)]
 
     def finish(self, tile, acc):
         n = tile.columns // 4
@@ -100,6 +103,25 @@ class Madd(Dot):
             ]
             for i in range(tile.rows)
         ]
+
+
+class MaddDigits(Madd):
+    """vpmaddwd with weights of 4 bits: bytes are widened anyway, and what they become is taken apart exactly."""
+
+    name = "madd_digits"
+    digits = True
+    digit_bytes = 16
+
+    def weights(self, tile, w, g):
+        four, twelve, eight = (splat(v, "int16", 16) for v in (4, 12, 8))
+        vectors, first = [], g * tile.columns * 2
+        for at in range(0, tile.columns * 2, 16):
+            both = bind(cast(w.load(first + at, 16), "int16"))
+            vectors += [
+                bind(T.shift_right(T.shift_left(both, twelve), twelve)),
+                bind(T.shift_right(both + eight, four)),
+            ]
+        return vectors
 
 
 # More than ten pixels need more address registers than x86 has

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.dot_neon import Sdot, SdotDigits, Smmla, SmmlaDigits, Smull, SmullAny
-from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_256_DIGITS, VNNI_512, VNNI_512_DIGITS, Madd
+from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_256_DIGITS, VNNI_512, VNNI_512_DIGITS, Madd, MaddDigits
 
 DOTS: dict[str, tuple[Dot, ...]] = {
     "avx512vnni": (VNNI_512,),
@@ -22,7 +22,7 @@ DIGIT_DOTS: dict[str, tuple[Dot, ...]] = {
     "avx512vnni": (VNNI_512_DIGITS,),
     "avx512vbmi": (VNNI_512_DIGITS,),
     "avxvnni": (VNNI_256_DIGITS,),
-    "avx2": (),
+    "avx2": (MaddDigits(),),
     "neon": (),
     "neon_dotprod": (SdotDigits(),),
     "neon_i8mm": (SmmlaDigits(), SdotDigits()),
