@@ -298,10 +298,12 @@ class Placer:
         )
 
     def output_kind(self, name: str) -> str:
-        """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream."""
+        """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream, or are final states
+        of recurrent nodes."""
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
             name = node.input[mover_inputs(node)[0]]
         wide = node is not None and ((node.op_type in STREAM_NORMS and self.wide_streams) or id(node) in self.wide)
+        wide = wide or (node is not None and node.op_type in RECURRENT and name != node.output[0])
         return "i16" if wide else "i8"
 
     def place(self) -> Placement:
