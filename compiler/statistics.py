@@ -25,6 +25,9 @@ def node_macs(node: Node, types: dict[str, Type]) -> int:
     if node.op in ("conv2d", "dense"):
         weight = types[node.inputs[1]]
         return types[node.name].size * int(np.prod(weight.shape[1:]))
+    if node.op in ("lstm", "gru", "rnn"):
+        x = types[node.inputs[0]]
+        return x.size * types[node.name].shape[-1]
     if node.op == "matmul":
         return types[node.name].size * types[node.inputs[0]].shape[-1]
     if node.op == "attention":
