@@ -14,6 +14,8 @@ from google.protobuf.message import EncodeError
 from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
+from qcompile.frontend.states import declare_states
+from qcompile.frontend.states import states as declared_states
 from qcompile.importer import import_onnx
 from qcompile.kernels.program import Program
 from qcompile.mixed import (
@@ -70,6 +72,7 @@ def compile(
     keep: bool = False,
     report: bool = False,
     threads: int = 1,
+    states: Mapping[str, str] | None = None,
     options: QuantizeOptions | None = None,
     bits_options: BitsOptions | None = None,
     progress: Progress | None = None,
@@ -83,6 +86,7 @@ def compile(
     array}; used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials
     for GELU. threads: recorded in the manifest as the number to run with. report: also measure each layer's
     signal-to-noise ratio and write report.html. keep: the same, and write bits.json and the program after each pass.
+    states: {input: output} that is fed back to it as integers (`Model.stream`).
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
     meaning). Raises CompileError, and leaves nothing behind.
     """
@@ -96,6 +100,7 @@ def compile(
     clock.start("read")
     graph = Graph(load_model(model))
     normalise_graph(graph, dict(shapes or {}), notes)
+    declare_states(graph, states or {})
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
     plan, noise = Plan(), None
@@ -103,12 +108,12 @@ def compile(
         plan, noise = _quantize(graph, calibration, options, request, cpu, report or keep, notes)
     else:
         notes += _unused(calibration, bits, budget)
-    qdq = graph.to_model()
+    qdq, pairs = graph.to_model(), declared_states(graph)
     del graph  # its weights
     clock.start("import")
     imported = import_onnx(qdq)
     clock.start("integerize")
-    reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx))
+    reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx, states=pairs))
     check(reference, "integerize")
     prove_bounds(reference)
     clock.start("lower")
@@ -143,6 +148,7 @@ def compile(
             "ops": len(reference.nodes),
             "kernels": len(code.kernels),
             "kernel_calls": len(code.listing),
+            **({"states": [list(p) for p in pairs.items()]} if pairs else {}),
         },
         files=files,
     )

@@ -3,5 +3,6 @@
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.manifest import Manifest, Tensor
 from qcompile.runtime.model import Model, load
+from qcompile.runtime.stream import Stream
 
-__all__ = ["ArtifactError", "Manifest", "Model", "Tensor", "load"]
+__all__ = ["ArtifactError", "Manifest", "Model", "Stream", "Tensor", "load"]

@@ -41,6 +41,7 @@ class Manifest:
     arena_bytes: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    states: tuple[tuple[str, str], ...] = ()  # (input, output) whose integers go from call to call
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -54,6 +55,7 @@ def read_manifest(path: str | Path) -> Manifest:
     raw = _read_json(folder)
     try:
         inputs, outputs = (tuple(_tensor(entry) for entry in raw[key]) for key in ("inputs", "outputs"))
+        states = tuple((str(source), str(target)) for source, target in raw.get("states", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: bad tensor entry ({error!r})") from error
     library = folder / raw["library"]
@@ -66,7 +68,7 @@ def read_manifest(path: str | Path) -> Manifest:
     if digest != raw["library_sha256"]:
         raise ArtifactError(f"{library} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
     return Manifest(folder, library.resolve(), raw["name"], raw["target"], raw["cpu"], raw["arch"],
-                    tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs)
+                    tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs, states)
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from qcompile.runtime.borders import as_integers, check_shape, dequantize, quant
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.manifest import Manifest, Tensor, read_manifest
 from qcompile.runtime.native import NativeEngine, why_not_native
+from qcompile.runtime.stream import Stream
 
 BACKENDS = ("auto", "native", "unicorn", "qemu")
 PROGRAM = "program.npz"
@@ -77,14 +78,32 @@ class Model:
         results = program.run(dict(zip(program.inputs, values)))
         return {tensor.name: results[name] for tensor, name in zip(self.outputs, program.outputs)}
 
+    def stream(self, start: Mapping[str, Any] | None = None) -> Stream:
+        """Calls that hand their states (``--state`` of the compiler) to the next as integers, from ``start`` or zeros.
+
+        Raises ArtifactError for a model without states.
+        """
+        return Stream(self, start)
+
     def quantize(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The integers that ``run`` gives to the model."""
-        return {tensor.name: quantize(tensor, array) if array.dtype.kind == "f" else as_integers(tensor, array)
+        return {tensor.name: self.quantize_one(tensor, array)
                 for tensor, array in zip(self.inputs, self._in_order(inputs))}
+
+    @staticmethod
+    def quantize_one(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+        """The integers of one input."""
+        check_shape(tensor, array)
+        return quantize(tensor, array) if array.dtype.kind == "f" else as_integers(tensor, array)
 
     def dequantize(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The real numbers that integer outputs stand for."""
         return {tensor.name: dequantize(tensor, outputs[tensor.name]) for tensor in self.outputs}
+
+    @staticmethod
+    def dequantize_one(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+        """The real numbers of one output."""
+        return dequantize(tensor, array)
 
     def _in_order(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
         names = [tensor.name for tensor in self.inputs]

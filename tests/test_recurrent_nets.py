@@ -26,7 +26,7 @@ class Rows(torch.nn.Module):
         return self.answer(self.cell(x)[0].mean(1))
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Exporting a model", "ignore:Converting a tensor", "ignore:You are using")
+pytestmark = pytest.mark.filterwarnings("ignore:Exporting a model", "ignore:Converting a tensor")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ def render(spec: ArtifactSpec, parallel: bool) -> tuple[str, str]:
         "name": spec.name, "cpu": spec.target.cpu, "parallel": parallel, "abi_version": ABI_VERSION, "dtypes": DTYPES,
         "arena_bytes": spec.arena_bytes, "weights_bytes": len(spec.weights), "content_hash": content_hash(spec),
         "inputs": _template_tensors(spec.inputs), "outputs": _template_tensors(spec.outputs),
+        "states": _states(spec),
     }
     folder = resources.files("qcompile.runtime") / "c"
     header, shim = (_TEMPLATES.from_string((folder / file).read_text("utf-8")).render(facts)
@@ -45,6 +46,13 @@ def _template_tensors(tensors: list[TensorInfo]) -> list[dict[str, object]]:
         "dims": [int(size) for size in tensor.shape], "scales": [_c_float(scale) for scale in tensor.scales],
         "axis": tensor.axis, "zero_point": int(tensor.zero_point),
     } for tensor, variable in zip(tensors, variables)]
+
+
+def _states(spec: ArtifactSpec) -> list[str]:
+    """A line of a C comment for each state: one buffer may serve both ends, since inputs are read before all else."""
+    ends = [[t.name for t in tensors] for tensors in (spec.inputs, spec.outputs)]
+    return [f"inputs[{ends[0].index(source)}] and outputs[{ends[1].index(target)}] may be one buffer, which keeps the "
+            "state between calls; zero points at first" for source, target in spec.extra.get("states", ())]
 
 
 def _summary(tensor: TensorInfo) -> str:

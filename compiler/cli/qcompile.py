@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from qcompile.cli.messages import one_line_errors, write_whole
+from qcompile.frontend.states import parse_states
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.targets import CompileError, target_names
 from rich.console import Console
@@ -102,6 +103,13 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 @click.option("--name", help="Name of the artifact and of its C functions; default: the model's file name.")
 @click.option("--shapes", multiple=True, metavar="NAME:1x3x224x224", help="Fixes dynamic axes of an input; repeatable.")
 @click.option(
+    "--state",
+    "state",
+    multiple=True,
+    metavar="INPUT:OUTPUT",
+    help="The output is the input of the next call, and stays integers between calls; repeatable.",
+)
+@click.option(
     "--approx",
     default="exact",
     show_default=True,
@@ -144,6 +152,7 @@ def main(
     output: Path,
     name: str | None,
     shapes: tuple[str, ...],
+    state: tuple[str, ...],
     approx: str,
     keep: bool,
     report: bool,
@@ -161,6 +170,7 @@ def main(
     from qcompile.mixed import BitsOptions
     from qcompile.pipeline import STAGES, compile  # late: TVM takes a moment, --help should not
 
+    switches: dict[str, Any] = {technique.replace("-", "_"): False for technique in without}
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),
@@ -184,12 +194,13 @@ def main(
             calibration=calib,
             output=output,
             shapes=parse_shapes(shapes),
+            states=parse_states(state),
             name=name,
             approx=approx,
             keep=keep,
             report=report or bool(json_file) or verbose,
             threads=threads,
-            options=QuantizeOptions(**{t.replace("-", "_"): False for t in without}),
+            options=QuantizeOptions(**switches),
             bits_options=BitsOptions(bits_edge, group, widths, sensitivity, latency),
             progress=show,
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.frontend.recurrent import CELL, HIDDEN, RECURRENT
+from qcompile.frontend.states import states
 
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 STREAM_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
@@ -120,6 +121,7 @@ class Placer:
     def __init__(self, graph: Graph, wide_streams: bool):
         self.graph = graph
         self.wide_streams = wide_streams
+        self.states = {target: source for source, target in states(graph).items()}
         self.exact = self._integer_valued()
         self.scores = self._score_nodes()
         self.biases = {id(n) for n in graph.nodes if is_bias_add(graph, n)}
@@ -300,11 +302,25 @@ class Placer:
     def output_kind(self, name: str) -> str:
         """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream, or are final states
         of recurrent nodes."""
+        if name in self.states:
+            return "i16" if "i16" in self._demanded(self.states[name]) else "i8"
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
             name = node.input[mover_inputs(node)[0]]
         wide = node is not None and ((node.op_type in STREAM_NORMS and self.wide_streams) or id(node) in self.wide)
         wide = wide or (node is not None and node.op_type in RECURRENT and name != node.output[0])
         return "i16" if wide else "i8"
+
+    def _demanded(self, name: str) -> set[str]:
+        """The kinds that the readers of a tensor want, through data movement."""
+        kinds: set[str] = set()
+        for node in self.graph.consumers(name):
+            movers = mover_inputs(node)
+            for i, read in enumerate(node.input):
+                if read == name and i in movers:
+                    kinds = kinds.union(*(self._demanded(o) for o in node.output))
+                elif read == name and (kind := self.demand(node, i)):
+                    kinds.add(kind)
+        return kinds
 
     def place(self) -> Placement:
         """The walk from outputs to inputs, then the carrying of quantizations from inputs to outputs."""
@@ -338,6 +354,10 @@ class Placer:
                 result.kinds[v.name] = sorted(want[v.name])
         result.kinds = {k: v for k, v in result.kinds.items() if v}
         self._carry(result, want)
+        for target, source in self.states.items():
+            kind = self.output_kind(target)
+            if kind in want.get(source, ()):
+                result.join(result.of(source, kind), result.of(target, kind))
         return result
 
     def _carry(self, result: Placement, want: dict[str, set[str]]) -> None:

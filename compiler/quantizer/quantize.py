@@ -22,7 +22,7 @@ from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.prepare import prepare
-from qcompile.quantizer.recurrent import quantize_recurrent
+from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
 from qcompile.targets.errors import CompileError
 
@@ -84,7 +84,10 @@ def quantize_graph(
         for layer in later:
             layer.data = layer.node.input[0]
         macs = sum(layer.macs for layer in layers)
-        learn_weights(later, exact, graph, samples, macs, options, lambda x, w, shift: emitter.finish(x.node, w, shift))
+        known = emitter.values
+        learn_weights(
+            later, exact, graph, samples, macs, options, known, lambda x, w, shift: emitter.finish(x.node, w, shift)
+        )
     infer_shapes(graph)
 
 
@@ -187,6 +190,7 @@ def _quantizations(
 ) -> dict[tuple[str, str], Quantization]:
     """One quantization per group of tensors that share it."""
     narrow = _narrow_groups(graph, placement, chosen)
+    steps = state_steps(graph, placement)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in dict.fromkeys([*_keys(placement), *placement.carrier.values()]):
         if key[0] in histograms:
@@ -203,7 +207,7 @@ def _quantizations(
                 float(tables[members[0]].scale), 0, bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
             )
         elif key[1] == "i16":
-            result[key] = choose_16bit(merged)
+            result[key] = choose_state(merged, steps[key]) if key in steps else choose_16bit(merged)
         elif key[1] == "table":
             result[key] = choose_table(merged, _table_floor(graph, key[0]))
         elif len(members) == 1 and makers[0] is not None and makers[0].op_type in SOFTMAX - {"LogSoftmax"}:

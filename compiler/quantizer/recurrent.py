@@ -12,8 +12,11 @@ import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.frontend.recurrent import CELL, FUNCTIONS, HIDDEN, LENGTHS, RECURRENT
+from qcompile.kernels.ops.recurrent import CELL_MARGIN, UNIT_BITS, cell_bits
 from qcompile.quantizer.collect import observe
+from qcompile.quantizer.histogram import Histogram, Quantization
 from qcompile.quantizer.options import QuantizeOptions
+from qcompile.quantizer.placement import Placement
 from qcompile.quantizer.weights import quantize_weight
 
 SAMPLES = 64  # the float cell runs on
@@ -45,6 +48,33 @@ def quantize_recurrent(graph: Graph, samples: list, options: QuantizeOptions) ->
                 made[name] = graph.add("DequantizeLinear", [codes, scale], f"{name}_dq", axis=1)
             node.input[i] = made[name]
     graph.update()
+
+
+def state_steps(graph: Graph, placement: Placement) -> dict[tuple[str, str], float]:
+    """The step of each 16-bit group that holds initial or final states: the one that the cell keeps them in, so that
+    nothing is converted."""
+    steps: dict[tuple[str, str], float] = {}
+    for node in graph.nodes:
+        names = [a.decode() if isinstance(a, bytes) else a for a in attribute(node, "activations") or ()]
+        if node.op_type not in RECURRENT or "Relu" in names:
+            continue
+        noted = {p.key: float(p.value) for p in node.metadata_props if p.key.startswith("qcompile.")}
+        cell = 2.0 ** -cell_bits(noted.get("qcompile.cell_range", 0.0) * CELL_MARGIN)
+        ends = [(node.input, HIDDEN, 2.0**-UNIT_BITS), (node.input, CELL, cell)]
+        ends += [(node.output, 1, 2.0**-UNIT_BITS), (node.output, 2, cell)]
+        for tensors, i, step in ends:
+            if i < len(tensors) and tensors[i]:
+                key = placement.of(tensors[i], "i16")
+                steps[key] = max(steps.get(key, 0.0), step)
+    return steps
+
+
+def choose_state(h: Histogram, step: float) -> Quantization:
+    """16 bits in powers of two of `step`, so far as the range asks for them."""
+    top = max(-h.low, h.high)
+    while top > step * 32768:
+        step *= 2
+    return Quantization(step, 0, 16, -32768, 32767)
 
 
 def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:

@@ -28,7 +28,12 @@ UNIT_BITS = 15  # fraction bits of what activations return
 PIECES = 128  # of an activation, over magnitudes of 16 bits
 PIECE_BITS = 8
 LIMIT = 32767
-KINDS = ("odd", "half", "relu")
+CELL_MARGIN = 1.25  # by which a cell state may leave the range seen in calibration
+
+
+def cell_bits(top: float) -> int:
+    """Fraction bits of a cell state of magnitude up to `top`."""
+    return int(np.clip(UNIT_BITS - np.ceil(np.log2(max(top, 2.0**-UNIT_BITS))), 0, UNIT_BITS))
 
 
 def activate(x: np.ndarray, table: np.ndarray, kind: str) -> np.ndarray:

@@ -7,6 +7,7 @@ deferred value its grid, and only then integer ops are emitted. What no handler 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qcompile.kernels.program import Program
@@ -28,12 +29,18 @@ from qcompile.targets.errors import CompileError
 
 
 def integerize(
-    module: Any, names: dict[str, str], outputs: list[str], approx: str = "exact", notes: list[str] | None = None
+    module: Any,
+    names: dict[str, str],
+    outputs: list[str],
+    approx: str = "exact",
+    notes: list[str] | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> Program:
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
     Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers.
     `notes` receives remarks for the user, such as weights that had to be rounded again.
+    `states` {input: output}: that output is made in the type and on the scale of that input.
     Raises CompileError naming the tensor whose op has no integer form.
     """
     reader = Reader(module["main"], names, approx)
@@ -46,11 +53,12 @@ def integerize(
         results = results[0]
     program, scales = reader.builder.program, {}
     for name, value in zip(outputs, results):
+    fed = {target: source for source, target in (states or {}).items()}
         reader.where = f"output {name}"
         if isinstance(value, Real):
             raise CompileError(f"output {name} is a constant; remove it from the model")
         if not isinstance(value, Integers):
-            value = reader.make.settle(value)
+            value = settled_state(reader, value, fed.get(name))
             value = reader.make.plain(value)
             scales[name] = [float(value.scale), value.zero_point]
         tensor = reader.make.physical(value.name, value.axes, identity(len(value.shape)))

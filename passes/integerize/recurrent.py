@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, dyadic
-from qcompile.kernels.ops.recurrent import GATE_BITS, LIMIT, PIECE_BITS, PIECES, UNIT_BITS
+from qcompile.kernels.ops.recurrent import CELL_MARGIN, GATE_BITS, LIMIT, PIECE_BITS, PIECES, UNIT_BITS, cell_bits
 from qcompile.passes.integerize.functions import sigmoid
 from qcompile.passes.integerize.linear import accumulator, weight_codes
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
@@ -24,7 +24,6 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 CELL_RANGE = 16.0  # of a cell state that nobody looked at
 BIAS_BITS = 26  # of a bias inside the recurrent product
-MARGIN = 1.25  # a cell state may leave the range seen in calibration by this factor
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,8 @@ class _Layer:
         return None
 
     def _cell_bits(self) -> int:
-        top = max(self._observed("cell_range") * MARGIN or CELL_RANGE, self._initial_range("cell"))
-        return int(np.clip(UNIT_BITS - np.ceil(np.log2(top)), 0, UNIT_BITS))
+        top = max(self._observed("cell_range") * CELL_MARGIN or CELL_RANGE, self._initial_range("cell"))
+        return cell_bits(top)
 
     @property
     def gate_step(self) -> float:
@@ -216,7 +215,7 @@ class _Layer:
         v, shape = self._initial(name), (self.rows, self.units)
         if v is None:
             return self.r.builder.constant(np.zeros(shape, np.int16), name)
-        q = self.r.make.plain(self.r.make.quantize(v, grid))
+        q = self.r.make.plain(self.r.make.quantize(v, replace(grid, lo=-32768, hi=32767)))
         return self.r.builder.emit("reshape", [q.name], shape=list(shape))
 
     def _lengths(self) -> list[str]:

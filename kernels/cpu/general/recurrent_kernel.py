@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qcompile.kernels.cpu.builder import (
     Expr,
@@ -130,7 +131,7 @@ class Code:
         acc = self.acc.moved(bind(product.first * self.n["units"])) if product.first else self.acc
         Body(product.tiling, product.geometry, self.sums, self.narrow, w, bias, acc, sizes, None, ()).emit()
 
-    def _visit(self, t: Expr, update: Callable[..., None], final: bool = False) -> None:
+    def _visit(self, t: Expr, update: Callable[..., Any], final: bool = False) -> None:
         """update(x at, state at, unit, valid) for all vectors of a step; rows that have ended give zeros."""
 
         def visit(row: Expr, unit: Expr, valid: int) -> None:
