@@ -24,6 +24,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     softmax,
 )
 from qcompile.passes.integerize.reader import Reader
+from qcompile.passes.integerize.states import settled_state
 from qcompile.passes.integerize.values import Integers, Real, identity
 from qcompile.targets.errors import CompileError
 
@@ -52,8 +53,8 @@ def integerize(
     if isinstance(results[0], list):
         results = results[0]
     program, scales = reader.builder.program, {}
-    for name, value in zip(outputs, results):
     fed = {target: source for source, target in (states or {}).items()}
+    for name, value in zip(outputs, results):
         reader.where = f"output {name}"
         if isinstance(value, Real):
             raise CompileError(f"output {name} is a constant; remove it from the model")
