@@ -113,8 +113,8 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     "--approx",
     default="exact",
     show_default=True,
-    type=click.Choice(["exact", "ibert"]),
-    help="Activations: correctly rounded tables, or I-BERT's polynomials for models fine-tuned with them.",
+    type=click.Choice(["exact", "ibert", "pwl"]),
+    help="Activations: correctly rounded tables, I-BERT's polynomials or iRNN's straight segments.",
 )
 @click.option("--keep", is_flag=True, help="Also write bits.json, report.html and the program after each pass (ir/).")
 @click.option(

@@ -72,6 +72,7 @@ def _microseconds(graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.nd
     of the network would be."""
     from qcompile.pipeline import compile  # late: the pipeline plans bits
     from qcompile.runtime import load
+    from qcompile.runtime.native import NativeEngine
 
     data, copied = node.input[0], NodeProto()
     copied.CopyFrom(node)
@@ -84,11 +85,13 @@ def _microseconds(graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.nd
         built = compile(helper.make_model(proto, opset_imports=opsets), bits={"layer": bits}, output=folder)
         model = load(built.path, backend="native")
         model.run({t.name: np.zeros(t.shape, np.float32) for t in model.inputs})
-        times, deadline = [], time.perf_counter() + SECONDS
+        engine, deadline = model.engine, time.perf_counter() + SECONDS
+        assert isinstance(engine, NativeEngine)
+        times: list[int] = []
         while len(times) < FEWEST_CALLS or time.perf_counter() < deadline:
             evicted.max(initial=0)
             began = time.perf_counter_ns()
-            model.engine.function(*model.engine.arguments)
+            engine.function(*engine.arguments)
             times.append(time.perf_counter_ns() - began)
     return float(np.median(times)) / 1000
 

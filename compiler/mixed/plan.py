@@ -210,12 +210,12 @@ def describe(bits: LayerBits) -> str:
 
 
 def _possible(layer: Layer, bits: LayerBits) -> bool:
-    """Depthwise weights and data of tables stay at 8 bits; a group must divide the inputs."""
+    """Depthwise weights and data of tables stay at 8 bits; a group must be a part of the inputs."""
     if layer.depthwise:
         return bits.weights == 8
     if layer.table and bits.activations < 8:
         return False
-    return not bits.group or layer.inputs % bits.group == 0
+    return not bits.group or (layer.inputs % bits.group == 0 and layer.inputs > bits.group)
 
 
 def _percent_up(share: float) -> str:

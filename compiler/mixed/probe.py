@@ -150,7 +150,7 @@ def _rounded(graph: Graph, tensor: str, switch: str, q: Quantization) -> str:
     graph.constants[switch] = np.zeros((), np.float32)
 
     def add(op_type: str, *inputs: str | float) -> str:
-        named = [i if isinstance(i, str) else graph.constant("bits_constant", np.float32(i)) for i in inputs]
+        named = [i if isinstance(i, str) else graph.constant("bits_constant", np.array(i, np.float32)) for i in inputs]
         return graph.add(op_type, named, f"{tensor}_narrow")
 
     low, high = q.qmin - q.zero_point, q.qmax - q.zero_point
@@ -173,6 +173,7 @@ def _session(graph: Graph, replaceable: Sequence[str], outputs: Sequence[str]) -
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy needs the cores between two runs
     try:
         options.add_external_initializers(large, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in large])
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

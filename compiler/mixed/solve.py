@@ -120,7 +120,10 @@ def front(problem: Problem, cost: str, points: int = 16) -> list[np.ndarray]:
 def _structure(problem: Problem) -> tuple[Any, np.ndarray]:
     """Each layer takes one choice; tied layers take choices of the same label: a matrix, and what it must give."""
     layers, choices = problem.loss.shape
-    row, column, value, right = [], [], [], []
+    row: list[int] = []
+    column: list[int] = []
+    value: list[float] = []
+    right: list[float] = []
     for layer in range(layers):
         row += [layer] * choices
         column += range(layer * choices, (layer + 1) * choices)
