@@ -131,7 +131,7 @@ def compile(
     code = generate(program, cpu)
     if keep:
         files["ir/main.c"] = code.source.encode()
-        files["bits.json"] = bits_json(plan.bits).encode()
+        files |= {"bits.json": bits_json(plan.bits).encode()} if plan.layers else {}
     clock.start("link and prove")
     spec = ArtifactSpec(
         label,

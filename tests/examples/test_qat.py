@@ -35,7 +35,7 @@ def trained(qat):
     torch.manual_seed(0)
     x, y = qat.digits()
     net = qat.Net(qat.Bits(), width=16)
-    qat.train(net, x[: qat.TRAINED_ON], y[: qat.TRAINED_ON], 10, 4e-3)
+    qat.train(net, x[: qat.TRAINED_ON], y[: qat.TRAINED_ON], 24, 6e-3)
     return net.state_dict(), x, y
 
 
@@ -44,7 +44,7 @@ def test_the_artifact_is_as_good_as_the_training(qat, trained, tmp_path, weights
     state, x, y = trained
     net = qat.Net(qat.Bits(weights, activations), width=16)
     net.load_state_dict(state)
-    qat.train_quantized(net, x[: qat.TRAINED_ON], y[: qat.TRAINED_ON], 3)
+    qat.train_quantized(net, x[: qat.TRAINED_ON], y[: qat.TRAINED_ON], 5)
     unseen = x[qat.TRAINED_ON :], y[qat.TRAINED_ON :]
     fake = qat.torch_accuracy(net, *unseen)
     path = tmp_path / "digits.onnx"
