@@ -13,7 +13,7 @@ import numpy as np
 
 WIDTHS = (2, 3, 4)
 GROUPS = (128, 64, 32)
-MULTIPLIER_LIMIT = 17  # the largest product u * multiplier is a byte: 15 * 17 = 255
+MULTIPLIER_LIMIT = 18  # 7 * 18 is the largest int8 of digits
 TABLE_LIMIT = 255  # where products are of 16 bits
 SAMPLE = 64  # groups that are looked at before all are
 PLANES = (4, 2, 1)  # widths that pieces of u are stored in
@@ -32,7 +32,8 @@ class Code:
 
     @property
     def middle(self) -> int:
-        return 1 << (self.bits - 1)
+        """The zero of codes that have none of their own. With it u * multiplier is a byte: 14 * 18 = 252."""
+        return (1 << (self.bits - 1)) - (self.digits and self.group > 0)
 
     @property
     def planes(self) -> list[int]:
@@ -99,20 +100,20 @@ def factor(weights: np.ndarray, group: int, limit: int) -> Coded | None:
     found = _factor(blocks, limit)
     if found is None:
         return None
-    values, multipliers, zeros, digits = found
-    own = bool((zeros != 8).any())
+    values, multipliers, zeros, least = found
+    own = least is None
     shape = (*weights.shape[:-1], run // group)
     return Coded(
-        Code(4, group, own, digits),
+        Code(4, group, own, digits=least == -7),
         values.reshape(weights.shape),
         multipliers.reshape(shape),
         zeros.reshape(shape) if own else None,
     )
 
 
-def _factor(blocks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool] | None:
-    """Rows of integers as (u, multiplier, zero) of 4 bits each, and whether they are digits; zeros of 8 where all rows
-    allow it; None if a row has no such form."""
+def _factor(blocks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None] | None:
+    """Rows of integers as (u, multiplier, zero) of 4 bits each, and the least u - zero where one zero serves all rows;
+    None if a row has no such form."""
     low, high = (f(blocks, 1).astype(np.int32) for f in (np.min, np.max))
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     common = np.gcd.reduce(np.abs(blocks.astype(np.int32)), 1)
@@ -126,10 +127,12 @@ def _factor(blocks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.
         return None
     for least in (-7, -8, None):  # None: a zero for each row
         fits = (low >= least * multiplier) & (high <= 7 * multiplier) if least else high - low <= 15 * multiplier
+        if least == -8 and limit == MULTIPLIER_LIMIT:
+            fits &= multiplier <= 16  # 15 * 18 is no byte
         if fits.all():
-            zeros = np.full(len(blocks), 8, np.int32) if least else -low // multiplier
+            zeros = np.full(len(blocks), -least, np.int32) if least else -low // multiplier
             values = blocks // multiplier[:, None] + zeros[:, None]
-            return values.astype(np.uint8), multiplier.astype(np.uint8), zeros.astype(np.uint8), least == -7
+            return values.astype(np.uint8), multiplier.astype(np.uint8), zeros.astype(np.uint8), least
     return None
 
 

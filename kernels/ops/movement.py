@@ -81,12 +81,12 @@ class Broadcast:
 
 @integer_op("take")
 class Take:
-    """Rows by number: y[..., i..., ...] = x[..., indices[i...], ...] along `axis`; indices int8..int64, from 0 to
-    size-1;
-    an index outside that range is clamped to it, so that hostile ids cannot read foreign memory."""
+    """Rows by number: y[..., i..., ...] = x[..., indices[i...], ...] along `axis`; indices int8..int64, from -size to
+    size-1, below 0 counted from the end; others are clamped, so that hostile ids cannot read foreign memory."""
 
     def infer(x, indices, *, axis):
         return Type(x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype)
 
     def evaluate(x, indices, *, axis):
-        return np.take(x, np.clip(indices.astype(np.int64), 0, x.shape[axis] - 1), axis)
+        size, rows = x.shape[axis], indices.astype(np.int64)
+        return np.take(x, np.clip(np.where(rows < 0, rows + size, rows), 0, size - 1), axis)

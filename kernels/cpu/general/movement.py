@@ -308,9 +308,13 @@ def lower_pad(ctx: NodeContext) -> list[KernelCall]:
 
 
 def clamped(index: Expr, rows: Expr) -> Expr:
-    """An index of any type as a row's number, int32: outside of the rows it is that of the nearest."""
+    """An index of any type as a row's number, int32: below 0 it counts from the end, outside of the rows it is that of
+    the nearest."""
     wide = dtype_of(index) if dtype_of(index) in ("int64", "uint64") else "int32"
-    number = T.min(T.cast(index, wide), T.cast(rows - 1, wide))
+    number = T.cast(index, wide)
+    if not dtype_of(index).startswith("u"):
+        number = bind(T.Select(number < T.IntImm(wide, 0), number + T.cast(rows, wide), number))
+    number = T.min(number, T.cast(rows - 1, wide))
     return bind(T.cast(number if wide == "uint64" else T.max(number, T.IntImm(wide, 0)), "int32"))
 
 

@@ -37,7 +37,7 @@ def _take_coded(
     (rows, size), half = coded.values.shape, CHUNK // 2
     group = coded.code.group
     parallel = count * size >= PARALLEL_WORK and count > 1
-    name = f"take_w4_{dtype}_{index_dtype}_{group}_{isa.name}{'_parallel' if parallel else ''}"
+    name = f"take_w4_{dtype}_{index_dtype}_{group}_{coded.code.middle}_{isa.name}{'_parallel' if parallel else ''}"
 
     def body(table: Pointer, ids: Pointer, y: Pointer, n: Expr, all_rows: Expr, chunks: Expr, row_bytes: Expr) -> None:
         with loop(n, parallel) as i:
@@ -45,7 +45,7 @@ def _take_coded(
             with T.serial(0, chunks) as c:
                 stored = bind(table.load(codes + c * half, half))
                 share = table.load(codes + chunks * half + T.truncdiv(c, T.int32(group // CHUNK)))
-                multiplier, middle = bind(splat(T.cast(share, "int16"), "int16", half)), splat(8, "int16", half)
+                multiplier, middle = bind(splat(T.cast(share, "int16"), "int16", half)), splat(coded.code.middle, "int16", half)
                 low = T.bitwise_and(stored, splat(15, "uint8", half))
                 for h, u in enumerate((low, T.shift_right(stored, splat(4, "uint8", half)))):
                     value = (cast(u, "int16") - middle) * multiplier

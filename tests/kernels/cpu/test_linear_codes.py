@@ -33,7 +33,7 @@ def coded_weights(shape: tuple[int, ...], kind: str, group: int = 32, seed: int 
         return w.astype(np.int8)
     blocks = (*shape[:-1], shape[-1] // group)
     if kind == "groups":
-        m, z = rng.integers(1, MULTIPLIER_LIMIT + 1, blocks), 8
+        m = rng.integers(1, MULTIPLIER_LIMIT + 1, blocks)
         q = rng.integers(-7, 8, (*blocks, group))
         q[..., 0], q[..., 1] = 7, -7
     else:
