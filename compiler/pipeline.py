@@ -35,6 +35,7 @@ from qcompile.passes import CPU_PASSES, tidy
 from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
 from qcompile.passes.integerize import integerize
+from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
 from qcompile.quantizer.prepare import prepare
@@ -91,8 +92,8 @@ def compile(
     meaning). Raises CompileError, and leaves nothing behind.
     """
     cpu = get_target(target)
-    if approx not in ("exact", "ibert"):
-        raise CompileError(f"unknown approximation {approx!r}; known are exact and ibert")
+    if approx not in APPROXIMATIONS:
+        raise CompileError(f"unknown approximation {approx!r}; known are {', '.join(APPROXIMATIONS)}")
     options = options or QuantizeOptions()
     request = read_request(options.bits or bits, budget, bits_options)
     clock = _Clock(progress)

@@ -2,6 +2,7 @@
 
 exact: the function itself, correctly rounded. ibert: I-BERT's second-order polynomials (Kim et al., 2021, equations 8,
 12 and 13), for models that were fine-tuned with them; the tables then hold the polynomial, and nothing else differs.
+pwl: sigmoid and tanh of iRNN's adaptive straight segments (`adaptive`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from qcompile.passes.integerize.adaptive import adaptive
 
 Function = Callable[[np.ndarray], np.ndarray]
 TABLE_OCTAVES = 9.0  # 255 * 2^-9 < 0.5: numerators beyond are zero
@@ -23,6 +25,10 @@ def i_erf(x: np.ndarray) -> np.ndarray:
 
 def i_gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + i_erf(x / np.sqrt(2)))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 def i_exp(x: np.ndarray) -> np.ndarray:
@@ -47,5 +53,6 @@ class Approximation:
 
 APPROXIMATIONS = {
     "exact": Approximation(),
+    "pwl": Approximation(unary={"relax.sigmoid": adaptive(sigmoid), "relax.tanh": adaptive(np.tanh)}),
     "ibert": Approximation(i_exp, {"relax.nn.gelu": i_gelu, "relax.nn.gelu_tanh": i_gelu, "relax.erf": i_erf}),
 }

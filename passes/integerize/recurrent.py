@@ -1,6 +1,6 @@
 """LSTM, GRU and RNN: one product for the inputs of all steps, then the cell over the sequence.
 
-Grids (iRNN, section 3; all but two are fixed): pre-activations have GATE_BITS fraction bits, the projected inputs one
+Grids (as in iRNN; all but two are fixed): pre-activations have GATE_BITS fraction bits, the projected inputs one
 less; activations and hidden states 15. The state that the recurrent product sees is 8 bits on the range seen in
 calibration, [-1, 1] where nobody looked; the cell state has as many fraction bits as its range leaves of 16.
 """

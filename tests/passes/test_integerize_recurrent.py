@@ -3,7 +3,11 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
+from qcompile.frontend import normalise
+from qcompile.importer import import_onnx
 from qcompile.kernels.ops.recurrent import PIECE_BITS, PIECES, activate
+from qcompile.passes.integerize import integerize
+from qcompile.passes.integerize.adaptive import SEGMENTS
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.integerize.recurrent import activation, activation_table
 from qcompile.targets import CompileError
@@ -58,3 +62,23 @@ def test_functions_without_integer_form_are_refused_by_name(kind, attrs, words):
     with pytest.raises(CompileError, match=words) as error:
         compiled(RecurrentModel(kind, qdq=True, **attrs).model())
     assert "cell" in str(error.value)
+
+
+@pytest.mark.parametrize("name,f", [("Sigmoid", lambda x: 1 / (1 + np.exp(-x))), ("Tanh", np.tanh)])
+def test_adaptive_segments_lie_on_few_knots(name, f):
+    line = activation(name, None, None, APPROXIMATIONS["pwl"], "LSTM").function
+    x = np.arange(0, 8, 1 / 64)
+    bends = np.abs(np.diff(line(x), 2)) > 1e-9
+    assert bends.sum() <= SEGMENTS - 1
+    assert np.abs(line(x) - f(x)).max() < 0.004
+    even = np.interp(x, np.linspace(0, 8, SEGMENTS + 1), f(np.linspace(0, 8, SEGMENTS + 1)))
+    assert np.square(line(x) - f(x)).mean() < np.square(even - f(x)).mean() / 3, "knots are no better than even ones"
+
+
+def test_pwl_cells_stay_near_the_float_ones():
+    made = RecurrentModel("LSTM", qdq=True, steps=10)
+    model, feed = made.model(), made.feed()
+    want = ort.InferenceSession(model.SerializeToString()).run(None, feed)
+    imported = import_onnx(normalise(model))
+    got = run_program(integerize(imported.module, imported.names, imported.outputs, "pwl"), feed)
+    assert max(np.abs(w - g).max() for w, g in zip(want, got)) < 0.03
