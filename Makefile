@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models bench-arm bench-kernels clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -34,6 +34,15 @@ test: setup-test
 # Accuracy, bit-exactness and speed of all real nets in ../shared/models (minutes)
 check-models: setup-test
 	$(BIN)/python benchmarks/check_models.py
+
+# Accuracy and weight bytes at 4 bits, mixed, and without calibration data, beside the goals (many minutes);
+# BITS="--modes 8,4 kws_dscnn" takes some
+check-bits: setup-test
+	$(BIN)/python benchmarks/check_bits.py $(BITS)
+
+# Time and bytes of whole nets at 4 bits beside 8
+bench-bits: setup-bench
+	$(BIN)/python benchmarks/bench_bits.py $(BITS)
 
 # The field's networks beside ONNX Runtime and LiteRT, one thread and all, on this machine (some 20 minutes);
 # a run that was cut off goes on with make bench BENCH=--resume
