@@ -45,7 +45,10 @@ def run_case(case: Any, reference: bool) -> Result:
     """Compile and compare; exceptions that are no refusals count as crashes."""
     from qcompile.targets.errors import CompileError
 
-    inputs, expected = case.data_sets[0]
+    inputs, expected = (
+        [v.astype(np.float32) if getattr(v, "dtype", None) == "bfloat16" else v for v in part]
+        for part in case.data_sets[0]
+    )
     if not all(_plain(v) for v in [*inputs, *expected]):
         return Result("refused", "strings, sequences or optionals are no tensors of numbers")
     feed = dict(zip((i.name for i in case.model.graph.input), inputs))
@@ -118,9 +121,7 @@ def _difference(want: np.ndarray, value: np.ndarray, scale: float | None, nearby
     known = np.isfinite(want)
     if not known.any():
         return ""
-    spread = max(
-        (np.abs(n.astype(np.float64) - want) for n in nearby), default=0.0, key=lambda d: np.nanmax(d, initial=0)
-    )
+    nearby = [n for n in nearby if n.shape == want.shape]
     spread = np.max([np.nan_to_num(np.abs(n - want), posinf=1e9) for n in nearby], axis=0) if nearby else 0.0
     range_ = float(want[known].max() - min(want[known].min(), 0.0))
     allowed = STEPS * (scale or 0.0) + SHARE * max(range_, np.abs(want[known]).max()) + 3.0 * spread + 1e-7
@@ -145,7 +146,7 @@ def _nearby(case: Any, quantized: dict, feed: dict, steps: dict[str, float]) -> 
         for k in range(PERTURBATIONS + 1):
             moved = dict(given)
             for n, v in given.items():
-                if v.dtype.kind != "f":
+                if v.dtype.kind != "f" or (n not in feed and v.ndim < 2):
                     continue
                 step = steps.get(n, float(np.abs(v).max(initial=0)) / 127)
                 if k == 0:

@@ -22,7 +22,6 @@ EXPANDED = {
     "ReduceL1",
     "ReduceL2",
     "ReduceLogSum",
-    "ReduceLogSumExp",
     "ReduceSumSquare",
     "RotaryEmbedding",
     "Shrink",

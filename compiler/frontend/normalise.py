@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from qcompile.frontend.accept import check_parameters, check_supported
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
 from qcompile.frontend.control_flow import CONTROL_FLOW, refuse_control_flow, unroll
 from qcompile.frontend.expand_contrib import expand_contrib
 from qcompile.frontend.expand_functions import expand_functions
 from qcompile.frontend.expand_norms import expand_group_norm
+from qcompile.frontend.expand_operators import expand_operators, finite_masks
 from qcompile.frontend.fake_quantize import fuse_fake_quantize
 from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
 from qcompile.frontend.fold_scales import (
@@ -26,7 +28,7 @@ from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import upgrade_opset
 from qcompile.frontend.precision import single_precision
 from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
-from qcompile.frontend.recurrent import plain_recurrent
+from qcompile.frontend.recurrent import fold_zeros, plain_recurrent
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
 from qcompile.frontend.simplify import (
     explicit_reshapes,
@@ -41,6 +43,7 @@ from qcompile.frontend.weight_only import expand_weight_only
 PASSES = [
     fold_constants,  # what depends on constants and shapes only becomes an initializer
     plain_recurrent,  # LSTM, GRU, RNN: one direction a node, time first
+    fold_zeros,  # products with zeros
     fuse_fake_quantize,  # Div, Round, Clip, Mul: a Q/DQ pair
     clip_before_quantize,  # Clip of codes: Clip of reals
     fold_blocked_quantize,  # weights quantized in blocks: their codes
@@ -50,6 +53,8 @@ PASSES = [
     move_into_weights,  # Transpose of a dequantized weight
     plain_gemm,  # Gemm without alpha, beta, transA
     unflatten_gemm,  # Reshape, Gemm, Reshape: MatMul and Add
+    finite_masks,  # -inf: a large number
+    expand_operators,  # CumSum, Einsum, LRN, ...: what they are made of
     expand_group_norm,  # GroupNormalization: InstanceNormalization of groups, Mul, Add
     fuse_norms,  # LayerNormalization, InstanceNormalization, RMSNormalization
     fuse_activations,  # Gelu, HardSwish, HardSigmoid, Mish
@@ -104,7 +109,9 @@ def normalise_graph(
             break
     expand_blocks(graph)
     infer_shapes(graph)
+    check_supported(graph)
     check_static(graph)
+    check_parameters(graph)
     for node in graph.nodes:
         node.name = node.name or node.output[0]
 

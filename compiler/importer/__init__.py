@@ -1,5 +1,5 @@
 """QDQ ONNX to Relax: TVM's frontend, with converters of ours where it writes more than we can read."""
 
-from qcompile.importer.relax_import import Imported, import_onnx
+from qcompile.importer.relax_import import Imported, import_onnx, is_importable
 
-__all__ = ["Imported", "import_onnx"]
+__all__ = ["Imported", "import_onnx", "is_importable"]

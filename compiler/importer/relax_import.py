@@ -24,6 +24,11 @@ class Imported:
     outputs: list[str]
 
 
+def is_importable(op_type: str) -> bool:
+    """Whether some converter reads this operator."""
+    return op_type in CONVERTERS or op_type in onnx_frontend._get_convert_map()
+
+
 def import_onnx(model: onnx.ModelProto) -> Imported:
     """A normalised model (static shapes, one opset) as Relax. Raises CompileError naming a node without converter."""
     table = onnx_frontend._get_convert_map() | CONVERTERS

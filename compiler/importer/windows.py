@@ -86,6 +86,7 @@ class ConvTranspose(Converter):
                 for st, s, e, d, k, o in zip(strides, _size(x), extra, dilations, _size(w), out)
             ]
             pads = _halves([max(t, 0) for t in total], auto == "SAME_UPPER")
+            extra = [e + max(-t, 0) for e, t in zip(extra, total)]
         groups = int(attr.get("group", 1))
         if n == 2:
             return _with_bias(

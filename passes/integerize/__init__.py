@@ -23,7 +23,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     reduction,
     softmax,
 )
-from qcompile.passes.integerize.reader import Reader
+from qcompile.passes.integerize.reader import Reader, is_whole
 from qcompile.passes.integerize.states import settled_state
 from qcompile.passes.integerize.values import Integers, Real, identity
 from qcompile.targets.errors import CompileError
@@ -40,8 +40,8 @@ def integerize(
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
     Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers.
-    `notes` receives remarks for the user, such as weights that had to be rounded again.
     `states` {input: output}: that output is made in the type and on the scale of that input.
+    `notes` receives remarks for the user, such as weights that had to be rounded again.
     Raises CompileError naming the tensor whose op has no integer form.
     """
     reader = Reader(module["main"], names, approx)
@@ -58,6 +58,8 @@ def integerize(
         reader.where = f"output {name}"
         if isinstance(value, Real):
             raise CompileError(f"output {name} is a constant; remove it from the model")
+        if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
+            value = reader.whole(value)
         if not isinstance(value, Integers):
             value = settled_state(reader, value, fed.get(name))
             value = reader.make.plain(value)

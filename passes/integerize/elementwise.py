@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, dyadic
-from qcompile.passes.integerize.functions import apply, as_function, clamp
-from qcompile.passes.integerize.reader import HANDLERS, Reader, handles
+from qcompile.passes.integerize.functions import apply, as_function, as_integers, clamp
+from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, is_whole, shape_of, whole_grid
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
     Accumulator,
@@ -22,6 +22,7 @@ from qcompile.passes.integerize.values import (
     Sum,
     Value,
     Weights,
+    identity,
     symmetric_grid,
     value_range,
 )
@@ -64,12 +65,37 @@ def channel_vector(c: np.ndarray, v: Any) -> np.ndarray | None:
 
 @handles("relax.add")
 def add(r: Reader, call: Any, args: list[Any]) -> Value:
-    return plus(r, args[0], args[1])
+    return _shifted(r, call, *args) or plus(r, *_numbers(r, call, args))
 
 
 @handles("relax.subtract")
 def subtract(r: Reader, call: Any, args: list[Any]) -> Value:
-    return plus(r, args[0], scaled(r, args[1], -1.0))
+    a, b = args
+    moved = _shifted(r, call, a, Real(-b.values)) if isinstance(b, Real) and is_whole(call) else None
+    if moved:
+        return moved
+    a, b = _numbers(r, call, args)
+    return plus(r, a, scaled(r, b, -1.0))
+
+
+def _numbers(r: Reader, call: Any, args: list[Any]) -> list[Any]:
+    """The operands of integer arithmetic as numbers of scale 1."""
+    return [as_integers(r, a) for a in args] if is_whole(call) else args
+
+
+def _shifted(r: Reader, call: Any, a: Value, b: Value) -> Integers | None:
+    """A tensor of 32-bit integers plus a constant, exact."""
+    if isinstance(a, Real):
+        a, b = b, a
+    if not (is_whole(call) and isinstance(a, Integers) and isinstance(b, Real)) or a.shape != shape_of(call):
+        return None
+    if a.graph_input or r.builder.types[a.name].dtype != "int32" or np.abs(b.values).max(initial=0) >= 1 << 30:
+        return None
+    name = r.make.physical(a.name, a.axes, identity(len(a.shape)))
+    offset = np.broadcast_to(b.values, a.shape).astype(np.int32)
+    return Integers(
+        r.builder.emit("bias_add", [name, r.builder.constant(offset, "offset")]), identity(len(a.shape)), a.shape
+    )
 
 
 def plus(r: Reader, a: Value, b: Value) -> Value:
@@ -124,7 +150,7 @@ def _same_source(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> tuple
 
 @handles("relax.multiply")
 def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
-    a, b = args
+    a, b = _numbers(r, call, args)
     if isinstance(a, Real) and isinstance(b, Real):
         return Real(a.values * b.values)
     if isinstance(a, Real):
@@ -183,6 +209,8 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
 @handles("relax.divide")
 def divide(r: Reader, call: Any, args: list[Any]) -> Value:
     a, b = args
+    if is_whole(call):
+        return _whole_quotient(r, a, b)
     if isinstance(b, Real):
         return multiply(r, call, [a, Real(1.0 / b.values.astype(np.float64))])
     shape = np.broadcast_shapes(a.shape, b.shape)
@@ -200,6 +228,16 @@ def divide(r: Reader, call: Any, args: list[Any]) -> Value:
     return multiply(r, call, [a, Function(f.source, 1.0 / safe)])
 
 
+def _whole_quotient(r: Reader, a: Value, b: Value) -> Value:
+    """Integer division rounds toward zero."""
+    if isinstance(a, Real) and isinstance(b, Real):
+        return Real(np.trunc(a.values / b.values).astype(a.values.dtype))
+    if not isinstance(b, Real) or b.values.size != 1:
+        raise CompileError("a division of integers by a computed tensor has no integer form; divide by a constant")
+    divisor = float(b.values.ravel()[0])
+    return apply(r, lambda x: np.trunc(x / divisor), as_integers(r, a))
+
+
 @handles("relax.power")
 def power(r: Reader, call: Any, args: list[Any]) -> Value:
     if not isinstance(args[1], Real) or args[1].values.size != 1:
@@ -209,6 +247,7 @@ def power(r: Reader, call: Any, args: list[Any]) -> Value:
 
 def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
     def handler(r: Reader, call: Any, args: list[Any]) -> Value:
+        args = _numbers(r, call, args)
         a, b = args if not isinstance(args[0], Real) else (args[1], args[0])
         if isinstance(b, Real) and b.values.size == 1:
             c = float(b.values.ravel()[0])
@@ -218,13 +257,16 @@ def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
         a = r.make.settle(a)  # max(a, b) = a + relu(b - a), min(a, b) = a - relu(a - b)
         sign = 1.0 if low else -1.0
         excess = clamp(r, plus(r, scaled(r, b, sign), scaled(r, a, -sign)), 0.0, np.inf)
-        return plus(r, a, scaled(r, r.make.settle(excess), sign))
+        excess = r.make.quantize(excess, whole_grid()) if is_whole(call) else r.make.settle(excess)
+        return plus(r, a, scaled(r, excess, sign))
 
     return handler
 
 
 HANDLERS["relax.maximum"], HANDLERS["relax.minimum"] = _limit(True), _limit(False)
 
+SHARPNESS = 8
+LOGICAL = (np.logical_and, np.logical_or, np.logical_xor)
 COMPARE = {
     "equal": np.equal,
     "not_equal": np.not_equal,
@@ -257,11 +299,33 @@ def _compare(f: Callable[..., np.ndarray]) -> Callable[[Reader, Any, list[Any]],
         if isinstance(a, Real) and a.values.size == 1:
             b, c = _relative(r, b, a)
             return apply(r, lambda x: f(c, x).astype(np.float64), b)
-        if f is np.logical_and:
-            return elementwise_product(r, a, b, np.broadcast_shapes(a.shape, b.shape))
-        raise CompileError("comparisons of two computed tensors have no integer form; compare with a constant")
+        return _logical(r, f, a, b) if f in LOGICAL else _ordered(r, f, a, b)
 
     return handler
+
+
+def _logical(r: Reader, f: Callable[..., np.ndarray], a: Value, b: Value) -> Function:
+    """A function of how many of two truth values hold."""
+    flags = [
+        Real((v.values != 0).astype(np.float64)) if isinstance(v, Real) else apply(r, lambda x: x != 0, v)
+        for v in (a, b)
+    ]
+    count = r.make.quantize(plus(r, *flags), Grid(1.0, 0, "int8", 0, 2))
+    return Function(count, np.array([f(False, False), f(True, False), f(True, True)], np.float64))
+
+
+def _ordered(r: Reader, f: Callable[..., np.ndarray], a: Value, b: Value) -> Function:
+    """A function of the sign of a difference. Integers and operands on one grid are compared exactly, others to a
+    SHARPNESS-th of the finer step."""
+    a, b = (v if isinstance(v, Real) else r.make.settle(as_integers(r, v)) for v in (a, b))
+    steps = [float(v.scale) for v in (a, b) if isinstance(v, Quantized)]
+    whole = all(isinstance(v, Quantized) or not (v.values % 1).any() for v in (a, b)) and set(steps) == {1.0}
+    same = len(steps) == 2 and np.isclose(*steps, rtol=1e-6, atol=0)
+    step = 1.0 if whole else min(steps) / (1 if same else SHARPNESS)
+    difference = plus(r, a, scaled(r, b, -1.0))
+    sign = r.make.quantize(difference, Grid(step, 0, "int8", -127, 127))
+    at = np.arange(-127, 128)
+    return Function(replace(sign, lo=-127, hi=127), f(at, 0).astype(np.float64))
 
 
 HANDLERS.update({f"relax.{name}": _compare(f) for name, f in COMPARE.items()})

@@ -93,6 +93,16 @@ def as_function(r: Reader, v: Value) -> Function:
     return Function(q, (np.arange(q.lo, q.hi + 1) - q.zero_point) * float(q.scale))
 
 
+def as_integers(r: Reader, v: Value) -> Value:
+    """An integer tensor as numbers of scale 1, saturated to 16 bits; other values as they are."""
+    if not isinstance(v, Integers) or v.graph_input:
+        return v
+    dtype = r.builder.types[v.name].dtype
+    name = r.builder.emit("cast", [v.name], offset=0, dtype="int16") if dtype == "int32" else v.name
+    info = np.iinfo(r.builder.types[name].dtype)
+    return Quantized(name, v.axes, v.shape, 1.0, 0, str(info.dtype), int(info.min), int(info.max))
+
+
 def apply(r: Reader, f: Callable[[np.ndarray], np.ndarray], v: Value) -> Value:
     """An elementwise function of any value."""
     if isinstance(v, Real):
@@ -156,6 +166,8 @@ def leaky_relu(r: Reader, call: Any, args: list[Any]) -> Value:
 
 @handles("relax.nn.prelu")
 def prelu(r: Reader, call: Any, args: list[Any]) -> Value:
+    if not isinstance(args[1], Real):
+        raise CompileError("a PRelu with a computed slope has no integer form; its slope must be constant")
     v, slope = args[0], args[1].values.astype(np.float64).ravel()
     if slope.size == 1:
         return apply(r, lambda x: np.where(x < 0, slope[0] * x, x), v)

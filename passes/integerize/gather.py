@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.functions import as_function
+from qcompile.passes.integerize.functions import as_function, as_integers
 from qcompile.passes.integerize.movement import cut, reshape_value, shape_after
 from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
-from qcompile.passes.integerize.reader import Reader, handles, shape_of
+from qcompile.passes.integerize.reader import Reader, handles, is_whole, shape_of, whole_grid
 from qcompile.passes.integerize.softmax import keep_tensor, masked_scores
 from qcompile.passes.integerize.values import (
     Function,
+    Integers,
     Quantized,
     Real,
     Value,
@@ -44,14 +45,21 @@ def take(r: Reader, call: Any, args: list[Any]) -> Value:
             return part if part.shape == shape else reshape_value(r, part, shape)
         ids = r.builder.constant(i.astype(np.int32), "indices")
     else:
+        if isinstance(indices, Function | Quantized) and is_whole(call.args[1]):
+            indices = r.whole_numbers(indices)
+            indices = Integers(indices.name, indices.axes, indices.shape)
         if isinstance(indices, Function | Quantized):
             raise CompileError("the indices of a Gather are computed from float values; that has no integer form")
         ids = r.make.physical(indices.name, indices.axes, identity(len(indices.shape)))
+    if isinstance(v, Real) and v.step is None and v.values.dtype.kind in "iub":  # numbers of rows of another table
+        whole = np.clip(v.values.astype(np.int64), *INT32).astype(np.int32)
+        v = Integers(r.builder.constant(whole, "numbers"), identity(whole.ndim), whole.shape)
     if isinstance(v, Real):
         v = _table(r, v)
     return move_take(r, r.settled(v, r.call_var), ids, axis, shape)
 
 
+INT32 = (-(2**31), 2**31 - 1)
 TABLE_MULTIPLIER = 255  # a block of a coded table has a multiplier of 8 bits
 LOST = 2.0**-5  # a common scale that loses more of the table than this is worse than 16 bits of its range
 
@@ -121,6 +129,9 @@ def where(r: Reader, call: Any, args: list[Any]) -> Value:
     if masked is not None:
         return masked
     grid = r.upcoming_grid(r.call_var)
+    if is_whole(call):
+        a, b = (as_integers(r, v) for v in (a, b))
+        grid = whole_grid()
     if grid is None:
         (al, ah), (bl, bh) = value_range(a), value_range(b)
         grid = symmetric_grid(min(al, bl), max(ah, bh))

@@ -22,8 +22,9 @@ def weight_codes(
     """Float weights [O, ...] -> (int8 codes in [-127, 127], scale [O]).
 
     On the model's own grid where that is one step per output channel and fits, or where the steps of a channel's blocks
-    are multiples of one (floats that lie on such a grid have it too: fake-quantized weights that an exporter folded); else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel
-    symmetric. `notes` receives a word where weights are rounded again.
+    are multiples of one (floats that lie on such a grid have it too: fake-quantized weights that an exporter folded);
+    else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel symmetric.
+    `notes` receives a word where weights are rounded again.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(flat).all():
@@ -214,9 +215,9 @@ def matmul(r: Reader, call: Any, args: list[Any]) -> Any:
     if isinstance(b, Real) and (b.values.ndim <= 2 or int(np.prod(b.shape[:-2])) == 1) and not isinstance(a, Weights):
         return _dense(r, call, a, b)
     if isinstance(b, Real):
-        b = r.make.quantize(b, symmetric_grid(float(b.values.min()), float(b.values.max()), "int8"))
+        b = _constant_operand(r, b)
     if isinstance(a, Real):
-        a = r.make.quantize(a, symmetric_grid(float(a.values.min()), float(a.values.max()), "int8"))
+        a = _constant_operand(r, a)
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise CompileError("a product of two activations needs at least 2 axes on both sides; reshape them")
     if isinstance(a, Weights):
@@ -230,15 +231,46 @@ def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
     w = w.map(lambda v: v.reshape(v.shape[-2:]) if v.ndim > 2 else v)
     vector = w.values.ndim == 1
     w = w.map(lambda v: v.reshape(1, -1) if vector else v.T)
+    out = shape_of(call)
+    wide = _off_centre(r, w) if not vector and len(out) > 1 else None
+    if wide is not None:
+        # a product of two activations takes zero points on both sides
+        return product(r, r.operand(x, "input"), replace(wide, shape=wide.shape[::-1], axes=(1, 0)), out)
     codes, scale = weight_codes(w.values, w.step, r.notes)
     x = r.make.plain(r.operand(x, "input"))
-    out = shape_of(call)
 
     def call_op(codes: np.ndarray, bias: str) -> str:
         y = r.builder.emit("dense", [x.name, r.builder.constant(codes, "weight"), bias], x_zero_point=x.zero_point)
         return r.builder.emit("reshape", [y], shape=list(out)) if vector else y
 
     return accumulator(r, x, codes, scale, call_op, identity(len(out)), out, takes_bias=not vector)
+
+
+def _constant_operand(r: Reader, v: Real) -> Quantized:
+    """A constant as operand of a product: on its own grid where 8 bits hold that, else symmetric over its range."""
+    return _own_codes(r, v) or r.make.quantize(v, symmetric_grid(float(v.values.min()), float(v.values.max()), "int8"))
+
+
+def _off_centre(r: Reader, w: Real) -> Quantized | None:
+    """Weights [N, K] of one step whose codes fit 8 bits only with a zero point, as such codes; None for others."""
+    if w.step is None or not w.step.size or w.step.min() != w.step.max():
+        return None
+    widest = np.abs(w.values).max(initial=0) / float(w.step.flat[0])
+    return _own_codes(r, w) if np.rint(widest) > LARGEST_CODE else None
+
+
+def _own_codes(r: Reader, v: Real) -> Quantized | None:
+    """A constant of one step as 8-bit codes with a zero point, where they reach."""
+    if v.step is None or not v.step.size or v.step.min() != v.step.max():
+        return None
+    step = float(v.step.flat[0])
+    codes = np.rint(v.values / step)
+    low, high = codes.min(initial=0), codes.max(initial=0)
+    if high - low > 255:
+        return None
+    zero = 0 if max(-low, high) <= LARGEST_CODE else int(-128 - low)
+    name = r.builder.constant((codes + zero).astype(np.int8), "weight")
+    return Quantized(name, identity(v.values.ndim), v.shape, step, zero, "int8", -128, 127)
 
 
 def contraction_last(r: Reader, b: Quantized) -> tuple[Quantized, bool]:

@@ -110,8 +110,8 @@ SIZES = (128, 64, 32)  # columns of a block
 
 
 def find_steps(values: np.ndarray) -> np.ndarray | None:
-    """The steps [N, K] of float weights [N, K] that lie on uniform grids of few codes, one for each row or for each block
-    of SIZES columns; None where some row has none."""
+    """The steps [N, K] of float weights [N, K] that lie on uniform grids of few codes, one for each row or for each
+    block of SIZES columns; None where some row has none."""
     n, k = values.shape
     for size in (k, *(s for s in SIZES if s < k and k % s == 0)):
         rows = values.reshape(-1, size)
@@ -125,7 +125,7 @@ def find_steps(values: np.ndarray) -> np.ndarray | None:
 
 
 def _step(row: np.ndarray) -> float:
-    """The largest step of which all numbers of `row` are multiples up to LEVELS: 0 if there is none, inf if all are 0."""
+    """The largest step of which all numbers of `row` are multiples up to LEVELS: 0 if there is none, inf for zeros."""
     levels = np.unique(np.abs(row))
     top = levels[-1]
     if top == 0:

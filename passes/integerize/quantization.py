@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from qcompile.passes.integerize.functions import as_integers
 from qcompile.passes.integerize.reader import Reader, grid_of, handles
-from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Weights
+from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Sum, Weights
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
@@ -17,6 +18,7 @@ MASK = 1e6  # a scale above this belongs to a mask's lowest numbers
 @handles("relax.quantize")
 def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
     v, grid = args[0], grid_of(call)
+    _check_constant(args)
     if isinstance(v, Real):
         scale, zero = np.asarray(args[1].values, np.float64), np.asarray(args[2].values, np.int64)
         info = np.iinfo(str(call.attrs.out_dtype))
@@ -28,19 +30,28 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
         return (
             r.quantize_input(v, grid)
             if v.graph_input
-            else r.make.quantize(_counted(r, v), _whole_numbers(grid) or grid)
+            else r.make.quantize(as_integers(r, v), _whole_numbers(grid) or grid)
+        )
+    if isinstance(v, Sum) and grid.scale > MASK and not all(_mask_like(t) for t in (v.a, v.b)):
+        raise CompileError(
+            "large negative numbers of a mask are added to other numbers before they meet the scores; add them to the "
+            "scores one after the other"
         )
     if isinstance(v, Weights) and _only_feeds_matmul(r, r.call_var):
         return v  # attention keeps the numerators instead
     return r.make.quantize(v, grid)
 
 
-def _counted(r: Reader, v: Integers) -> Quantized:
-    """An integer tensor as numbers of scale 1, saturated to 16 bits."""
-    dtype = r.builder.types[v.name].dtype
-    name = r.builder.emit("cast", [v.name], offset=0, dtype="int16") if dtype == "int32" else v.name
-    info = np.iinfo(r.builder.types[name].dtype)
-    return Quantized(name, v.axes, v.shape, 1.0, 0, str(info.dtype), int(info.min), int(info.max))
+def _check_constant(args: list[Any]) -> None:
+    if not all(isinstance(a, Real) for a in args[1:3]):
+        raise CompileError("its scale or zero point is computed (dynamic quantization); quantize the model statically")
+
+
+def _mask_like(v: Any) -> bool:
+    """Whether a term has no numbers between 0 and those of masks."""
+    if isinstance(v, Real | Function):
+        return bool(((v.values == 0) | (np.abs(v.values) > MASK)).all())
+    return isinstance(v, Quantized) and v.per_tensor and float(v.scale) > MASK
 
 
 def _whole_numbers(grid: Grid) -> Grid | None:
@@ -82,6 +93,7 @@ def _only_feeds_matmul(r: Reader, var: Any) -> bool:
 
 @handles("relax.dequantize")
 def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
+    _check_constant(args)
     v, scale, zero = args[0], np.asarray(args[1].values, np.float64), np.asarray(args[2].values).astype(np.int64)
     if isinstance(v, Real):
         # float32, as ONNX has it, gives 8 and 16 bits back exactly; sums of 32 bits and the numbers of masks need more

@@ -13,7 +13,19 @@ from qcompile.kernels.dialect import Type
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.integerize.builder import Builder
 from qcompile.passes.integerize.maker import Maker
-from qcompile.passes.integerize.values import Function, Grid, Integers, Quantized, Real, Value, identity
+from qcompile.passes.integerize.values import (
+    Accumulator,
+    Deferred,
+    Function,
+    Grid,
+    Integers,
+    Quantized,
+    Real,
+    Sum,
+    Value,
+    identity,
+    value_range,
+)
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.ir.expr import GenericConst
@@ -63,6 +75,17 @@ def scalar(expr: Any) -> float:
     return float(expr.value if hasattr(expr, "value") else expr)
 
 
+def is_whole(expr: Any) -> bool:
+    """Whether a tensor holds integers or truth values, not reals."""
+    dtype = str(getattr(getattr(expr, "ty", None), "dtype", ""))
+    return dtype == "bool" or "int" in dtype
+
+
+def whole_grid() -> Grid:
+    """16 bits of scale 1: arithmetic on integers saturates there."""
+    return Grid(1.0, 0, "int16", -32768, 32767)
+
+
 class Notes(list):
     """Remarks for the user, each with the node that it is about."""
 
@@ -86,6 +109,7 @@ class Reader:
         self.values: dict[Any, Any] = {}
         self.users: dict[Any, list[Any]] = {}
         self.input_grids: dict[str, Quantized] = {}  # float inputs as their first QuantizeLinear made them
+        self.tuples = {b.var: b.value for b in self.bindings() if isinstance(b.value, relax.Tuple)}
         self.where = ""
         self.notes = Notes(self)
         for binding in self.bindings():
@@ -113,7 +137,9 @@ class Reader:
         for binding in self.bindings():
             self.where = self.names.get(binding.var.name, binding.var.name)
             try:
-                self.values[binding.var] = self._value(binding.value, binding.var)
+                value = self._value(binding.value, binding.var)
+                whole = is_whole(binding.var) and isinstance(value, Sum | Deferred)
+                self.values[binding.var] = self.whole_numbers(value) if whole else value
             except CompileError as e:
                 raise e if self.where in str(e) else CompileError(f"{self.where}: {e}") from e
 
@@ -130,11 +156,25 @@ class Reader:
         if dtype.startswith("float"):
             return Integers(name, identity(len(shape)), shape, graph_input=True)  # typed by its first QuantizeLinear
         self.builder.input(name, Type(shape, stored))
+        if stored == "uint8" and not self._only_codes(param):
+            number = self.builder.emit("cast", [name], offset=0, dtype="int16")
+            return Integers(number, identity(len(shape)), shape, root=name)
         if stored == "uint8":
             return Integers(
                 self.builder.emit("cast", [name], offset=-128, dtype="int8"), identity(len(shape)), shape, root=name
             )
         return Integers(name, identity(len(shape)), shape, root=name)
+
+    def _only_codes(self, var: Any) -> bool:
+        """Whether an integer tensor is only moved about and dequantized."""
+        for binding in self.users.get(var, []):
+            call = binding.value
+            name = getattr(getattr(call, "op", None), "name", "")
+            if name == "relax.dequantize":
+                continue
+            if not (isinstance(call, relax.TupleGetItem) or name in MOVEMENT) or not self._only_codes(binding.var):
+                return False
+        return True
 
     def _value(self, expr: Any, var: Any = None) -> Any:
         if isinstance(expr, relax.Var):
@@ -182,6 +222,28 @@ class Reader:
             return v
         grid = self.upcoming_grid(var) if var is not None else None
         return self.make.quantize(v, grid) if grid else self.make.settle(v)
+
+    def whole_numbers(self, v: Value) -> Quantized:
+        """The result of arithmetic on integers."""
+        low, high = value_range(v)
+        if low < -32768 or high > 32767:
+            self.notes.append("arithmetic on integers saturates at 16 bits")
+        return self.make.quantize(v, whole_grid())
+
+    def type_of(self, body: Any, index: int) -> Any:
+        """What carries the type of the function's result `index`."""
+        if isinstance(body, relax.Var) and body in self.tuples:
+            body = self.tuples[body]
+        return body.fields[index] if isinstance(body, relax.Tuple) else body
+
+    def whole(self, v: Value) -> Value:
+        """A result of integer type as plain integers, except for codes, which have their QuantizeLinear's scale."""
+        if isinstance(v, Accumulator) and np.ndim(v.scale) == 0 and v.scale == 1 and not np.any(v.bias):
+            return Integers(v.emit(None), v.axes, v.shape)
+        if isinstance(v, Quantized) and not (v.per_tensor and v.scale == 1 and v.zero_point == 0):
+            return v
+        q = self.whole_numbers(v)
+        return Integers(q.name, q.axes, q.shape)
 
     def keep_input(self, param: Any) -> None:
         """An input that nothing reads stays an input (int8, scale 1), so that callers need not change."""

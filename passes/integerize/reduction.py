@@ -188,6 +188,8 @@ def _unblocked_axes(kept: tuple[int, ...], rank: int, keepdims: bool) -> tuple[i
 
 def _extreme(r: Reader, call: Any, args: list[Any], op: str, **attrs: Any) -> tuple[Any, str, tuple[int, ...]]:
     v = args[0]
+    if isinstance(v, Integers) and v.graph_input:
+        raise CompileError(f"{v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
     q = r.make.settle(r.settled(v, None)) if not isinstance(v, Integers) else v
     axes = _axes(call, len(q.shape))
     name, kept = _block(r, q, axes)

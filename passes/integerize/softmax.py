@@ -146,6 +146,8 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
         e = np.exp(v.values - v.values.max(axis, keepdims=True))
         return Real(e / e.sum(axis, keepdims=True))
     scores, masks, biases = split_masks(r, v)
+    if len(scores.shape) != rank and (masks or biases):
+        raise CompileError("a mask has more axes than the scores that it is added to; give both the same")
     if axis != rank - 1 and (masks or biases):
         raise CompileError("a masked softmax must run along the last axis; transpose the scores")
     deferred = _normalised(r, scores, masks, biases, axis, shape)

@@ -9,8 +9,7 @@ from qcompile.frontend import normalise
 from qcompile.importer import import_onnx
 from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.linear import weight_codes
-
-from tests.passes.qdq_models import INT64, Graph, check, ops, run_program
+from qdq_models import INT64, Graph, check, ops, run_program
 
 RNG = np.random.default_rng(3)
 TYPES = {
@@ -191,5 +190,5 @@ def test_float_weights_on_a_grid_keep_it(group):
 
 def test_float_weights_on_no_grid_are_rounded_a_channel():
     values = RNG.standard_normal((4, 96)).astype(np.float32)
-    codes, scale = weight_codes(values, None)
+    _, scale = weight_codes(values, None)
     np.testing.assert_allclose(scale, np.abs(values).max(1) / 127)

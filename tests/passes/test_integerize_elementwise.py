@@ -137,3 +137,39 @@ def test_mean_pooling_over_a_mask():
     )
     count = g.op("Clip", g.op("ReduceSum", m, axis, keepdims=0), g.const(np.float32(1e-9)), None)
     check(g.model(g.q(g.op("Div", total, count), 0.0002, dtype="int16")), steps=8, mean=3)
+
+
+@pytest.mark.parametrize("op", ["Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"])
+def test_comparison_of_two_tensors_on_one_grid_is_exact(op):
+    g = Graph()
+    flags = g.op(op, g.data("x", 4, 32, scale=0.5), g.data("y", 4, 32, scale=0.5))
+    chosen = g.op("Where", flags, g.data("z", 4, 32), g.const(np.float32(0)))
+    check(g.model(g.q(chosen)), mean=1e-4)
+
+
+@pytest.mark.parametrize("op", ["And", "Or", "Xor"])
+def test_truth_values(op):
+    g = Graph()
+    flags = [g.op("Greater", g.data(n, 4, 32), g.const(np.float32(0.1))) for n in "xy"]
+    check(g.model(g.op(op, *flags), dtype=BOOL), mean=1e-4)
+
+
+def test_arithmetic_of_integers_is_exact():
+    g = Graph()
+    ids = g.input("ids", 2, 5, dtype=INT64)
+    moved = g.op("Add", ids, g.const(np.array(100_000)))
+    program = check(g.model(moved, dtype=INT64), mean=1e-4)
+    assert ops(program) == {"bias_add": 1}
+    g = Graph()
+    a, b = g.input("a", 2, 5, dtype=INT64), g.input("b", 2, 5, dtype=INT64)
+    total = g.op("Sub", g.op("Mul", a, g.const(np.array(30))), b)
+    check(g.model(total, dtype=INT64), mean=1e-4)
+
+
+def test_computed_row_numbers():
+    g = Graph()
+    table = g.op(
+        "DequantizeLinear", g.const(g.rng.integers(-127, 128, (20, 8)).astype(np.int8)), g.const(np.float32(0.1))
+    )
+    ids = g.op("Add", g.input("ids", 2, 5, dtype=INT64), g.const(np.array(2)))
+    check(g.model(g.q(g.op("Gather", table, ids), scale=0.1)), mean=1e-4)

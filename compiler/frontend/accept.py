@@ -1,0 +1,39 @@
+"""What a normalised model must not contain any more: refusals that name the node, before time is spent on it."""
+
+from __future__ import annotations
+
+from qcompile.frontend.control_flow import refuse_control_flow
+from qcompile.frontend.graph import Graph, label
+from qcompile.importer import is_importable
+from qcompile.targets.errors import CompileError
+
+REFUSED = {  # operators that TVM reads and that have no integer form
+    "LpPool": "roots of small sums need more than 8 bits; use AveragePool or MaxPool",
+}
+
+
+def check_supported(graph: Graph) -> None:
+    """Raise CompileError for the first operator without a converter."""
+    refuse_control_flow(graph)
+    for node in graph.nodes:
+        if node.op_type in REFUSED:
+            raise CompileError(f"node {label(node)}: {node.op_type} is not supported: {REFUSED[node.op_type]}")
+        if not is_importable(node.op_type):
+            domain = f"{node.domain}." if node.domain else ""
+            version = graph.opsets.get(node.domain, graph.opsets.get("", 0))
+            raise CompileError(
+                f"node {label(node)}: operator {domain}{node.op_type} (opset {version}) is not supported; "
+                "rewrite it with supported operators, or leave it out of the exported model"
+            )
+
+
+def check_parameters(graph: Graph) -> None:
+    """Raise CompileError for a QuantizeLinear or DequantizeLinear whose scale or zero point is computed."""
+    for node in graph.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            computed = [i for i in node.input[1:] if i and i not in graph.constants]
+            if computed:
+                raise CompileError(
+                    f"node {label(node)}: '{computed[0]}' is computed (dynamic quantization); "
+                    "quantize the model statically"
+                )
