@@ -37,6 +37,18 @@ def plain_recurrent(graph: Graph) -> None:
         infer_shapes(graph)
 
 
+def fold_zeros(graph: Graph) -> None:
+    """Products with a constant of zeros, as the first step of an unrolled cell makes them, become zeros."""
+    for node in [n for n in graph.nodes if n.op_type == "Mul" and n.domain in ("", "ai.onnx")]:
+        zeros = [v for v in map(graph.constants.get, node.input) if v is not None and v.size and not v.any()]
+        shape = graph.shape(node.output[0])
+        if zeros and shape is not None and node.output[0] not in graph.output_names:
+            graph.constants[node.output[0]] = np.zeros(shape, zeros[0].dtype)
+            graph.nodes = [n for n in graph.nodes if n is not node]
+            graph.changed = True
+    graph.update() if graph.changed else None
+
+
 def _check(graph: Graph, node: NodeProto) -> None:
     where = f"node {label(node)}"
     if len(node.input) > PEEPHOLES and node.input[PEEPHOLES]:

@@ -18,6 +18,7 @@ from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.frontend.recurrent import CELL, HIDDEN, RECURRENT
 from qcompile.frontend.states import states
+from qcompile.quantizer.cells import spelled_cells
 
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 STREAM_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
@@ -126,7 +127,8 @@ class Placer:
         self.scores = self._score_nodes()
         self.biases = {id(n) for n in graph.nodes if is_bias_add(graph, n)}
         self.gated = {id(n) for n in graph.nodes if n.op_type == "Mul" and self._gate(n) is not None}
-        self.wide = self._wide_nodes() if wide_streams else set()
+        cells, self.cell_functions = spelled_cells(graph)
+        self.wide = (self._wide_nodes() if wide_streams else set()) | cells
         self.raw = self._raw_operands()
         self.transformer = wide_streams and any(n.op_type in STREAM_NORMS for n in graph.nodes)
 
@@ -274,7 +276,7 @@ class Placer:
             return None if name in self.exact else "i16" if id(node) in self.wide else "i8"
         if name in self.exact:
             return None
-        return self._activation_kind(op)
+        return "table" if id(node) in self.cell_functions else self._activation_kind(op)
 
     def _activation_kind(self, op: str) -> str:
         return "table" if self.transformer and op in WIDE_TABLE_FLOOR else "i8"
@@ -300,8 +302,8 @@ class Placer:
         )
 
     def output_kind(self, name: str) -> str:
-        """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream, or are final states
-        of recurrent nodes."""
+        """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream or are final states of
+        recurrent nodes; an output that is fed back has the kind that its input is read with."""
         if name in self.states:
             return "i16" if "i16" in self._demanded(self.states[name]) else "i8"
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
