@@ -29,6 +29,7 @@ from qcompile.frontend.opset import upgrade_opset
 from qcompile.frontend.precision import single_precision
 from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
 from qcompile.frontend.recurrent import fold_zeros, plain_recurrent
+from qcompile.frontend.recurrent_dynamic import expand_dynamic_lstm
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
 from qcompile.frontend.simplify import (
     explicit_reshapes,
@@ -96,6 +97,7 @@ def normalise_graph(
     expand_contrib(graph)
     expand_qoperators(graph)
     expand_dynamic(graph, notes)
+    expand_dynamic_lstm(graph, notes)
     expand_functions(graph)
     widen_types(graph)
     fuse_fake_quantize(graph)

@@ -302,8 +302,8 @@ class Placer:
         )
 
     def output_kind(self, name: str) -> str:
-        """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream or are final states of
-        recurrent nodes; an output that is fed back has the kind that its input is read with."""
+        """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream, or are final
+        states of recurrent nodes; an output that is fed back has the kind that its input is read with."""
         if name in self.states:
             return "i16" if "i16" in self._demanded(self.states[name]) else "i8"
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):

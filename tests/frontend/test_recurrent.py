@@ -1,6 +1,8 @@
 """LSTM, GRU and RNN in one form, and what is refused."""
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 from qcompile.frontend import normalise
@@ -20,8 +22,6 @@ def test_one_direction_time_first(kind, attrs):
     if "direction" in attrs and kind != "LSTM":
         return  # ONNX's reference knows one direction
     if "direction" in attrs:
-        import onnxruntime as ort
-
         run = [ort.InferenceSession(m.SerializeToString()).run(None, feed) for m in (model, plain)]
     else:
         run = [ReferenceEvaluator(m).run(None, feed) for m in (model, plain)]
@@ -62,3 +62,22 @@ def test_weights_that_are_inputs_are_refused():
     made.input("R", (1, 60, 20))
     with pytest.raises(CompileError, match="weights 'R' are computed"):
         normalise(made.model())
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_dynamic_quantize_lstm_becomes_a_plain_one(per_channel, direction, tmp_path):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    made = RecurrentModel("LSTM", steps=5, rows=1, direction=direction)
+    onnx.save(made.model(), tmp_path / "float.onnx")
+    quantization.quantize_dynamic(
+        tmp_path / "float.onnx", tmp_path / "dynamic.onnx", weight_type=quantization.QuantType.QInt8,
+        per_channel=per_channel)  # fmt: skip
+    dynamic = onnx.load(tmp_path / "dynamic.onnx")
+    assert "DynamicQuantizeLSTM" in {n.op_type for n in dynamic.graph.node}
+    notes = []
+    plain, feed = normalise(dynamic, notes=notes), made.feed()
+    assert any("DynamicQuantizeLSTM" in n for n in notes)
+    want, got = (ort.InferenceSession(m.SerializeToString()).run(None, feed) for m in (made.model(), plain))
+    for w, g in zip(want, got):
+        np.testing.assert_allclose(g, w, atol=0.03)
