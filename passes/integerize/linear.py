@@ -29,7 +29,15 @@ def weight_codes(
     flat = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(flat).all():
         raise CompileError("its weights are not finite")
-    if flat.size:
+    if step is not None and flat.size and _one_a_channel(step, values.shape):
+        column = np.broadcast_to(step.reshape(-1, 1), (len(flat), 1)).astype(np.float64)
+        codes = np.rint(flat / column)
+        largest = max(codes.max(), -codes.min())
+        if largest <= LARGEST_CODE:
+            return codes.astype(np.int8).reshape(values.shape), column[:, 0]
+        if notes is not None:
+            notes.append(f"weights with codes up to {largest:.0f} from their zero point are rounded to 8 bits")
+    elif flat.size:
         steps = None if step is None else np.broadcast_to(step, values.shape).reshape(flat.shape)
         if steps is None:
             steps = find_steps(flat)
@@ -41,6 +49,11 @@ def weight_codes(
     return np.rint(flat / scale[:, None]).astype(np.int8).reshape(values.shape), scale
 
 
+def _one_a_channel(step: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether a step has one value, or one for each channel of weights [O, ...]."""
+    return step.size == 1 or (step.ndim == len(shape) and step.size == step.shape[0])
+
+
 def _codes_on_grid(
     flat: np.ndarray, steps: np.ndarray, notes: list[str] | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -48,11 +61,6 @@ def _codes_on_grid(
     notes = [] if notes is None else notes
     codes = np.rint(flat / steps)
     blocks = Blocks.of(codes, steps)
-    if blocks.steps.shape[1] == 1:
-        if blocks.largest.max() <= LARGEST_CODE:
-            return codes, blocks.steps[:, 0]
-        notes.append(f"weights with codes up to {blocks.largest.max():.0f} from their zero point are rounded to 8 bits")
-        return None
     scale, multipliers, found = exact_multipliers(blocks, LARGEST_CODE)
     if not found.all():
         if LARGEST_CODE // max(blocks.largest[~found].max(), 1) < LEAST_MULTIPLIER:
