@@ -29,6 +29,7 @@ from qcompile.targets.errors import CompileError
 
 DEFAULT_BUDGET = {"size": 0.6}
 EIGHT = LayerBits()
+NOT_A_SUM, NEGLIGIBLE = 2.0, 1e-3  # a loss so many times the layers' sum is worth a note, if it is any
 REFINEMENTS = 6  # rounds in which a loss budget is met by measurement
 
 
@@ -86,12 +87,12 @@ class _Chooser:
         notes: list[str],
     ) -> None:
         self.options, self.notes = options, notes
-        self.choices = options.choices()
-        if EIGHT not in self.choices:
-            self.choices = [EIGHT, *self.choices]  # depthwise layers have no other
+        self.choices = list(dict.fromkeys([EIGHT, *options.choices()]))
         graph = equalised(graph, data.spaced(quantize.max_samples), quantize)
         self.layers = layers = find_layers(graph)
         self.allowed = np.array([[_possible(layer, b) for b in self.choices] for layer in layers])
+        if EIGHT not in options.choices():  # then only for layers that cannot do with less
+            self.allowed[:, 0] = ~self.allowed[:, 1:].any(1)
         rounding, samples = sensitivity.split(data.samples, layers, int(self.allowed.sum()))
         widths = [[b for b, a in zip(self.choices, row) if a] for row in self.allowed]
         self.weights = round_weights(graph, layers, widths, rounding, quantize)
@@ -116,7 +117,7 @@ class _Chooser:
         }
         labels = [b.activations for b in self.choices]
         self.problem = solve.Problem(loss, costs, self.allowed, labels, tied(graph, layers))
-        eight = np.full(len(layers), self.choices.index(EIGHT))
+        eight = np.zeros(len(layers), int)
         self.full = {name: self.problem.total(name, eight) for name in costs}
 
     def choose(self, budgets: Mapping[str, float]) -> Plan:
@@ -191,6 +192,12 @@ class _Chooser:
         rows = range(len(self.layers))
         names = [layer.name for layer in self.layers]
         summary = {**self._point(chosen), "measured_loss": self._measure(chosen), "measure": self.measure}
+        predicted, actual = summary["loss"], summary["measured_loss"]
+        if self.options.sensitivity is None and actual > NOT_A_SUM * max(predicted, NEGLIGIBLE):
+            self.notes.append(
+                f"mixed bits: the layers' losses sum up to {100 * predicted:.3g} % of the output's energy; together "
+                f"they lose {100 * actual:.3g} %; --budget loss=... plans by the latter"
+            )
         return Plan(
             MIXED,
             self.layers,

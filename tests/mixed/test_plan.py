@@ -139,6 +139,12 @@ def test_what_cannot_be_reached_says_what_can(net, data):
         plan_of(relu, load_calibration(None, relu))
 
 
+def test_layers_may_be_denied_8_bits(net, data):
+    plan = plan_of(net, data, budget={"size": 0.9}, options=BitsOptions(widths="4"))
+    assert {plan.bits[x.name].weights for x in plan.layers if not x.depthwise} == {4}
+    assert {plan.bits[x.name] for x in plan.layers if x.depthwise} == {WIDE}
+
+
 def test_without_a_budget_sixty_percent_and_a_note(net, data):
     notes = []
     assert plan_of(net, data, notes=notes).summary["size"] <= 0.6 and "size=60%" in notes[0]
