@@ -19,9 +19,6 @@ from arm.peers import measure_peers
 from arm.table import calls_text, markdown, shares
 from cases import load_cases
 
-SKIPPED = {"mnist_lstm": "LSTM is not supported yet"}
-
-
 def measure_net(lab: Lab, name: str, core: Core, calls: bool, peers: bool) -> dict[str, Any]:
     """One row: figures of one inference of a net on a core."""
     net = find(name)
@@ -65,9 +62,6 @@ def main() -> None:
     lab, rows = Lab(), []
     for core in [CORES[c] for c in arguments.core or ["cortex-a76"]]:
         for name in arguments.nets or load_cases():
-            if name in SKIPPED:
-                print(f"{name}: skipped, {SKIPPED[name]}")
-                continue
             rows.append(measure_net(lab, name, core, not arguments.fast, not arguments.no_peers))
             if arguments.calls:
                 print(calls_text(rows[-1]), flush=True)
