@@ -15,7 +15,7 @@ class Sdot(Dot):
     resident_bias = True
     unroll = 4
     latency = 4
-    tiles = (
+    tiles: tuple[tuple[int, int], ...] = (
         (8, 8),
         (7, 12),
         (6, 12),
