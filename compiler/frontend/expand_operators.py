@@ -12,6 +12,7 @@ from onnx import NodeProto
 from qcompile.frontend.einsum import expand_einsum
 from qcompile.frontend.fuse_norms import RMS_OPSET
 from qcompile.frontend.graph import Graph, attribute, set_attribute
+from qcompile.frontend.scatter import gather_elements, gather_nd, scatter_elements, scatter_nd
 from qcompile.frontend.shapes import infer_shapes
 
 LOWEST = -1e30  # for -inf: a few of them added stay finite, and exp of it is 0
@@ -276,6 +277,8 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "ArgMin": _last_of_equals,
     "CumSum": _cum_sum,
     "Einsum": expand_einsum,
+    "GatherElements": gather_elements,
+    "GatherND": gather_nd,
     "Hardmax": _hardmax,
     "LRN": _lrn,
     "Log": _log,
@@ -285,6 +288,8 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceProd": _reduce_prod,
     "ReverseSequence": _reverse_sequence,
+    "ScatterElements": scatter_elements,
+    "ScatterND": scatter_nd,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Trilu": _trilu,

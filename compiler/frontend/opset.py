@@ -17,6 +17,7 @@ from qcompile.targets.errors import CompileError
 
 TARGET = 21
 OLDEST = 7
+KEPT_ATTRIBUTES = {"precision", "output_dtype", "mode", "round_mode", "stash_type"}  # other passes deal with them
 
 
 def upgrade_opset(graph: Graph) -> None:
@@ -35,6 +36,30 @@ def upgrade_opset(graph: Graph) -> None:
         graph.update()
     lacking = [n for n in graph.nodes if n.domain in ("", "ai.onnx") and not _known(n.op_type)]
     graph.opsets[""] = version if version > TARGET and lacking else TARGET
+    for node in graph.nodes if version > TARGET else ():
+        _drop_new_attributes(node, version)
+
+
+def _drop_new_attributes(node: NodeProto, version: int) -> None:
+    """Attributes that opset 21 lacks, where they say what it does anyway. Raises CompileError for other values."""
+    if node.domain not in ("", "ai.onnx") or not _known(node.op_type):
+        return
+    old = onnx.defs.get_schema(node.op_type, TARGET, "").attributes
+    try:
+        new = onnx.defs.get_schema(node.op_type, version, "").attributes
+    except onnx.defs.SchemaError:
+        return
+    for name in [a.name for a in node.attribute if a.name not in old]:
+        if name in KEPT_ATTRIBUTES:
+            continue
+        default = new[name].default_value if name in new else None
+        given = next(a for a in node.attribute if a.name == name)
+        if default is None or onnx.helper.get_attribute_value(given) != onnx.helper.get_attribute_value(default):
+            raise CompileError(
+                f"node {label(node)}: its attribute '{name}' of opset {version} is not supported; "
+                f"export the model with opset {TARGET}"
+            )
+        set_attribute(node, name, None)
 
 
 def _known(op_type: str) -> bool:
