@@ -6,12 +6,12 @@ hidden and cell states go with the node, as its metadata "qcompile.hidden_range"
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
-from qcompile.frontend.recurrent import CELL, FUNCTIONS, HIDDEN, LENGTHS, RECURRENT
+from qcompile.frontend.recurrent import CELL, FUNCTIONS, HIDDEN, LENGTHS, RECURRENT, WEIGHTS
 from qcompile.kernels.ops.recurrent import CELL_MARGIN, UNIT_BITS, cell_bits
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.histogram import Histogram, Quantization
@@ -20,7 +20,8 @@ from qcompile.quantizer.placement import Placement
 from qcompile.quantizer.weights import quantize_weight
 
 SAMPLES = 64  # the float cell runs on
-ACTIVATIONS = {
+MOST = 1 << 24  # elements of samples that it runs on at once
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Sigmoid": lambda x: 0.5 * (1 + np.tanh(0.5 * x)),
     "Tanh": np.tanh,
     "Relu": lambda x: np.maximum(x, 0),
@@ -80,21 +81,31 @@ def choose_state(h: Histogram, step: float) -> Quantization:
 def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
     wanted = {node.input[i] for node in nodes for i in (0, LENGTHS, HIDDEN, CELL) if i < len(node.input)}
     wanted = {name for name in wanted if name and name not in graph.constants}
-    tops: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    values: dict[str, np.ndarray] = dict(graph.constants)
-    count = len(wanted)
-    seen = 0
+    tops: dict[int, np.ndarray] = {id(node): np.zeros(2) for node in nodes}
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+
+    def run() -> None:
+        """The cells on all samples seen so far, side by side as rows."""
+        for node in nodes if all(seen.values()) else ():
+            count = len(seen[node.input[0]]) if node.input[0] in seen else 1
+            values = {}
+            for i, name in enumerate(node.input):
+                parts = seen.get(name) or [graph.constants[name]] * (1 if i in WEIGHTS else count) if name else []
+                if parts:
+                    values[i] = parts[0] if i in WEIGHTS else np.concatenate(parts, 0 if i == LENGTHS else 1)
+            tops[id(node)] = np.maximum(tops[id(node)], state_ranges(node, values))
+        for parts in seen.values():
+            parts.clear()
 
     def observer(name: str, value: np.ndarray) -> None:
-        nonlocal seen
-        values[name] = value
-        seen += 1
-        if seen % count == 0:  # all of one sample
-            for node in nodes:
-                tops[id(node)] = np.maximum(tops[id(node)], state_ranges(node, values))
+        seen[name].append(value)
+        whole = len({len(parts) for parts in seen.values()}) == 1
+        if whole and sum(v.size for parts in seen.values() for v in parts) > MOST:
+            run()
 
     if wanted:
         observe(graph, wanted, samples, observer, "running recurrent cells")
+        run()
     for node in nodes:
         hidden, cell = tops[id(node)]
         kept = [p for p in node.metadata_props if not p.key.startswith("qcompile.")]
@@ -105,28 +116,24 @@ def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
                 node.metadata_props.add(key=f"qcompile.{key}", value=repr(float(np.float32(value))))
 
 
-def state_ranges(node: NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:
-    """(largest |hidden state|, largest |cell state|) of a plain recurrent node over all steps, float."""
-
-    def given(i: int) -> np.ndarray | None:
-        return values[node.input[i]] if i < len(node.input) and node.input[i] else None
-
-    x, w, r = (given(i).astype(np.float32) for i in range(3))  # type: ignore[union-attr]
-    w, r, bias, lengths = w[0], r[0], given(3), given(LENGTHS)
+def state_ranges(node: NodeProto, values: Mapping[int, np.ndarray]) -> np.ndarray:
+    """(largest |hidden state|, largest |cell state|) of a plain recurrent node over all steps, float; values: of its
+    inputs, by index."""
+    x, w, r = (values[i].astype(np.float32) for i in range(3))
+    w, r, bias, lengths = w[0], r[0], values.get(3), values.get(LENGTHS)
     units, rows, op = r.shape[1], x.shape[1], node.op_type
     both = np.zeros(2 * len(r), np.float32) if bias is None else bias[0]
     wb, rb = both[: len(r)], both[len(r) :]
     names = [a.decode() if isinstance(a, bytes) else a for a in attribute(node, "activations") or FUNCTIONS[op]]
     f = [ACTIVATIONS.get(n, np.tanh) for n in names]
-    states = [given(i) for i in (HIDDEN, CELL)]
+    states = [values.get(i) for i in (HIDDEN, CELL)]
     h, c = (np.zeros((rows, units), np.float32) if s is None else s[0] for s in states)
     top = np.array([np.abs(h).max(), np.abs(c).max()])
-    projected = x @ w.T + wb
     clip = attribute(node, "clip", 0.0) or np.inf
     reset_after = attribute(node, "linear_before_reset", 0)
     steps = range(len(x))
     for t in reversed(steps) if attribute(node, "direction", "forward") == "reverse" else steps:
-        part, inner = projected[t], h @ r.T + rb
+        part, inner = x[t] @ w.T + wb, h @ r.T + rb
         if op == "LSTM":
             i, o, forget, g = (np.clip(v, -clip, clip) for v in np.split(part + inner, 4, 1))
             new_c = f[0](forget) * c + f[0](i) * f[1](g)
