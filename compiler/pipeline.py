@@ -149,9 +149,9 @@ def compile(
             "ops": len(reference.nodes),
             "kernels": len(code.kernels),
             "kernel_calls": len(code.listing),
-            **({"states": [list(p) for p in pairs.items()]} if pairs else {}),
         },
         files=files,
+        states=list(pairs.items()),
     )
     artifact = build_artifact(spec, output)
     clock.stop()

@@ -52,7 +52,7 @@ def _states(spec: ArtifactSpec) -> list[str]:
     """A line of a C comment for each state: one buffer may serve both ends, since inputs are read before all else."""
     ends = [[t.name for t in tensors] for tensors in (spec.inputs, spec.outputs)]
     return [f"inputs[{ends[0].index(source)}] and outputs[{ends[1].index(target)}] may be one buffer, which keeps the "
-            "state between calls; zero points at first" for source, target in spec.extra.get("states", ())]
+            "state between calls; zero points at first" for source, target in spec.states]
 
 
 def _summary(tensor: TensorInfo) -> str:

@@ -105,6 +105,7 @@ def _manifest(spec: ArtifactSpec, library: bytes, proof: Proof) -> dict[str, obj
         "arena_bytes": spec.arena_bytes,
         "inputs": [tensor.to_manifest() for tensor in spec.inputs],
         "outputs": [tensor.to_manifest() for tensor in spec.outputs],
+        "states": [list(pair) for pair in spec.states],
         "macs": spec.macs, "tool_version": tool_version(), "library_sha256": hashlib.sha256(library).hexdigest(),
         "library_bytes": len(library), "weights_bytes": len(spec.weights), "code_bytes": counts.pop("code_bytes"),
         "proof": counts,

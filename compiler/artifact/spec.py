@@ -70,6 +70,7 @@ class ArtifactSpec:
     ``objects`` are LLVM object files; together they define ``int32_t qc_main(const void *const *inputs,
     void *const *outputs, uint8_t *arena, const uint8_t *weights)`` and, if they have parallel loops, the slot
     ``__TVMBackendParallelLaunch``.  ``weights`` may be read up to 64 bytes past its end, ``arena_bytes`` is exact.
+    ``states`` are (input, output) of one type that go from call to call.
     ``extra`` adds keys to the manifest, ``files`` adds files (relative name -> bytes) to the folder.
     """
 
@@ -83,6 +84,7 @@ class ArtifactSpec:
     macs: int = 0
     extra: dict[str, object] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    states: list[tuple[str, str]] = field(default_factory=list)
 
     def check(self) -> None:
         """Raises CompileError where the parts cannot make an artifact."""
