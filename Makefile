@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -62,6 +62,10 @@ bench-arm: setup-test
 # Each kernel's share of the machine's ceiling; KERNELS="--target arm-a76" estimates it through the ARM lab
 bench-kernels: setup-test
 	$(BIN)/python benchmarks/kernels.py --json build/bench-kernels.json $(KERNELS)
+
+# ONNX's own node tests: each compiles and agrees, or is refused by name; WORDS="conv pool" takes some (minutes)
+conformance: setup-test
+	$(BIN)/python benchmarks/conformance.py --markdown benchmarks/results/conformance.md $(WORDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

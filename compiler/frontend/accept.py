@@ -12,10 +12,18 @@ REFUSED = {  # operators that TVM reads and that have no integer form
 }
 
 
+FIRST_OUTPUT = {"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"}
+
+
 def check_supported(graph: Graph) -> None:
-    """Raise CompileError for the first operator without a converter."""
+    """Raise CompileError for the first operator without a converter, or of which a further output is read."""
     refuse_control_flow(graph)
     for node in graph.nodes:
+        further = [o for o in node.output[1:] if o and (graph.consumers(o) or o in graph.output_names)]
+        if further and node.op_type in FIRST_OUTPUT:
+            raise CompileError(
+                f"node {label(node)}: its output '{further[0]}' has no integer form; only the first output is supported"
+            )
         if node.op_type in REFUSED:
             raise CompileError(f"node {label(node)}: {node.op_type} is not supported: {REFUSED[node.op_type]}")
         if not is_importable(node.op_type):

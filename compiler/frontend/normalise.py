@@ -25,7 +25,7 @@ from qcompile.frontend.fuse_activations import fuse_activations
 from qcompile.frontend.fuse_norms import fuse_norms
 from qcompile.frontend.graph import Graph
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
-from qcompile.frontend.opset import upgrade_opset
+from qcompile.frontend.opset import TARGET, upgrade_opset
 from qcompile.frontend.precision import single_precision
 from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
 from qcompile.frontend.recurrent import fold_zeros, plain_recurrent
@@ -66,6 +66,7 @@ PASSES = [
     merge_scalar_factors,  # factors of factors
 ]
 ROUNDS = 12
+SOFTMAX_OF_ROWS = 13  # the opset in which Softmax came to run along one axis
 
 
 def normalise(
@@ -89,6 +90,8 @@ def normalise_graph(
     notes = [] if notes is None else notes
     single_precision(graph)
     fix_input_shapes(graph, shapes, notes)
+    if graph.opsets.get("", TARGET) < SOFTMAX_OF_ROWS:
+        fold_constants(graph)  # old softmaxes need the rank of what they read
     infer_shapes(graph)
     upgrade_opset(graph)
     fold_constant_nodes(graph)

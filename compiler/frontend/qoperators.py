@@ -180,6 +180,10 @@ def expand_dynamic(graph: Graph, notes: list[str]) -> None:
             rewrite(graph, node)
     for node in {id(n): n for n in dynamic.values()}.values():
         x, (y, scale, zero) = node.input[0], [*node.output, "", ""][:3]
+        if graph.output_names & {y, scale, zero}:
+            raise CompileError(
+                f"node {label(node)}: codes of dynamic quantization are an output of the model; return floats instead"
+            )
         graph.nodes = [n for n in graph.nodes if n is not node]
         graph.add("Identity", [x], [y])
         graph.constants[scale], graph.constants[zero] = np.float32(1), np.array(0, np.uint8)

@@ -43,7 +43,7 @@ class Clip(Converter):
     @classmethod
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
         low, high = (
-            float(needs_constant(inputs[i], "a limit of Clip")) if inputs[i] is not None else default
+            float(needs_constant(inputs[i], "a limit of Clip").reshape(-1)[0]) if inputs[i] is not None else default
             for i, default in ((1, -np.inf), (2, np.inf))
         )
         # one scalar op a limit: relax.clip cannot hold infinities
@@ -65,7 +65,7 @@ class Pad(Converter):
         width = [0] * (2 * rank)
         for i, axis in enumerate(axes):
             width[2 * axis], width[2 * axis + 1] = int(pads[i]), int(pads[i + len(pads) // 2])
-        value = 0.0 if inputs[2] is None else float(needs_constant(inputs[2], "Pad's value"))
+        value = 0.0 if inputs[2] is None else float(needs_constant(inputs[2], "Pad's value").reshape(-1)[0])
         mode = text(attr, "mode", "constant")
         modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}  # numpy's name: TVM's
         if mode not in modes:
