@@ -93,7 +93,8 @@ class _Chooser:
         self.allowed = np.array([[_possible(layer, b) for b in self.choices] for layer in layers])
         if EIGHT not in options.choices():  # then only for layers that cannot do with less
             self.allowed[:, 0] = ~self.allowed[:, 1:].any(1)
-        rounding, samples = sensitivity.split(data.samples, layers, int(self.allowed.sum()))
+        runs = int(self.allowed.sum())
+        rounding, samples = sensitivity.split(data.samples, layers, runs, quantize.max_samples)
         widths = [[b for b, a in zip(self.choices, row) if a] for row in self.allowed]
         self.weights = round_weights(graph, layers, widths, rounding, quantize)
         narrow = min(b.activations for b in self.choices)

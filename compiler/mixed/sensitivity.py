@@ -20,19 +20,22 @@ from qcompile.quantizer.calibration import Feed
 
 MOST_MACS = 5e11  # of all forward passes: some ten seconds
 MOST_SAMPLES, FEWEST_SAMPLES = 64, 4
-ENOUGH = 48  # samples
+ENOUGH, HELD_OUT = 32, 4  # so many samples, and one in so many is not rounded by
 Weights = Mapping[tuple[str, LayerBits], Rounded]
 
 
-def split(samples: list[Feed], layers: Sequence[Layer], runs: int) -> tuple[list[Feed], list[Feed]]:
-    """Samples to round weights by, and samples to run `runs` times within MOST_MACS multiply-accumulates.
+def split(samples: list[Feed], layers: Sequence[Layer], runs: int, rounding: int) -> tuple[list[Feed], list[Feed]]:
+    """At most `rounding` samples to round weights by, and samples to run `runs` times within MOST_MACS.
 
-    They are different ones where there are ENOUGH: weights fit the samples that they are rounded by.
+    They are different ones where there are ENOUGH: weights fit the samples that they are rounded by, and where these
+    are few, no others.
     """
     one = max(sum(layer.macs for layer in layers), 1)
     most = int(np.clip(MOST_MACS // (one * max(runs, 1)), FEWEST_SAMPLES, MOST_SAMPLES))
-    apart = len(samples) >= ENOUGH
-    return spaced(samples[::2] if apart else samples, MOST_SAMPLES), spaced(samples[1::2] if apart else samples, most)
+    if len(samples) < ENOUGH:
+        return spaced(samples, rounding), spaced(samples, most)
+    kept = [s for i, s in enumerate(samples) if i % HELD_OUT]
+    return spaced(kept, rounding), spaced(samples[::HELD_OUT], most)
 
 
 def spaced(samples: list[Feed], count: int) -> list[Feed]:
