@@ -32,7 +32,7 @@ FAILURES = ("wrong", "crashed", "hung")
 STEPS, SHARE = 2.5, 0.012  # of an output step; of the output's range, for weights and inner tensors of 8 bits
 PERTURBATIONS = 6
 HEADING = """ONNX's own node tests (`make conformance`): *agrees*: compiled to integer machine code with equal
-results, within the quantization error for floats; *refused*: by name; *no numbers*: NaN, strings or types that cannot be compared.
+results, within the quantization error for floats; *refused*: by name; *no numbers*: NaN, strings, types of no numbers.
 """
 START = 180  # seconds until the first case is read
 

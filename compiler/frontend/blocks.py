@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute, label
+from qcompile.passes.integerize.linear import LARGEST_CODE, LEAST_MULTIPLIER
+from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
 from qcompile.targets.errors import CompileError
 
 
@@ -69,6 +71,28 @@ def float_blocks(graph: Graph) -> None:
         graph.blocks[y] = (scale.astype(np.float32), axis, attribute(node, "block_size"))
         graph.nodes = [n for n in graph.nodes if n is not node]
         graph.update()
+
+
+def stored_codes(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int] | None:
+    """(codes int8, scale [N] float32, integer multipliers, block size, axis) of a float constant [K, N] that
+    `float_blocks` made, so that codes * scale * multipliers is its value or, where the scales of the blocks are no
+    multiples, nearly so; multipliers [K / block, N]. None for other constants, and where the value has changed since."""
+    if name not in graph.blocks or graph.constants[name].ndim != 2:
+        return None
+    steps, axis, block = graph.blocks[name]
+    value = graph.constants[name]
+    if axis != 0 or len(value) % block or value.shape[1] != steps.shape[1]:
+        return None
+    codes = np.rint(value / np.repeat(steps, block, 0))
+    if not np.allclose(codes * np.repeat(steps, block, 0), value, rtol=1e-4, atol=1e-4 * float(steps.min())):
+        return None
+    blocks = Blocks.of(codes.T, np.repeat(steps, block, 0).T, block)
+    if blocks.largest.max() * LEAST_MULTIPLIER > LARGEST_CODE:
+        return None
+    scale, multipliers, found = exact_multipliers(blocks, LARGEST_CODE)
+    nearest, near, _ = nearest_multipliers(blocks, LARGEST_CODE)
+    scale, multipliers = np.where(found, scale, nearest), np.where(found[:, None], multipliers, near)
+    return codes.astype(np.int8), scale.astype(np.float32), multipliers.T.astype(np.int64), block, axis
 
 
 def expand_blocks(graph: Graph) -> None:

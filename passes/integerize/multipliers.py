@@ -29,10 +29,12 @@ class Blocks:
     energy: np.ndarray
 
     @classmethod
-    def of(cls, codes: np.ndarray, steps: np.ndarray) -> Blocks:
-        """codes (integers as floats) and steps, both [N, K]."""
+    def of(cls, codes: np.ndarray, steps: np.ndarray, size: int = 0) -> Blocks:
+        """codes (integers as floats) and steps, both [N, K]; runs of `size` columns, or as long as steps are equal."""
         edges = np.flatnonzero((steps[:, 1:] != steps[:, :-1]).any(0)) + 1
         starts = np.concatenate([[0], edges]).astype(np.int64)
+        if size:
+            starts = np.arange(0, codes.shape[1], size)
         magnitude = np.abs(codes)
         return cls(
             starts,

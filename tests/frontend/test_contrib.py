@@ -8,7 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from qcompile.frontend import load_model, normalise
+from qcompile.frontend import Graph, load_model, normalise, normalise_graph
+from qcompile.frontend.blocks import stored_codes
 from qcompile.targets.errors import CompileError
 
 RNG = np.random.default_rng(11)
@@ -253,3 +254,20 @@ def test_refusals_name_the_node(op, given, weights, attrs, words):
 
 def test_the_checker_knows_them():
     onnx.checker.check_model(normalise(model_of("BiasGelu", {0: f32(2, 8)}, {1: f32(8)})))
+
+
+def test_the_codes_of_packed_weights_can_be_kept():
+    packed = RNG.integers(0, 256, (6, 4, 16)).astype(np.uint8)
+    multiples = RNG.integers(3, 9, (6, 4))
+    scales = (np.float32(0.002 + 0.002 * RNG.random((6, 1))) * multiples).astype(np.float32)
+    graph = Graph(
+        model_of("MatMulNBits", {0: f32(3, 128)}, {1: packed, 2: scales.reshape(-1)}, K=128, N=6, bits=4, block_size=32)
+    )
+    normalise_graph(graph)
+    (name,) = graph.blocks
+    codes, scale, multipliers, block, axis = stored_codes(graph, name)
+    assert (block, axis) == (32, 0) and codes.min() >= -8 and codes.max() <= 7
+    value = codes * scale * np.repeat(multipliers, 32, axis=0)
+    np.testing.assert_allclose(value, graph.constants[name], rtol=1e-5)
+    graph.constants[name] = graph.constants[name] * 1.3
+    assert stored_codes(graph, name) is None, "weights that were changed lie on no stored grid"
