@@ -76,7 +76,7 @@ def float_blocks(graph: Graph) -> None:
 def stored_codes(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int] | None:
     """(codes int8, scale [N] float32, integer multipliers, block size, axis) of a float constant [K, N] that
     `float_blocks` made, so that codes * scale * multipliers is its value or, where the scales of the blocks are no
-    multiples, nearly so; multipliers [K / block, N]. None for other constants, and where the value has changed since."""
+    multiples, nearly so; multipliers [K / block, N]. None for other constants, and where the value has changed."""
     if name not in graph.blocks or graph.constants[name].ndim != 2:
         return None
     steps, axis, block = graph.blocks[name]

@@ -5,6 +5,8 @@ Used where the compiler has no form of its own; what the bodies compute from sha
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto, helper
 from qcompile.frontend.fold_constants import fold_constants
@@ -52,7 +54,7 @@ def _body(graph: Graph, node: NodeProto) -> FunctionProto | None:
     """The function that a node stands for, at the newest version that the graph's opset may use."""
     version = graph.opsets[""]
     try:
-        schema = onnx.defs.get_schema(node.op_type, version, "")
+        schema: Any = onnx.defs.get_schema(node.op_type, version, "")  # its type stubs lack the functions
     except onnx.defs.SchemaError:
         return None
     # bodies are written for some version of ONNX: the newest not above the graph's

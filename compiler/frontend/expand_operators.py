@@ -117,9 +117,9 @@ def _trilu(graph: Graph, node: NodeProto) -> None:
     shape = graph.shape(node.input[0])
     if k is None or shape is None or not graph.is_float(node.input[0]):
         return
-    ones, k = np.ones(shape[-2:], bool), int(k.reshape(-1)[0])
+    ones, at = np.ones(shape[-2:], bool), int(k.reshape(-1)[0])
     kept = graph.constant(
-        f"{node.output[0]}_kept", np.triu(ones, k) if attribute(node, "upper", 1) else np.tril(ones, k)
+        f"{node.output[0]}_kept", np.triu(ones, at) if attribute(node, "upper", 1) else np.tril(ones, at)
     )
     graph.replace(node, "Where", [kept, node.input[0], _float(graph, node, 0.0, "zero")])
 

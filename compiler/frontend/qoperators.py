@@ -107,11 +107,11 @@ def _expand(graph: Graph, node: NodeProto, form: Form) -> None:
         flatten_softmax(graph, made)
     if last:
         result = _transposed(graph, result, graph.rank(node.input[0]) or 4, False)
-    scale, zero = (_input(node, i) for i in form.result)
-    if not scale:  # QGemm without a scale returns floats
+    result_scale, result_zero = (_input(node, i) for i in form.result)
+    if not result_scale:  # QGemm without a scale returns floats
         graph.replace(node, "Identity", [result])
         return
-    graph.replace(node, "QuantizeLinear", [result, _scalar(graph, scale), *([_scalar(graph, zero)] if zero else [])])
+    graph.replace(node, "QuantizeLinear", [result, *(_scalar(graph, p) for p in (result_scale, result_zero) if p)])
 
 
 def _constant(graph: Graph, node: NodeProto, i: int) -> np.ndarray:
@@ -186,7 +186,7 @@ def expand_dynamic(graph: Graph, notes: list[str]) -> None:
             )
         graph.nodes = [n for n in graph.nodes if n is not node]
         graph.add("Identity", [x], [y])
-        graph.constants[scale], graph.constants[zero] = np.float32(1), np.array(0, np.uint8)
+        graph.constants[scale], graph.constants[zero] = np.array(1, np.float32), np.array(0, np.uint8)
         for user in list(graph.nodes):
             if user.op_type == "DequantizeLinear" and user.input[1] == scale:
                 graph.replace(user, "Identity", [user.input[0]])

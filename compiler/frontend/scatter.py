@@ -29,7 +29,7 @@ def _places(graph: Graph, node: NodeProto, shape: Shape) -> np.ndarray | None:
         return None
     grid = list(np.indices(index.shape))
     grid[axis] = index
-    return np.ravel_multi_index(grid, shape)
+    return np.asarray(np.ravel_multi_index(grid, shape))
 
 
 def _rows(graph: Graph, node: NodeProto, shape: Shape, batch: int = 0) -> tuple[np.ndarray, int] | None:
