@@ -4,10 +4,13 @@ import json
 from itertools import pairwise
 
 import numpy as np
+import onnx
 import pytest
 import qcompile as api
 from click.testing import CliRunner
+from onnx import numpy_helper
 from qcompile.cli import qcompile
+from qcompile.mixed.hessian import Trace
 from small_models import dense, model, quantized_dense, save
 
 RNG = np.random.default_rng(0)
@@ -135,6 +138,19 @@ def test_latency_measured_on_this_machine(folder, monkeypatch):
     monkeypatch.setattr(latency, "SECONDS", 0.002)
     report, _ = compiled(folder, "--bits", "mixed", "--budget", "size=70%", "--latency", "measured", name="timed")
     assert report["time_unit"] == "us" and all(0 < x["time"] < 1e5 for x in report["layers"])
+
+
+def test_a_file_of_traces_decides(folder, tmp_path):
+    weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(folder / "net.onnx").graph.initializer}
+    traces = api.HessianTraces()
+    for i, precious in enumerate((1e-6, 1.0, 1e-6, 1e-6)):
+        w = weights[f"w{i}"].T
+        traces[f"module.w{i}"] = Trace(precious, 0.0, w.shape, tuple(np.square(w, dtype=float).sum(1)))
+    traces.save(tmp_path / "traces.json")
+    budget = ("--budget", "size=80%", "--sensitivity", tmp_path / "traces.json")
+    report, _ = compiled(folder, "--bits", "mixed", *budget, name="traced")
+    assert report["layers"][1]["weight_bits"] == 8 and report["layers"][2]["weight_bits"] == 4
+    assert report["mixed"]["measure"].startswith("Hessian trace")
 
 
 def test_synthetic_samples_serve_too(tmp_path):
