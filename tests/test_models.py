@@ -17,13 +17,15 @@ AGREEMENT = {"fsdd_quartz_ctc": (0.10, 5), "vit_mnist": (0.10, 5), "minilm_l6": 
 EXACT = (0.75, 1)
 
 
-def compiled(name, source, target, folder, keep=False):
+def compiled(name, source, target, folder, keep=False, bits=8):
     """The artifact of a case, calibrated on a few of its samples where it is float."""
     case = cases().CASES[name]
     model, calibration = (
         (case.model, case.calibration()[:CALIBRATION_SAMPLES]) if source == "float" else (case.quantized, None)
     )
-    return qcompile.compile(model, target, calibration=calibration, output=folder, name=name, keep=keep)
+    return qcompile.compile(
+        model, target, bits=bits, calibration=calibration, output=folder, name=f"{name}_{bits}" if bits != 8 else name, keep=keep
+    )
 
 
 def samples(model, name):
@@ -98,3 +100,20 @@ def test_two_compilations_give_the_same_bytes(name, target, tmp_path):
     assert files == sorted(str(f.relative_to(second)) for f in second.rglob("*") if f.is_file())
     same, different, unreadable = filecmp.cmpfiles(first, second, files, shallow=False)
     assert not different and not unreadable and same == files
+
+
+@pytest.mark.parametrize(("name", "bits", "share"), [("kws_dscnn", "4", 0.8), ("vit_mnist", "w4a4", 0.7)])
+def test_fewer_bits_are_the_same_everywhere(name, bits, share, tmp_path):
+    if not MODELS.is_dir():
+        pytest.skip(f"{name}: no folder {MODELS}")
+    built = {target: compiled(name, "float", target, tmp_path, bits=bits) for target in ("host", "arm-a76")}
+    eight = compiled(name, "float", "host", tmp_path)
+    assert built["host"].report["weights_bytes"] < share * eight.report["weights_bytes"]
+    native = qcompile.load(built["host"].path, backend="native")
+    emulated = qcompile.load(built["arm-a76"].path, backend="unicorn")
+    for sample in samples(native, name):
+        integers = native.quantize(sample)
+        reference = native.reference_integer(integers)
+        for kind, result in {"x86": native.run_integer(integers), "arm": emulated.run_integer(integers)}.items():
+            for output, values in result.items():
+                assert np.array_equal(values, reference[output]), f"{name} at {bits} bits, {kind}: {output} differs"
