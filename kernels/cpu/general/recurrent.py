@@ -11,11 +11,9 @@ from qcompile.kernels.cpu.chain import CONSTANT_PADDING, Chain
 from qcompile.kernels.cpu.general.common import kernel, operand, pointers
 from qcompile.kernels.cpu.general.recurrent_kernel import NUMBERS, Cell, Code, Product
 from qcompile.kernels.cpu.isa import Isa, get_isa
-from qcompile.kernels.cpu.isa.dots import DOTS
-from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_sizes, size_table
+from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_weights, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry
-from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_weights
-from qcompile.kernels.cpu.linear.tiles import choose_tiling
+from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.targets.errors import CompileError
@@ -74,7 +72,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
     dtypes |= {"y": "int16", "narrow": narrow, "acc": "int32", "multiplier": "int32"}
     dtypes |= {f"t{i}": str(table.dtype) for i, table in enumerate(looked_up)} | {"numbers": "int32"}
     for i in range(len(products)):
-        dtypes |= {f"w{i}": "int8", f"b{i}": "int32", f"s{i}": "int32"}
+        dtypes |= {f"w{i}": str(weights[i][0].array.dtype), f"b{i}": "int32", f"s{i}": "int32"}
 
     def body(*arguments: Pointer) -> None:
         a = dict(zip(dtypes, arguments))
@@ -122,8 +120,7 @@ def _product(
     """The product with weight int8 [gates of it * H, H], whose sums lie from gate `first` on in rows of all gates; with
     its packed weights, its bias and its sizes."""
     n, units = weight.shape
-    tiling = choose_tiling(DOTS[isa.name], rows, n, units, 1)
-    sizes = plan_sizes(target, tiling, rows=rows, n=n, run=units, all_runs=1, images=1, groups=1)
+    tiling, packed, sizes, decoded_bytes = plan_weights(target, isa.name, weight.reshape(1, n, 1, units), rows)
     sizes |= {"pixel_step": units, "channels": gates * units}
     macs = rows * n * units
     geometry = Geometry(
@@ -131,9 +128,8 @@ def _product(
         steps=tiling.dot.steps(sizes["run_groups"]),
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
-    packed = pack_weights(weight.reshape(n, 1, units), tiling)
     padded = np.concatenate([bias, np.zeros(CONSTANT_PADDING, np.int32)])
-    return Product(tiling, geometry, first), (Constant(packed), Constant(padded), Constant(size_table(sizes)))
+    return Product(tiling, geometry, first, decoded_bytes), (Constant(packed), Constant(padded), Constant(size_table(sizes)))
 
 
 def _constant(ctx: NodeContext, name: str) -> np.ndarray:

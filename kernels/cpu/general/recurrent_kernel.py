@@ -47,11 +47,12 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Product:
-    """One recurrent product of a step: the gates from `first` on."""
+    """One recurrent product of a step: the gates from `first` on; decoded_bytes: room for a panel of coded weights."""
 
     tiling: Tiling
     geometry: Geometry
     first: int
+    decoded_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,19 @@ class Code:
     def _multiply(self, index: int) -> None:
         product, (w, bias, sizes) = self.products[index], self.weights[index]
         acc = self.acc.moved(bind(product.first * self.n["units"])) if product.first else self.acc
-        Body(product.tiling, product.geometry, self.sums, self.narrow, w, bias, acc, sizes, None, ()).emit()
+        Body(
+            product.tiling,
+            product.geometry,
+            self.sums,
+            self.narrow,
+            w,
+            bias,
+            acc,
+            sizes,
+            None,
+            (),
+            product.decoded_bytes,
+        ).emit()
 
     def _visit(self, t: Expr, update: Callable[..., Any], final: bool = False) -> None:
         """update(x at, state at, unit, valid) for all vectors of a step; rows that have ended give zeros."""

@@ -132,21 +132,7 @@ def matrix_call(
 ) -> KernelCall:
     """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
-    coded = find_code(weights)
-    tiling = best_tiling(chain.isa.name, rows, n, run, all_runs, coded.code if coded else None)
-    decoded_bytes = 0
-    if coded and tiling.code:
-        packed = np.concatenate([pack_codes(coded.part(g), tiling) for g in range(groups)])
-    else:
-        packed = np.concatenate([pack_weights(g, tiling) for g in weights])
-    sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
-    sizes["panel_bytes"] = packed.size // (groups * sizes["panels"]) if tiling.code else sizes["panel_bytes"]
-    if tiling.code:
-        unit = UNIT * tiling.dot.vector_bytes  # of bytes when decoded
-        units = -(-sizes["run_groups"] * all_runs * tiling.dot.group * tiling.columns // unit)
-        sizes["code_blocks"] = all_runs * run // tiling.code.group if tiling.code.group else 1
-        sizes["code_units"] = units // sizes["code_blocks"]
-        decoded_bytes = 0 if tiling.inline else max(DECODED_LEAST, 1 << (units * unit - 1).bit_length())
+    tiling, packed, sizes, decoded_bytes = plan_weights(target, chain.isa.name, weights, rows, images)
     sizes |= {
         "width": width,
         "row_step": row_step,
@@ -182,6 +168,30 @@ def matrix_call(
             *chain.operands,
         ),
     )
+
+
+def plan_weights(
+    target: Target, isa: str, weights: np.ndarray, rows: int, images: int = 1
+) -> tuple[Tiling, np.ndarray, dict[str, int], int]:
+    """(tiling, packed weights, sizes of the work, room for a panel that is decoded first) of constant weights int8
+    [groups, N of a group, runs, run] times `rows` pixels an image."""
+    groups, n, all_runs, run = weights.shape
+    coded = find_code(weights)
+    tiling = best_tiling(isa, rows, n, run, all_runs, coded.code if coded else None)
+    decoded_bytes = 0
+    if coded and tiling.code:
+        packed = np.concatenate([pack_codes(coded.part(g), tiling) for g in range(groups)])
+    else:
+        packed = np.concatenate([pack_weights(g, tiling) for g in weights])
+    sizes = plan_sizes(target, tiling, rows=rows, n=n, run=run, all_runs=all_runs, images=images, groups=groups)
+    sizes["panel_bytes"] = packed.size // (groups * sizes["panels"]) if tiling.code else sizes["panel_bytes"]
+    if tiling.code:
+        unit = UNIT * tiling.dot.vector_bytes  # of bytes when decoded
+        units = -(-sizes["run_groups"] * all_runs * tiling.dot.group * tiling.columns // unit)
+        sizes["code_blocks"] = all_runs * run // tiling.code.group if tiling.code.group else 1
+        sizes["code_units"] = units // sizes["code_blocks"]
+        decoded_bytes = 0 if tiling.inline else max(DECODED_LEAST, 1 << (units * unit - 1).bit_length())
+    return tiling, packed, sizes, decoded_bytes
 
 
 def best_tiling(isa: str, rows: int, n: int, run: int, runs: int, code: Code | None) -> Tiling:

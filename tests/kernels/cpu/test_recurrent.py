@@ -18,11 +18,19 @@ def tables(rng, count):
     return np.stack([knots[:, :-1], np.diff(knots)], 1).astype(np.int16)
 
 
-def case(rng, name, op, steps, rows, units, lengths=None, initial=True, **more):
+def weights(rng, shape, bits, group):
+    """Codes of `bits` bits, those of `group` neighbours times a multiplier of their own."""
+    w = rng.integers(1 - 2 ** (bits - 1), 2 ** (bits - 1), shape)
+    if group:
+        w *= np.repeat(rng.integers(1, 19, (shape[0], shape[1] // group)), group, axis=1)
+    return w.astype(np.int8)
+
+
+def case(rng, name, op, steps, rows, units, lengths=None, initial=True, bits=8, group=0, **more):
     gates, states, functions = CELLS[op]
     x = edge_array(rng, (steps, rows, gates * units), "int16")
     constants = {
-        "w": rng.integers(-127, 128, (gates * units, units)).astype(np.int8),
+        "w": weights(rng, (gates * units, units), bits, group),
         "b": rng.integers(-20000, 20000, gates * units).astype(np.int32),
         "m": rng.integers(2**24, 2**27, gates * units).astype(np.int32),
         "t": tables(rng, functions),
@@ -68,6 +76,10 @@ def cases(rng):
     yield case(rng, "after_rows", "gru", 4, 3, 70, reset_after=True, lengths=[1, 4, 2], hidden_bits=14)
     yield case(rng, "plain", "rnn", 7, 2, 19, activations=["odd"])
     yield case(rng, "relu", "rnn", 4, 1, 50, activations=["relu"], reverse=True)
+    yield case(rng, "digits", "lstm", 3, 1, 96, bits=4)
+    yield case(rng, "digit_rows", "gru", 3, 9, 64, bits=4)
+    yield case(rng, "groups", "lstm", 3, 2, 128, bits=4, group=32)
+    yield case(rng, "ternary", "gru", 2, 1, 70, bits=2, reset_after=True)
     yield case(rng, "many", "lstm", 2, 130, 130)
 
 
