@@ -129,7 +129,8 @@ def _product(
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
     padded = np.concatenate([bias, np.zeros(CONSTANT_PADDING, np.int32)])
-    return Product(tiling, geometry, first, decoded_bytes), (Constant(packed), Constant(padded), Constant(size_table(sizes)))
+    constants = (Constant(packed), Constant(padded), Constant(size_table(sizes)))
+    return Product(tiling, geometry, first, decoded_bytes), constants
 
 
 def _constant(ctx: NodeContext, name: str) -> np.ndarray:
