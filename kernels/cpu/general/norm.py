@@ -199,7 +199,7 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
         qmin: Expr,
         qmax: Expr,
     ) -> None:
-        width = 32 if isa.lanes == 16 and not 0 < fixed < 32 else LANES
+        width = 32 if isa.lanes == 16 and not 0 < fixed <= LANES else LANES
 
         def vector(value):
             return splat(value, "int32", width)

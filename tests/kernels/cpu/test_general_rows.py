@@ -64,9 +64,9 @@ def soft(
 
 
 def cases(rng):
-    sizes = [(3, 1), (5, 7), (2, 3, 16), (4, 50), (6, 384), (1, 768), (130, 600)]
+    sizes = [(3, 1), (5, 7), (2, 3, 16), (4, 20), (4, 50), (6, 384), (1, 768), (130, 600)]
     for (i, shape), dtype in itertools.product(enumerate(sizes), ("int8", "uint8", "int16")):
-        if i == 6 and dtype == "uint8":
+        if i == 7 and dtype == "uint8":
             continue
         x = edge_array(rng, shape, dtype)
         x.reshape(-1, shape[-1])[0] = 3  # no variance at all
