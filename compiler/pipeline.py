@@ -14,6 +14,7 @@ from google.protobuf.message import EncodeError
 from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
+from qcompile.frontend.recurrent import RECURRENT
 from qcompile.frontend.states import declare_states
 from qcompile.frontend.states import states as declared_states
 from qcompile.importer import import_onnx
@@ -175,6 +176,8 @@ def _quantize(
     data = load_calibration(calibration, graph)
     prepare(graph)
     plan = make_plan(graph, data, request, options, target, notes)
+    if str(plan.label) != "8" and any(n.op_type in RECURRENT for n in graph.nodes):
+        notes.append("LSTM, GRU and RNN keep 8-bit weights")
     reference = twin(graph) if report else None
     quantize_graph(graph, data, replace(options, bits=plan.bits), notes)
     normalise_graph(graph, {}, notes)
