@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import onnxruntime as ort
@@ -14,6 +14,7 @@ from qcompile.quantizer.calibration import Feed
 from qcompile.targets.errors import CompileError
 
 LARGE = 1024  # elements; larger constants are handed over by address
+FAULTY = ["MatMulAddFusion"]  # behind it, ONNX Runtime 1.31 makes a Reshape's zero point uint8 and its data int8
 Observer = Callable[[str, np.ndarray], None]
 
 
@@ -28,12 +29,21 @@ def observe(graph: Graph, tensors: Iterable[str], samples: list[Feed], observer:
             observer(name, value)
 
 
-def stream(graph: Graph, tensors: Iterable[str], samples: list[Feed], title: str) -> Iterator[dict[str, np.ndarray]]:
-    """{name: array} of `tensors` for each sample; `title` names the progress bar, "" shows none. Errors as above."""
+def stream(
+    graph: Graph,
+    tensors: Iterable[str],
+    samples: list[Feed],
+    title: str = "",
+    known: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """{name: array} of `tensors` for each sample; `title` names the progress bar, "" shows none. Errors as above.
+
+    `known` are values of tensors that need no computing: dequantized weights.
+    """
     wanted = list(dict.fromkeys(tensors))
     inputs = {v.name for v in graph.inputs}
     inner = [t for t in wanted if t not in inputs]
-    session = _session(graph, inner) if inner else None
+    session = _session(graph, inner, known or {}) if inner else None
     for sample in _progress(samples, title) if title else samples:
         made = dict(zip(inner, _run(session, inner, sample))) if inner else {}
         values = {name: made[name] if name in made else sample[name] for name in wanted}
@@ -45,38 +55,41 @@ def stream(graph: Graph, tensors: Iterable[str], samples: list[Feed], title: str
         yield values
 
 
-def _needed(graph: Graph, outputs: list[str]) -> list[NodeProto]:
+def _needed(graph: Graph, outputs: list[str], known: Mapping[str, np.ndarray]) -> list[NodeProto]:
     """The nodes that `outputs` depend on, in order."""
     wanted, kept = set(outputs), []
     for node in reversed(graph.nodes):
-        if wanted.intersection(node.output):
+        if any(o in wanted and o not in known for o in node.output):
             wanted.update(node.input)
             kept.append(node)
     return kept[::-1]
 
 
-def _session(graph: Graph, outputs: list[str]) -> ort.InferenceSession:
+def _session(graph: Graph, outputs: list[str], known: Mapping[str, np.ndarray]) -> ort.InferenceSession:
     """A session over the weights where they are, in the graph: ONNX Runtime neither parses nor packs copies of them."""
     whole, graph = graph, copy.copy(graph)
-    if outputs:
-        graph.nodes = _needed(whole, outputs)
-        read = {i for n in graph.nodes for i in n.input}
-        graph.constants = {k: v for k, v in whole.constants.items() if k in read}
+    graph.nodes = _needed(whole, outputs, known)
+    read = {i for n in graph.nodes for i in n.input}
+    graph.constants = {k: v for k, v in {**whole.constants, **known}.items() if k in read}
     weights = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
     for name in weights:
-        graph.constants[name] = whole.constants[name] = np.ascontiguousarray(graph.constants[name])
+        graph.constants[name] = np.ascontiguousarray(graph.constants[name])
+        if name in whole.constants:
+            whole.constants[name] = graph.constants[name]
     model = graph.to_model(external=weights)
-    if outputs:
-        del model.graph.output[:]
-        model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy needs the cores between two runs
     try:
         options.add_external_initializers(
             weights, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in weights]
         )
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=FAULTY
+        )
     except Exception as e:  # ONNX Runtime's exception types are not public
         raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
 

@@ -28,6 +28,11 @@ class Columns:
         return Columns(node, weight.shape, groups)
 
     @property
+    def pointwise(self) -> bool:
+        """Whether a row is what lies along the data's last axis."""
+        return self.node.op_type in ("MatMul", "Gemm")
+
+    @property
     def per_tap(self) -> bool:
         return self.node.op_type == "ConvTranspose"
 

@@ -45,6 +45,7 @@ class Emitter:
         self.later = {id(n): n for n in later}
         self.data = {id(n): n.input[0] for n in later}
         self.bias_adds: dict[int, NodeProto] = {}
+        self.values: dict[str, np.ndarray] = {}  # of narrow weights by their dequantized tensor, for who runs the graph
 
     def run(self) -> None:
         """Insert everything; the graph stays valid ONNX."""
@@ -191,9 +192,11 @@ class Emitter:
             graph.constant(f"{name}_q", codes),
             graph.constant(f"{name}_scale", np.asarray(w.steps(), np.float32)),
         ]
-        if w.multipliers is None:
-            return graph.add("DequantizeLinear", inputs, f"{name}_dq", axis=w.axis)
-        return graph.add("DequantizeLinear", inputs, f"{name}_dq", axis=w.group_axis, block_size=w.group)
+        along = {"axis": w.axis} if w.multipliers is None else {"axis": w.group_axis, "block_size": w.group}
+        result = graph.add("DequantizeLinear", inputs, f"{name}_dq", **along)
+        if w.bits < 8:
+            self.values[result] = w.dequantized()
+        return result
 
     @property
     def _shifts(self) -> dict[int, tuple]:

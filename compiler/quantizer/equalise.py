@@ -12,12 +12,13 @@ rounding errors of x and of the weights, carried through the layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
+from qcompile.quantizer.bits import LayerBits, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.placement import LINEAR, STREAM_NORMS, Placer, is_bias_add
@@ -42,8 +43,12 @@ class Site:
     squares: list[np.ndarray] = field(default_factory=list)
 
 
-def equalise(graph: Graph, placer: Placer, samples: list[Feed]) -> None:
-    """Equalise every site of `graph` where the predicted error falls enough; the float function stays the same."""
+def equalise(graph: Graph, placer: Placer, samples: list[Feed], bits: Mapping[str, LayerBits] | None = None) -> None:
+    """Equalise every site of `graph` where the predicted error falls enough; the float function stays the same.
+
+    `bits` by layer name: what the rounding errors are to be, 8 bits where it says nothing.
+    """
+    widths = {id(n): (bits or {}).get(name, LayerBits()) for name, n in layer_nodes(graph).items()}
     sites = {s.tensor: s for s in _sites(graph, placer)}
     if not sites:
         return
@@ -57,7 +62,7 @@ def equalise(graph: Graph, placer: Placer, samples: list[Feed]) -> None:
     chosen = samples[:: -(-len(samples) // SAMPLES)]
     observe(graph, sites, chosen, observer, "equalising")
     for site in sites.values():
-        factors = _factors(graph, site)
+        factors = _factors(graph, site, [widths.get(id(n), LayerBits()) for n in site.layers])
         if factors is not None and _divide(graph, site, factors):
             for layer in site.layers:
                 _multiply_inputs(graph, layer, factors)
@@ -121,9 +126,10 @@ class Columns:
     weight: np.ndarray
     squares: np.ndarray  # [channels]: sum of squares over outputs and taps
     reach: np.ndarray  # [channels]: largest magnitude
+    levels: int = 127  # of the codes on each side of zero
 
     @staticmethod
-    def of(graph: Graph, layer: NodeProto) -> Columns:
+    def of(graph: Graph, layer: NodeProto, bits: int = 8) -> Columns:
         w = graph.constants[layer.input[1]]
         if layer.op_type == "Conv":
             groups = attribute(layer, "group", 1)
@@ -134,7 +140,7 @@ class Columns:
         for part in _blocks(w):
             squares += np.square(part).sum((1, 3))
             reach = np.maximum(reach, np.abs(part).max((1, 3)))
-        return Columns(w, squares.reshape(-1), reach.reshape(-1))
+        return Columns(w, squares.reshape(-1), reach.reshape(-1), 2 ** (bits - 1) - 1)
 
     def steps(self, candidates: list[np.ndarray]) -> np.ndarray:
         """[candidates, groups]: for each s, the squared steps of the weights times s, summed over the outputs."""
@@ -147,7 +153,7 @@ class Columns:
             for i, s in enumerate(factors):
                 peaks = np.multiply(largest, s, out=scaled).max(2)
                 total[i] += np.square(peaks).sum(1, dtype=np.float64)
-        return total / 127**2
+        return total / self.levels**2
 
 
 def _blocks(w: np.ndarray) -> Iterator[np.ndarray]:
@@ -157,9 +163,12 @@ def _blocks(w: np.ndarray) -> Iterator[np.ndarray]:
         yield w[:, start : start + outputs]
 
 
-def _errors(site: Site, layers: list[Columns], square: np.ndarray, candidates: list[np.ndarray]) -> np.ndarray:
-    """For each s, the predicted squared output error relative to the output's energy, summed over the layers."""
-    steps = np.array([((site.high / s).max() - (site.low / s).min()) / 255 for s in candidates])
+def _errors(
+    site: Site, layers: list[Columns], square: np.ndarray, candidates: list[np.ndarray], codes: int = 256
+) -> np.ndarray:
+    """For each s, the predicted squared output error relative to the output's energy, summed over the layers; `codes`:
+    how many the site's tensor has."""
+    steps = np.array([((site.high / s).max() - (site.low / s).min()) / (codes - 1) for s in candidates])
     total = np.zeros(len(candidates))
     for layer in layers:
         groups, _, _, taps = layer.weight.shape
@@ -170,20 +179,20 @@ def _errors(site: Site, layers: list[Columns], square: np.ndarray, candidates: l
     return total
 
 
-def _factors(graph: Graph, site: Site) -> np.ndarray | None:
+def _factors(graph: Graph, site: Site, bits: list[LayerBits]) -> np.ndarray | None:
     """The s of least predicted error, None where no s is clearly better than 1."""
     square = np.mean(site.squares, axis=0)
     peak = np.maximum(np.abs(site.low), np.abs(site.high))
     if not peak.max() > 0:
         return None
-    layers = [Columns.of(graph, n) for n in site.layers]
+    layers = [Columns.of(graph, n, b.weights) for n, b in zip(site.layers, bits)]
     if any(layer.reach.size != peak.size for layer in layers):
         return None
     reach = np.max([layer.reach for layer in layers], axis=0)
     peak, reach = np.maximum(peak, peak.max() * 1e-4), np.maximum(reach, reach.max() * 1e-4)
     powers = [peak**a / reach**b for a, b in EXPONENTS]
     candidates = [np.ones_like(peak), *(s / np.exp(np.log(s).mean()) for s in powers)]
-    errors = _errors(site, layers, square, candidates)
+    errors = _errors(site, layers, square, candidates, 2 ** max(b.activations for b in bits))
     best = int(errors.argmin())
     return candidates[best].astype(np.float32) if errors[best] < GAIN * errors[0] else None
 

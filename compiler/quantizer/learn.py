@@ -7,12 +7,12 @@ of the float data: errors of earlier layers are corrected as far as the layer's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto
-from qcompile.frontend.graph import Graph
+from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.bits import LayerBits
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import stream
@@ -28,6 +28,7 @@ STAGES = 8  # at least so many, if there are as many layers: the samples are few
 FEWEST = 32  # samples that stages do not reduce further
 ROW_WORK = 1 << 33  # multiply-accumulates of one second moment
 MOST_ROWS = 1 << 15
+FEEDBACK_ROWS = 16  # rows an input that error feedback needs: on fewer it learns the samples by heart
 MEAN_SHARE = 0.1  # of the inputs' squared mean that codes must respect, though a corrected bias would hide it
 
 
@@ -97,19 +98,23 @@ def learn_weights(
     samples: list[Feed],
     macs: int,
     options: QuantizeOptions,
+    known: Mapping[str, np.ndarray],
+    masks: Sequence[str],
     finish: Callable[[Narrow, QuantizedWeight, np.ndarray | None], None],
 ) -> None:
     """Choose the weights of `layers` (in graph order) stage by stage.
 
-    `exact` and `quantized` are the two networks, `macs` the cost of one of them; `finish(layer, weight, shift)` writes
-    a layer's weights and the shift of its bias (per output channel) into `quantized`, before the next stage runs it.
+    `exact` and `quantized` are the two networks, `macs` the cost of one of them, `known` what `quantized`'s weights of
+    few bits dequantize to; `masks` are inputs [batch, tokens] that say which tokens count: padding does not;
+    `finish(layer, weight, shift)` writes a layer's weights and the shift of its bias (per output channel) into
+    `quantized`, before the next stage runs it.
     """
     count = max(int(FORWARD / (2 * max(macs, 1) * min(STAGES, len(layers)))), FEWEST)
     if len(samples) > count:
         samples = [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     stages = max(int(FORWARD / (2 * max(macs, 1) * len(samples))), 1)
     for stage in _stages(layers, stages):
-        moments = _moments(stage, exact, quantized, samples)
+        moments = _moments(stage, exact, quantized, samples, known, masks)
         solved: dict[tuple, QuantizedWeight] = {}
         for layer in stage:
             alike = [
@@ -119,7 +124,11 @@ def learn_weights(
             ]
             key = (layer.weight_name, layer.bits, layer.columns.key)
             if key not in solved:
-                solved[key] = solve(layer, [moments[x.key] for x in alike], options)
+                # what follows in a stage sees the drift of former stages only, which its first layers correct already
+                m = moments[layer.key]
+                enough = m.count >= FEEDBACK_ROWS * layer.columns.depth
+                follow = options.error_feedback and enough and layer.key == stage[0].key
+                solved[key] = solve(layer, [moments[x.key] for x in alike], options, follow)
             weight = solved[key]
             shift = mean_error(layer, weight, moments[layer.key]) if options.bias_correction else None
             finish(layer, weight, shift)
@@ -148,28 +157,49 @@ def _stages(layers: Sequence[Narrow], most: int) -> list[list[Narrow]]:
     return [[x for i in stage for x in units[i]] for stage in stages]
 
 
-def _moments(stage: Sequence[Narrow], exact: Graph, quantized: Graph, samples: list[Feed]) -> dict[tuple, Moments]:
+def _moments(
+    stage: Sequence[Narrow],
+    exact: Graph,
+    quantized: Graph,
+    samples: list[Feed],
+    known: Mapping[str, np.ndarray],
+    masks: Sequence[str],
+) -> dict[tuple, Moments]:
     geometry = {x.key: x for x in stage}
     moments = {k: Moments(x.columns) for k, x in geometry.items()}
     pairs = zip(
         stream(exact, [x.source for x in geometry.values()], samples, "rounding"),
-        stream(quantized, [x.data for x in geometry.values()], samples, ""),
+        stream(quantized, [x.data for x in geometry.values()], samples, known=known),
     )
     for i, (floats, actuals) in enumerate(pairs):
+        said = _said(samples[i], masks)
         for key, layer in geometry.items():
             depth = layer.columns.depth
             most = min(max(2 * depth, ROW_WORK // depth**2), MOST_ROWS)
             limit = -(-most // len(samples))
-            rows = [
-                layer.columns.rows(v, limit, np.random.default_rng(i))
-                for v in (floats[layer.source], actuals[layer.data])
-            ]
+            both = (floats[layer.source], actuals[layer.data])
+            if layer.columns.pointwise and (chosen := said.get(both[0].shape[:2])) is not None:
+                both = (both[0][chosen], both[1][chosen])
+            rows = [layer.columns.rows(v, limit, np.random.default_rng(i)) for v in both]
             moments[key].add(*rows)
     return moments
 
 
-def solve(layer: Narrow, moments: Sequence[Moments], options: QuantizeOptions) -> QuantizedWeight:
-    """Scales, multipliers and codes of one layer from the moments of all that share its weights."""
+def _said(sample: Feed, masks: Sequence[str]) -> dict[tuple[int, ...], np.ndarray]:
+    """By shape, the tokens that count: where all masks of that shape, if they are of zeros and ones, have ones."""
+    said: dict[tuple[int, ...], np.ndarray] = {}
+    for name in masks:
+        mask = sample[name]
+        if mask.any() and np.isin(mask, (0, 1)).all():
+            said[mask.shape] = said.get(mask.shape, True) & (mask != 0)
+    return {shape: mask for shape, mask in said.items() if mask.any()}
+
+
+def solve(layer: Narrow, moments: Sequence[Moments], options: QuantizeOptions, follow: bool) -> QuantizedWeight:
+    """Scales, multipliers and codes of one layer from the moments of all that share its weights.
+
+    follow: let the weights make up for what the quantized network's data lost against the float network's.
+    """
     columns, bits = layer.columns, layer.bits
     matrix = np.ascontiguousarray(columns.matrix(layer.weight), np.float32)
     g, n, inputs, taps = matrix.shape
@@ -184,7 +214,7 @@ def solve(layer: Narrow, moments: Sequence[Moments], options: QuantizeOptions) -
         h = damped(square[i], options.damping)
         w = matrix[i]
         target = w
-        if options.error_feedback and not columns.per_tap and drift[i].any():
+        if follow and not columns.per_tap and drift[i].any():
             flat = w.reshape(n, -1)
             target = flat + linalg.solve(h, (flat @ drift[i]).T, assume_a="pos", check_finite=False).T
             target = np.ascontiguousarray(target, np.float32).reshape(w.shape)
@@ -218,15 +248,17 @@ def _codes(w, h, steps, bits, options, least, per_tap):
 
 
 def mean_error(layer: Narrow, weight: QuantizedWeight, m: Moments) -> np.ndarray:
-    """What the bias must add, per output channel: the measured mean of the float outputs less that of the new ones."""
-    columns, n = layer.columns, max(m.count, 1)
-    exact, new = columns.matrix(layer.weight), columns.matrix(weight.dequantized())
+    """What the bias must add, per output channel: the mean that rounding the weights takes from the outputs.
+
+    Measured on the quantized network's data alone. To bring the outputs' means back to those of the float network as
+    well hurts residual networks: each layer would answer for the drift of the whole stream.
+    """
+    columns = layer.columns
+    error = columns.matrix(layer.weight - weight.dequantized())
     if columns.per_tap:  # each output pixel meets the taps of one input pixel for each stride
-        strides = np.prod([a.ints for a in layer.node.attribute if a.name == "strides"] or [1])
-        exact, new = exact.sum(3) / strides, new.sum(3) / strides
-    flat = lambda a: a.reshape(*a.shape[:2], -1).astype(np.float64)  # noqa: E731
-    wanted = np.einsum("gnk,gk->gn", flat(exact), m.float_mean / n)
-    return (wanted - np.einsum("gnk,gk->gn", flat(new), m.mean / n)).reshape(-1)
+        error = error.sum(3, keepdims=True) / np.prod(attribute(layer.node, "strides") or [1])
+    error = error.reshape(*error.shape[:2], -1).astype(np.float64)
+    return np.einsum("gnk,gk->gn", error, m.mean / max(m.count, 1)).reshape(-1)
 
 
 __all__ = ["DAMPING", "Moments", "Narrow", "learn_weights", "mean_error", "solve"]

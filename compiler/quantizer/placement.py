@@ -161,6 +161,19 @@ class Placer:
                 found |= {id(n) for n in path} | {id(softmax)}
         return found
 
+    def masks(self) -> list[str]:
+        """The integer inputs [batch, tokens] that are masks of attention scores, directly or through arithmetic."""
+        inputs = {v.name: v for v in self.graph.inputs if v.name in self.exact and self.graph.rank(v.name) == 2}
+        frontier = [i for n in self.graph.nodes if id(n) in self.scores for i in n.input if i in self.exact]
+        found: set[str] = set()
+        while frontier:
+            name = frontier.pop()
+            if name not in found:
+                found.add(name)
+                node = self.graph.producer(name)
+                frontier += [i for i in node.input if i in self.exact] if node is not None else []
+        return [name for name in inputs if name in found]
+
     def _score_operand(self, node: NodeProto) -> str:
         """The input of a score node that leads to the MatMul of two activations."""
         data = [

@@ -65,7 +65,7 @@ def quantize_graph(
     check_bits(bits, layers)
     quantize_recurrent(graph, samples, options)
     if options.equalise:
-        equalise(graph, Placer(graph, options.wide_streams), samples)
+        equalise(graph, Placer(graph, options.wide_streams), samples, bits)
     placer = Placer(graph, options.wide_streams)
     placement = placer.place()
     histograms, moments = _statistics(graph, placement, samples)
@@ -78,15 +78,22 @@ def quantize_graph(
     if not narrow:
         emitter.run()
     else:
-        exact = _float_copy(graph)
+        exact, masks = _float_copy(graph), placer.masks()
         later = [_later(emitter, graph, name, n, chosen[id(n)]) for name, n in narrow.items()]
         emitter.run()
         for layer in later:
             layer.data = layer.node.input[0]
         macs = sum(layer.macs for layer in layers)
-        known = emitter.values
         learn_weights(
-            later, exact, graph, samples, macs, options, known, lambda x, w, shift: emitter.finish(x.node, w, shift)
+            later,
+            exact,
+            graph,
+            samples,
+            macs,
+            options,
+            emitter.values,
+            masks,
+            lambda x, w, shift: emitter.finish(x.node, w, shift),
         )
     infer_shapes(graph)
 

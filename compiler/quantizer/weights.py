@@ -178,7 +178,7 @@ def narrow_weight(
     columns: Columns, codes: np.ndarray, scale: np.ndarray, multipliers: np.ndarray, bits: LayerBits
 ) -> QuantizedWeight:
     """The weight of `codes` [groups, N, inputs, taps] in the layer's own layout."""
-    axis = columns.channel_axis
+    axis, scale = columns.channel_axis, scale.astype(np.float32)
     if multipliers.shape[2] == 1:
         return QuantizedWeight(columns.weight(codes), scale, axis, bits.weights)
     laid = columns.weight(multipliers)
