@@ -88,11 +88,12 @@ class _Chooser:
     ) -> None:
         self.options, self.notes = options, notes
         self.choices = list(dict.fromkeys([EIGHT, *options.choices()]))
-        graph = equalised(graph, data.spaced(quantize.max_samples), quantize)
-        self.layers = layers = find_layers(graph)
+        layers = find_layers(graph)
         self.allowed = np.array([[_possible(layer, b) for b in self.choices] for layer in layers])
         if EIGHT not in options.choices():  # then only for layers that cannot do with less
             self.allowed[:, 0] = ~self.allowed[:, 1:].any(1)
+        graph = equalised(graph, data.spaced(quantize.max_samples), quantize, self._narrowest(layers))
+        self.layers = layers = find_layers(graph)  # the same, with other weights
         runs = int(self.allowed.sum())
         rounding, samples = sensitivity.split(data.samples, layers, runs, quantize.max_samples)
         widths = [[b for b, a in zip(self.choices, row) if a] for row in self.allowed]
@@ -120,6 +121,11 @@ class _Chooser:
         self.problem = solve.Problem(loss, costs, self.allowed, labels, tied(graph, layers))
         eight = np.zeros(len(layers), int)
         self.full = {name: self.problem.total(name, eight) for name in costs}
+
+    def _narrowest(self, layers: Sequence[Layer]) -> dict[str, LayerBits]:
+        """Most of what is lost is lost by the layers of fewest bits: channels are equalised for these."""
+        possible = ([b for b, allowed in zip(self.choices, row) if allowed] for row in self.allowed)
+        return {x.name: min(bits, key=lambda b: (b.weights, -b.activations)) for x, bits in zip(layers, possible)}
 
     def choose(self, budgets: Mapping[str, float]) -> Plan:
         """The plan within `budgets`, shares of the 8-bit model and of the output's energy."""

@@ -16,6 +16,7 @@ from qcompile.frontend.graph import Graph
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.histogram import Quantization
+from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.weights import QuantizedWeight
 from qcompile.targets.errors import CompileError
 
@@ -73,6 +74,17 @@ def outputs_before_readout(graph: Graph) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def counting(sample: Feed, masks: Sequence[str]) -> dict[tuple[int, ...], np.ndarray]:
+    """{shape [batch, tokens]: bool}: the tokens that count, by the inputs `masks` of zeros and ones; padding does
+    not."""
+    found: dict[tuple[int, ...], np.ndarray] = {}
+    for name in masks:
+        mask = sample[name]
+        if mask.any() and np.isin(mask, (0, 1)).all():
+            found[mask.shape] = found.get(mask.shape, np.True_) & (mask != 0)
+    return {shape: mask for shape, mask in found.items() if mask.any()}
+
+
 class Probe:
     """Runs `graph` on `samples` with some of `layers` at fewer bits and compares what `observed` names.
 
@@ -88,6 +100,8 @@ class Probe:
     ) -> None:
         graph = twin(graph)
         self.outputs, self.samples = observed(graph), samples
+        masks = Placer(graph, True).masks()
+        self.counting = [counting(sample, masks) for sample in samples]
         self.weights = {layer.name: f"weight of layer {i}" for i, layer in enumerate(layers)}
         self.shifts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.switches = {name: f"narrow input of layer {name}" for name in narrow or {}}
@@ -105,7 +119,8 @@ class Probe:
         shifts = [name for name, _ in self.shifts.values()]
         self.session = _session(graph, [*self.weights.values(), *shifts, *self.switches.values()], self.outputs)
         self.reference = [self._run({}, sample) for sample in samples]
-        self.energy = np.sum([[_energy(y) for y in ys] for ys in self.reference], 0)
+        pairs = zip(self.reference, self.counting)
+        self.energy = np.sum([[_energy(y, tokens) for y in ys] for ys, tokens in pairs], 0)
 
     def loss(self, rounded: Mapping[str, Rounded], narrow: Iterable[str] = ()) -> float:
         """Energy of the change of the outputs over the outputs' energy, averaged over the outputs, with `rounded`
@@ -117,8 +132,8 @@ class Probe:
                 given[name] = r.shift.astype(np.float32).reshape(shape)
         given.update({self.switches[name]: np.ones((), np.float32) for name in narrow})
         change = np.zeros(len(self.outputs))
-        for sample, reference in zip(self.samples, self.reference):
-            change += [_energy(a - b) for a, b in zip(self._run(given, sample), reference)]
+        for sample, reference, tokens in zip(self.samples, self.reference, self.counting):
+            change += [_energy(a - b, tokens) for a, b in zip(self._run(given, sample), reference)]
         return float(np.mean(change / np.maximum(self.energy, 1e-30)))
 
     def _run(self, given: Mapping[str, np.ndarray], sample: Feed) -> list[np.ndarray]:
@@ -128,8 +143,10 @@ class Probe:
             raise CompileError(f"ONNX Runtime cannot run the model on a sample: {str(e).splitlines()[0]}") from e
 
 
-def _energy(y: np.ndarray) -> float:
-    return float(np.square(y, dtype=np.float64).sum())
+def _energy(y: np.ndarray, tokens: Mapping[tuple[int, ...], np.ndarray]) -> float:
+    """Sum of squares over the tokens that count."""
+    mask = tokens.get(y.shape[:2])
+    return float(np.square(y if mask is None else y[mask], dtype=np.float64).sum())
 
 
 def _shifted(graph: Graph, node: NodeProto, channels: int) -> tuple[str, tuple[int, ...]]:

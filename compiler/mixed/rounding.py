@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph
-from qcompile.mixed.probe import Rounded, twin
+from qcompile.mixed.probe import Rounded, counting, twin
 from qcompile.quantizer import QuantizeOptions
 from qcompile.quantizer.bits import Layer, LayerBits, layer_nodes
 from qcompile.quantizer.calibration import Feed
@@ -25,11 +25,11 @@ TABLE_MULTIPLIERS, TABLE_CLIPS = 255, (1.0, 0.9, 0.8, 0.7)
 ROWS = 1 << 15  # of a layer's data, from all samples, that its second moments are taken of
 
 
-def equalised(graph: Graph, samples: list[Feed], options: QuantizeOptions) -> Graph:
-    """A twin of the prepared `graph`, equalised as the quantizer will."""
+def equalised(graph: Graph, samples: list[Feed], options: QuantizeOptions, bits: Mapping[str, LayerBits]) -> Graph:
+    """A twin of the prepared `graph`, equalised as the quantizer will for `bits`."""
     copy = twin(graph)
     if options.equalise:
-        equalise(copy, Placer(copy, options.wide_streams), samples)
+        equalise(copy, Placer(copy, options.wide_streams), samples, bits)
     return copy
 
 
@@ -41,11 +41,11 @@ def round_weights(
     options: QuantizeOptions,
 ) -> dict[tuple[str, LayerBits], Rounded]:
     """{(layer name, bits): weights} for the `widths` of each layer; 4-bit data changes no weights."""
-    nodes = layer_nodes(graph)
+    nodes, masks = layer_nodes(graph), Placer(graph, options.wide_streams).masks()
     result: dict[tuple[str, LayerBits], Rounded] = {}
     for stage in _stages(layers, nodes, graph):
         products = [i for i in stage if not layers[i].table]
-        moments = _moments(graph, [layers[i] for i in products], nodes, samples)
+        moments = _moments(graph, [layers[i] for i in products], nodes, samples, masks)
         for i in stage:
             layer = layers[i]
             for bits in widths[i]:
@@ -97,16 +97,20 @@ def _stages(layers: Sequence[Layer], nodes: dict[str, NodeProto], graph: Graph) 
 
 
 def _moments(
-    graph: Graph, layers: Sequence[Layer], nodes: dict[str, NodeProto], samples: list[Feed]
+    graph: Graph, layers: Sequence[Layer], nodes: dict[str, NodeProto], samples: list[Feed], masks: Sequence[str]
 ) -> dict[str, Moments]:
-    """Second moments of what each layer reads; layers that meet the same rows share them."""
+    """Second moments of what each layer reads, padding left out; layers that meet the same rows share them."""
     columns = {x.name: Columns.of(nodes[x.name], graph.constants[x.weight]) for x in layers}
     keys = {x.name: (x.data, *columns[x.name].key) for x in layers}
     shared = {keys[x.name]: (x, Moments(columns[x.name])) for x in layers}
     limit = -(-ROWS // max(len(samples), 1))
     for i, values in enumerate(stream(graph, [x.data for x, _ in shared.values()], samples, "second moments")):
+        tokens = counting(samples[i], masks)
         for layer, moments in shared.values():
-            rows = moments.columns.rows(values[layer.data], limit, np.random.default_rng(i))
+            data = values[layer.data]
+            if layer.op_type in ("MatMul", "Gemm") and data.shape[:2] in tokens:
+                data = data[tokens[data.shape[:2]]]
+            rows = moments.columns.rows(data, limit, np.random.default_rng(i))
             moments.add(rows, rows)
     return {name: shared[key][1] for name, key in keys.items()}
 
@@ -119,7 +123,7 @@ def _product(
     biased = options.bias_correction and _has_bias(graph, node)
     narrow = Narrow(layer.name, node, columns, bits, layer.data, layer.data, weight, layer.weight, biased, None)
     if bits.weights < 8:
-        quantized = solve(narrow, [moments], options)
+        quantized = solve(narrow, [moments], options, False)
     else:
         channels = np.einsum("gkk->gk", moments.square).reshape(-1, *columns.shape[2:]) / max(moments.count, 1)
         square = channels.reshape(len(channels), -1).mean(1)
