@@ -56,8 +56,9 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
         bool(attrs.get("reset_after", False)),
         bool(attrs["reverse"]),
         "lengths" in names,
-        units % width,
         width,
+        units % width,
+        width if units % width > width // 2 else width // 2,
         rows > 1 and rows * units >= PARALLEL_UNITS,
     )
     attrs |= {"steps": steps, "rows": rows, "units": units, "constant": 1 << (attrs["shift"] - 1)}

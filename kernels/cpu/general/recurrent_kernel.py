@@ -60,7 +60,7 @@ class Cell:
     """What the code of a cell depends on.
 
     op: lstm, gru or rnn; gates: how many; bits: fraction bits of the cell state (lstm) or of the hidden state (gru);
-    kinds: of the activations; tail: units of the last vector, 0 for whole ones.
+    kinds: of the activations; width: units of a vector; tail: those left for the last, which has tail_width lanes.
     """
 
     op: str
@@ -71,8 +71,9 @@ class Cell:
     reset_after: bool
     reverse: bool
     lengths: bool
-    tail: int
     width: int
+    tail: int
+    tail_width: int
     parallel: bool
 
 
@@ -100,6 +101,7 @@ class Code:
         self.x, self.initial, self.lengths, self.y, self.narrow, self.acc = x, initial, lengths, y, narrow, acc
         self.multiplier, self.tables, self.weights = multiplier, tables, weights
         self.n = {name: bind(numbers.load(i)) for i, name in enumerate(NUMBERS)}
+        self.width = cell.width  # of the vectors that are being written
         self.size = bind(self.n["rows"] * self.n["units"])  # elements of a state
 
     # ---- the loops
@@ -120,7 +122,7 @@ class Code:
 
             def begin(row: Expr, unit: Expr, valid: int, index: int = index, state: Pointer = state) -> None:
                 at = bind(row * self.n["units"] + unit)
-                value = bind(state.load(at, self.cell.width))
+                value = bind(state.load(at, self.width))
                 store_lanes(self.y, self._state(index) + at, value, valid)
                 if index == 0:
                     store_lanes(self.narrow, at, self._narrowed(cast(value, "int32")), valid)
@@ -169,7 +171,7 @@ class Code:
                     run()
                 if final:
                     with T.Else():
-                        store_lanes(self.y, t * self.size + at, splat(0, "int16", self.cell.width), valid)
+                        store_lanes(self.y, t * self.size + at, splat(0, "int16", self.width), valid)
 
         self._vectors(visit)
 
@@ -180,7 +182,9 @@ class Code:
             with T.serial(0, T.truncdiv(self.n["units"], T.int32(width))) as v:
                 visit(row, bind(v * width), width)
             if tail:
+                self.width = self.cell.tail_width
                 visit(row, bind(T.truncdiv(self.n["units"], T.int32(width)) * width), tail)
+                self.width = width
 
     def _state(self, index: int) -> Expr:
         return (self.n["steps"] + index) * self.size
@@ -188,7 +192,7 @@ class Code:
     # ---- the cells; each gives the hidden state as int32
     def _lstm(self, x_at: Expr, acc_at: Expr, at: Expr, unit: Expr, valid: int) -> Expr:
         i, o, f, g = (self._gate(k, x_at, acc_at, unit, 0 if k < 3 else 1) for k in range(4))
-        c = cast(self.y.load(self._state(1) + at, self.cell.width), "int32")
+        c = cast(self.y.load(self._state(1) + at, self.width), "int32")
         bits = self.cell.bits
         added = self._down(i * g, UNIT_BITS - bits)
         c = bind(self._limited(self._rounded(f * c + added, UNIT_BITS)))
@@ -201,7 +205,7 @@ class Code:
         return self._rounded(o * self._activate(cast(argument, "int16"), 2), UNIT_BITS)
 
     def _gru(self, x_at: Expr, acc_at: Expr, at: Expr, unit: Expr, valid: int) -> Expr:
-        h = bind(cast(self.y.load(self._state(0) + at, self.cell.width), "int32"))
+        h = bind(cast(self.y.load(self._state(0) + at, self.width), "int32"))
         z = self._gate(0, x_at, acc_at, unit, 0)
         if self.cell.reset_after:
             reset = self._gate(1, x_at, acc_at, unit, 0)
@@ -217,7 +221,7 @@ class Code:
 
     def _reset(self, x_at: Expr, acc_at: Expr, at: Expr, unit: Expr, valid: int) -> None:
         """The narrowed r * h, over the narrowed state that the first product has read."""
-        h = cast(self.y.load(self._state(0) + at, self.cell.width), "int32")
+        h = cast(self.y.load(self._state(0) + at, self.width), "int32")
         reset = self._gate(1, x_at, acc_at, unit, 0)
         store_lanes(self.narrow, at, self._narrowed(self._rounded(reset * h, UNIT_BITS)), valid)
 
@@ -226,24 +230,24 @@ class Code:
 
     # ---- pieces
     def _x(self, gate: int, x_at: Expr) -> Expr:
-        return self.x.load(x_at + gate * self.n["units"], self.cell.width)
+        return self.x.load(x_at + gate * self.n["units"], self.width)
 
     def _product(self, gate: int, acc_at: Expr, unit: Expr) -> Expr:
         """mulhi(acc << pre, multiplier) of a gate."""
         at = gate * self.n["units"]
-        acc = self.acc.load(acc_at + at, self.cell.width)
+        acc = self.acc.load(acc_at + at, self.width)
         return self.isa.mulhi(
-            bind(self.isa.shift_left(acc, self.n["pre"])), bind(self.multiplier.load(at + unit, self.cell.width))
+            bind(self.isa.shift_left(acc, self.n["pre"])), bind(self.multiplier.load(at + unit, self.width))
         )
 
     def _gate(self, gate: int, x_at: Expr, acc_at: Expr, unit: Expr, function: int) -> Expr:
         """The activation of a gate, int32."""
         at = gate * self.n["units"]
-        acc = bind(self.acc.load(acc_at + at, self.cell.width))
+        acc = bind(self.acc.load(acc_at + at, self.width))
         total = self.isa.add_scaled(
             acc,
             self.n["pre"],
-            bind(self.multiplier.load(at + unit, self.cell.width)),
+            bind(self.multiplier.load(at + unit, self.width)),
             bind(self._x(gate, x_at)),
             self.n["x_multiplier"],
             self.n["constant"],
@@ -277,7 +281,7 @@ class Code:
         return self.isa.requantize(bind(hidden), pre, multiplier, shift, zero_point, low, high, dtype)
 
     def _vector(self, value: Expr) -> Expr:
-        return splat(value, "int32", self.cell.width)
+        return splat(value, "int32", self.width)
 
     @staticmethod
     def _rounded(x: Expr, shift: int) -> Expr:
