@@ -24,7 +24,13 @@ def compiled(name, source, target, folder, keep=False, bits=8):
         (case.model, case.calibration()[:CALIBRATION_SAMPLES]) if source == "float" else (case.quantized, None)
     )
     return qcompile.compile(
-        model, target, bits=bits, calibration=calibration, output=folder, name=f"{name}_{bits}" if bits != 8 else name, keep=keep
+        model,
+        target,
+        bits=bits,
+        calibration=calibration,
+        output=folder,
+        name=f"{name}_{bits}" if bits != 8 else name,
+        keep=keep,
     )
 
 
