@@ -149,7 +149,8 @@ def _without(graph: Graph, layers: set[int], backwards: bool) -> set[int]:
 
 def stored_bytes(layer: Layer, bits: LayerBits) -> int:
     """Bytes of the layer's weights: codes, and one byte for each group's multiplier."""
-    groups = layer.count // bits.group if bits.group and layer.inputs % bits.group == 0 else 0
+    grouped = bits.group and bits.weights < 8 and layer.inputs % bits.group == 0
+    groups = layer.count // bits.group if grouped and layer.count > layer.channels * bits.group else 0
     return -(-layer.count * bits.weights // 8) + groups
 
 

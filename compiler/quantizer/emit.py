@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto
+from qcompile.frontend.blocks import stored_codes
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
 from qcompile.quantizer.options import QuantizeOptions
@@ -144,7 +145,8 @@ class Emitter:
             if key not in self.weights:
                 square = self.moments.get(data, (None, None))[1]
                 importance = input_importance(graph, node, weight, square) if i == 1 else None
-                w = quantize_weight(weight, axis, importance, self.options.clip_weights, least)
+                w = self._stored(node.input[i], axis)
+                w = w or quantize_weight(weight, axis, importance, self.options.clip_weights, least)
                 self.weights[key] = (self._weight_pair(node.input[i], w), w)
             node_weight, w = self.weights[key]
             shift = None
@@ -155,6 +157,15 @@ class Emitter:
                 self._own_bias(node, s_x, w, shift)
             elif i == 1:
                 self._shifts[id(node)] = (s_x, w, shift)
+
+    def _stored(self, name: str, axis: int | None) -> QuantizedWeight | None:
+        """Weights that the model has in blocks of few bits keep their codes."""
+        found = stored_codes(self.graph, name) if axis == 1 else None
+        if found is None:
+            return None
+        codes, scale, multipliers, block, along = found
+        bits = 4 if codes.min() >= -8 and codes.max() <= 7 else 8
+        return QuantizedWeight(codes, scale, axis, bits, multipliers, block, along)
 
     @staticmethod
     def _least(weight: np.ndarray, axis: int | None, bias: np.ndarray | None, s_x: float | None) -> np.ndarray | None:

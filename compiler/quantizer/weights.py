@@ -125,7 +125,7 @@ def choose_steps(
     """
     n, inputs, taps = w.shape
     qmax = 2 ** (bits - 1) - 1
-    grouped = bool(group) and inputs % group == 0 and inputs > group
+    grouped = bool(group) and inputs % group == 0 and inputs * taps > group
     shape = (n, inputs // group, group, taps) if grouped else (n, 1, inputs * taps, 1)
     shares = np.broadcast_to(share, (inputs, taps)).astype(np.float32).reshape(1, *shape[1:])
     best = np.empty((n, shape[1], shape[3]), np.float32)
@@ -179,7 +179,7 @@ def narrow_weight(
 ) -> QuantizedWeight:
     """The weight of `codes` [groups, N, inputs, taps] in the layer's own layout."""
     axis, scale = columns.channel_axis, scale.astype(np.float32)
-    if multipliers.shape[2] == 1:
+    if multipliers.shape[2:] == (1, 1):
         return QuantizedWeight(columns.weight(codes), scale, axis, bits.weights)
     laid = columns.weight(multipliers)
     return QuantizedWeight(columns.weight(codes), scale, axis, bits.weights, laid, bits.group, columns.input_axis)
