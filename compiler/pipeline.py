@@ -115,7 +115,7 @@ def compile(
     clock.start("import")
     imported = import_onnx(qdq)
     clock.start("integerize")
-    reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx, states=pairs))
+    reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx, notes, pairs))
     check(reference, "integerize")
     prove_bounds(reference)
     clock.start("lower")
@@ -173,6 +173,11 @@ def _quantize(
     notes: list[str],
 ) -> tuple[Plan, dict[str, float] | None]:
     """Plans bits and turns the float `graph` into QDQ form; for a `report`, also measures the noise of each layer."""
+    if graph.dynamic and calibration is None:
+        raise CompileError(
+            f"node {graph.dynamic}: the model is quantized dynamically; its static scales come from real samples: "
+            "give them with --calib"
+        )
     data = load_calibration(calibration, graph)
     prepare(graph)
     plan = make_plan(graph, data, request, options, target, notes)

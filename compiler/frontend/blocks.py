@@ -56,9 +56,9 @@ def fold_blocked_quantize(graph: Graph) -> None:
         graph.update()
 
 
-def float_blocks(graph: Graph) -> None:
+def float_blocks(graph: Graph, notes: list[str]) -> None:
     """In a model without quantized activations: blocked constants as floats, for the quantizer; their scales stay in
-    `graph.blocks`."""
+    `graph.blocks`. `notes` receives a word where these are no multiples of one scale a channel."""
     for node in list(graph.nodes):
         if node.op_type != "DequantizeLinear" or not attribute(node, "block_size", 0):
             continue
@@ -69,6 +69,9 @@ def float_blocks(graph: Graph) -> None:
         axis, y = attribute(node, "axis", 1) % codes.ndim, node.output[0]
         graph.constants[y] = dequantized(node, graph.constants)
         graph.blocks[y] = (scale.astype(np.float32), axis, attribute(node, "block_size"))
+        found = _multipliers(graph, y)
+        if found is not None and not found[3]:
+            notes.append(f"node {label(node)}: its block scales come to the nearest integer multiples of one a channel")
         graph.nodes = [n for n in graph.nodes if n is not node]
         graph.update()
 
@@ -77,6 +80,12 @@ def stored_codes(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray, np.nd
     """(codes int8, scale [N] float32, integer multipliers, block size, axis) of a float constant [K, N] that
     `float_blocks` made, so that codes * scale * multipliers is its value or, where the scales of the blocks are no
     multiples, nearly so; multipliers [K / block, N]. None for other constants, and where the value has changed."""
+    found = _multipliers(graph, name)
+    return None if found is None else (found[0], found[1], found[2], graph.blocks[name][2], graph.blocks[name][1])
+
+
+def _multipliers(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool] | None:
+    """(codes, scale, multipliers, whether they are exact) as `stored_codes` has them."""
     if name not in graph.blocks or graph.constants[name].ndim != 2:
         return None
     steps, axis, block = graph.blocks[name]
@@ -92,7 +101,7 @@ def stored_codes(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray, np.nd
     scale, multipliers, found = exact_multipliers(blocks, LARGEST_CODE)
     nearest, near, _ = nearest_multipliers(blocks, LARGEST_CODE)
     scale, multipliers = np.where(found, scale, nearest), np.where(found[:, None], multipliers, near)
-    return codes.astype(np.int8), scale.astype(np.float32), multipliers.T.astype(np.int64), block, axis
+    return codes.astype(np.int8), scale.astype(np.float32), multipliers.T.astype(np.int64), bool(found.all())
 
 
 def expand_blocks(graph: Graph) -> None:

@@ -64,7 +64,8 @@ class Graph:
 
     Attributes: `nodes` in topological order, `constants` {name: array}, `inputs` and `outputs` (ValueInfoProto),
     `shapes` {name: shape} and `dtypes` {name: TensorProto type} as far as known, `opsets` {domain: version}; `blocks`
-    {name of a float constant: (scales, axis, block size) of the codes that it was made from}.
+    {name of a float constant: (scales, axis, block size) of the codes that it was made from}; `dynamic`
+    names a node whose input the model quantized dynamically, so that its range is not in the model.
     The graph keeps nothing of the model it is made from, whose weights may then be freed.
     """
 
@@ -77,6 +78,7 @@ class Graph:
         self.outputs = [_copy(v) for v in g.output]
         self.opsets = {o.domain: o.version for o in model.opset_import}
         self.blocks: dict[str, tuple[np.ndarray, int, int]] = {}
+        self.dynamic = ""
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
         self.note_types([*g.input, *g.value_info, *g.output])

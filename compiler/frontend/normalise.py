@@ -105,7 +105,7 @@ def normalise_graph(
     widen_types(graph)
     fuse_fake_quantize(graph)
     if not is_quantized(graph):
-        float_blocks(graph)
+        float_blocks(graph, notes)
     for _ in range(ROUNDS):
         graph.changed = False
         for transform in PASSES:

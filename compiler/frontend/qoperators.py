@@ -170,6 +170,8 @@ def expand_dynamic(graph: Graph, notes: list[str]) -> None:
     DynamicQuantizeLinear hands its input on, with scale 1 and zero point 0; MatMulInteger and ConvInteger multiply
     floats. The Mul by the scales behind them then folds into the weights.
     """
+    first = next((n for n in graph.nodes if n.op_type in ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")), None)
+    graph.dynamic = label(first) if first is not None else graph.dynamic
     dynamic: dict[str, NodeProto] = {
         o: n for n in graph.nodes if n.op_type == "DynamicQuantizeLinear" for o in n.output
     }
@@ -190,7 +192,7 @@ def expand_dynamic(graph: Graph, notes: list[str]) -> None:
         for user in list(graph.nodes):
             if user.op_type == "DequantizeLinear" and user.input[1] == scale:
                 graph.replace(user, "Identity", [user.input[0]])
-    if dynamic or any(n.op_type in DYNAMIC for n in graph.nodes):
+    if first is not None:
         notes.append("the model is quantized dynamically: its activations get static scales from calibration")
     graph.update()
 
