@@ -25,6 +25,8 @@ def recurrent(
     x = max(abs(i) for i in intervals[0]) * abs(a["x_multiplier"])
     total = (acc * np.abs(multiplier.astype(np.int64)) >> 32) + 1 + x + (1 << (a["shift"] - 1))
     _fits(node, "the pre-activation", int(total.max()))
+    if not 0 < a["x_multiplier"] < 1 << 15:
+        raise CompileError(f"{node.name}: the multiplier of x of {node.op} is {a['x_multiplier']}, not of 15 bits")
     base, slope = tables[:, 0].astype(np.int64), tables[:, 1].astype(np.int64)
     ends = np.concatenate([base, base + slope])
     if tables.shape[1:] != (2, PIECES) or ends.min() < -LIMIT or ends.max() > LIMIT:

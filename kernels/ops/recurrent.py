@@ -6,7 +6,7 @@ Shared conventions. T steps, N rows (sequences), H units, G gates in ONNX order.
 - The recurrent product sees the state as h8 = clamp(h_zero_point + rescale(h, h_multiplier, h_shift, h_pre)), int8.
 - Pre-activations are rounded once, to int16 in steps of 2^-GATE_BITS, within [-LIMIT, LIMIT]:
   gate = floor((mulhi(acc << pre, multiplier) + x * x_multiplier + 2^(shift-1)) / 2^shift),
-  acc = bias + sum (h8 - h_zero_point) * weight, int32.
+  0 < x_multiplier < 2^15, acc = bias + sum (h8 - h_zero_point) * weight, int32.
 - `activations` name the kind of each function, `tables` int16 [functions, 2, PIECES] hold their straight pieces (see
   `activate`). Results are in steps of 2^-15.
 - lengths int32 [N], if given: from step lengths[n] on, row n gives zeros and keeps its state. `reverse` walks the

@@ -9,7 +9,7 @@ import numpy as np
 from qcompile.kernels.cpu.builder import Pointer
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, Chain
 from qcompile.kernels.cpu.general.common import kernel, operand, pointers
-from qcompile.kernels.cpu.general.recurrent_kernel import NUMBERS, Cell, Code, Product
+from qcompile.kernels.cpu.general.recurrent_kernel import NUMBERS, SHIFTS, Cell, Code, Product
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_weights, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry
@@ -53,6 +53,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
         STATES[node.op],
         int(attrs.get("cell_bits", attrs.get("hidden_bits", 0))),
         tuple(attrs["activations"]),
+        tuple(int(attrs[n]) for n in SHIFTS),
         bool(attrs.get("reset_after", False)),
         bool(attrs["reverse"]),
         "lengths" in names,

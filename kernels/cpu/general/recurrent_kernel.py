@@ -34,15 +34,12 @@ NUMBERS = (
     "units",
     "x_multiplier",
     "constant",
-    "shift",
-    "pre",
     "h_multiplier",
-    "h_shift",
-    "h_pre",
     "h_zero_point",
     "h_qmin",
     "h_qmax",
 )  # the int32 table that a kernel reads, in this order
+SHIFTS = ("shift", "pre", "h_shift", "h_pre")  # part of the code, for instruction sets that gain by it
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Cell:
     """What the code of a cell depends on.
 
     op: lstm, gru or rnn; gates: how many; bits: fraction bits of the cell state (lstm) or of the hidden state (gru);
-    kinds: of the activations; width: units of a vector; tail: those left for the last, which has tail_width lanes.
+    kinds: of the activations; shifts: the SHIFTS; width: units of a vector; tail: those left for the last, which has tail_width lanes.
     """
 
     op: str
@@ -68,6 +65,7 @@ class Cell:
     states: int
     bits: int
     kinds: tuple[str, ...]
+    shifts: tuple[int, ...]
     reset_after: bool
     reverse: bool
     lengths: bool
@@ -101,6 +99,7 @@ class Code:
         self.x, self.initial, self.lengths, self.y, self.narrow, self.acc = x, initial, lengths, y, narrow, acc
         self.multiplier, self.tables, self.weights = multiplier, tables, weights
         self.n = {name: bind(numbers.load(i)) for i, name in enumerate(NUMBERS)}
+        self.n |= {name: T.int32(value) for name, value in zip(SHIFTS, cell.shifts)}
         self.width = cell.width  # of the vectors that are being written
         self.size = bind(self.n["rows"] * self.n["units"])  # elements of a state
 
@@ -209,8 +208,7 @@ class Code:
         z = self._gate(0, x_at, acc_at, unit, 0)
         if self.cell.reset_after:
             reset = self._gate(1, x_at, acc_at, unit, 0)
-            product = self._product(2, acc_at, unit) + self._vector(T.shift_left(T.int32(1), self.n["shift"] - 1))
-            rn = self._limited(T.shift_right(product, self._vector(self.n["shift"])))
+            rn = cast(self._sum(2, x_at, acc_at, unit, T.int32(0)), "int32")
             x = cast(self._x(2, x_at), "int32")
             n = x + x + self._rounded(reset * rn, UNIT_BITS - 1)
             n = self._activate(cast(self._limited(n), "int16"), 1)
@@ -232,16 +230,12 @@ class Code:
     def _x(self, gate: int, x_at: Expr) -> Expr:
         return self.x.load(x_at + gate * self.n["units"], self.width)
 
-    def _product(self, gate: int, acc_at: Expr, unit: Expr) -> Expr:
-        """mulhi(acc << pre, multiplier) of a gate."""
-        at = gate * self.n["units"]
-        acc = self.acc.load(acc_at + at, self.width)
-        return self.isa.mulhi(
-            bind(self.isa.shift_left(acc, self.n["pre"])), bind(self.multiplier.load(at + unit, self.width))
-        )
-
     def _gate(self, gate: int, x_at: Expr, acc_at: Expr, unit: Expr, function: int) -> Expr:
         """The activation of a gate, int32."""
+        return self._activate(self._sum(gate, x_at, acc_at, unit, self.n["x_multiplier"]), function)
+
+    def _sum(self, gate: int, x_at: Expr, acc_at: Expr, unit: Expr, factor: Expr) -> Expr:
+        """A gate's recurrent product rescaled, plus its x times `factor`: rounded to int16, limited."""
         at = gate * self.n["units"]
         acc = bind(self.acc.load(acc_at + at, self.width))
         total = self.isa.add_scaled(
@@ -249,13 +243,12 @@ class Code:
             self.n["pre"],
             bind(self.multiplier.load(at + unit, self.width)),
             bind(self._x(gate, x_at)),
-            self.n["x_multiplier"],
+            factor,
             self.n["constant"],
             True,
         )
         limits = (T.int32(0), T.int32(-LIMIT), T.int32(LIMIT))
-        words = self.isa.saturate_shifted(bind(total), self.n["shift"], *limits, "int16")
-        return self._activate(words, function)
+        return self.isa.saturate_shifted(bind(total), self.n["shift"], *limits, "int16")
 
     def _activate(self, x: Expr, function: int) -> Expr:
         """int32 of int16; see `ops.recurrent.activate`."""

@@ -103,9 +103,14 @@ class Neon(BytePieces):
     def saturate_shifted(
         self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
-        if dtype != "int8" or not _narrows(x) or not isinstance(shift, IntImm) or shift.value > 16:
+        known = isinstance(shift, IntImm) and shift.value <= 16
+        plain = isinstance(zero_point, IntImm) and zero_point.value == 0
+        if not known or not (_narrows(x) if dtype == "int8" else dtype == "int16" and plain and lanes_of(x) % 4 == 0):
             return super().saturate_shifted(x, shift, zero_point, qmin, qmax, dtype)
         words = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqshrn.v4i16", part, shift), bind(x))
+        if dtype == "int16":
+            n = lanes_of(x)
+            return T.max(T.min(words, splat(qmax, "int16", n)), splat(qmin, "int16", n))
         return self._saturate_words(words, zero_point, qmin, qmax)
 
     @staticmethod
