@@ -18,12 +18,12 @@ from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import stream
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.options import QuantizeOptions
-from qcompile.quantizer.rounding import DAMPING, damped, learn
+from qcompile.quantizer.rounding import damped, learn
 from qcompile.quantizer.weights import QuantizedWeight, choose_steps, narrow_weight
 from scipy import linalg
 
 MOMENT_BYTES = 1 << 29  # of second moments that are kept at the same time
-FORWARD = 4e12  # multiply-accumulates that running the two networks may cost in all
+FORWARD = 2e12  # multiply-accumulates that running the two networks may cost in all
 STAGES = 8  # at least so many, if there are as many layers: the samples are fewer then
 FEWEST = 32  # samples that stages do not reduce further
 ROW_WORK = 1 << 33  # multiply-accumulates of one second moment
@@ -261,4 +261,4 @@ def mean_error(layer: Narrow, weight: QuantizedWeight, m: Moments) -> np.ndarray
     return np.einsum("gnk,gk->gn", error, m.mean / max(m.count, 1)).reshape(-1)
 
 
-__all__ = ["DAMPING", "Moments", "Narrow", "learn_weights", "mean_error", "solve"]
+__all__ = ["Moments", "Narrow", "learn_weights", "mean_error", "solve"]
