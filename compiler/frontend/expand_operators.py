@@ -15,6 +15,7 @@ from qcompile.frontend.graph import Graph, attribute, set_attribute
 from qcompile.frontend.scatter import gather_elements, gather_nd, scatter_elements, scatter_nd
 from qcompile.frontend.shapes import infer_shapes
 
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN"}
 LOWEST = -1e30  # for -inf: a few of them added stay finite, and exp of it is 0
 
 
@@ -32,9 +33,10 @@ def expand_operators(graph: Graph) -> None:
 
 
 def finite_masks(graph: Graph) -> None:
-    """-inf in float constants becomes LOWEST."""
+    """-inf in float constants becomes LOWEST; weights, which have none, are not looked at."""
     for name, value in graph.constants.items():
-        if value.dtype == np.float32 and np.isneginf(value).any():
+        weights = any(n.op_type in WEIGHTED for n in graph.consumers(name))
+        if value.dtype == np.float32 and not weights and np.isneginf(value).any():
             graph.constants[name] = np.where(np.isneginf(value), np.float32(LOWEST), value)
             graph.changed = True
 
