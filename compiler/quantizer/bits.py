@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -210,7 +210,7 @@ def _narrow_large_edges(layers: Sequence[Layer], weights: int, bits: dict[str, L
         )
 
 
-def _check(what: str, value: object, known: Iterable[int], where: str = "bits") -> None:
+def _check(what: str, value: object, known: Sequence[int], where: str = "bits") -> None:
     if value not in known or isinstance(value, bool):
         raise CompileError(f"{where}: {what} is {value!r}; known are {', '.join(map(str, known))}")
 

@@ -206,7 +206,9 @@ def solve(layer: Narrow, moments: Sequence[Moments], options: QuantizeOptions, f
     share = MEAN_SHARE if layer.biased and options.bias_correction else 1.0
     weights = [m.count for m in moments]
     parts = [m.centred(share) for m in moments]
-    square, drift = (sum(w * p[i] for w, p in zip(weights, parts)) / max(sum(weights), 1) for i in (0, 1))
+    total = max(sum(weights), 1)
+    square = np.sum([(w / total) * p[0] for w, p in zip(weights, parts)], axis=0, dtype=np.float32)
+    drift = np.sum([(w / total) * p[1] for w, p in zip(weights, parts)], axis=0, dtype=np.float32)
     least = None if layer.least is None else layer.least.reshape(g, n) if layer.least.size == g * n else None
     codes = np.empty(matrix.shape, np.int8)
     scales, multipliers = [], []
