@@ -267,7 +267,7 @@ class _Layer:
         top = float((factor * bound).max()) + 2 * 32768 + 2
         shift = int(min(MAX_SHIFT - 2, np.floor(np.log2(INT32_MAX / top))))
         while shift >= 1:
-            pre = max(1, int(np.floor(np.log2(max(factor.max(), 1e-30)))) + 2 + shift)  # |multiplier| < 2^31; x_multiplier < 2^15
+            pre = max(1, int(np.floor(np.log2(max(factor.max(), 1e-30)))) + 2 + shift)  # |multiplier| < 2^31
             if float(bound.max()) * 2.0**pre <= INT32_MAX:
                 break
             shift -= 1

@@ -16,6 +16,7 @@ from qcompile.kernels.cpu.linear.microkernel import Geometry
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
+from qcompile.kernels.ops.recurrent import LIMIT
 from qcompile.targets.errors import CompileError
 from qcompile.targets.target import Target
 
@@ -62,7 +63,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
         width if units % width > width // 2 else width // 2,
         rows > 1 and rows * units >= PARALLEL_UNITS,
     )
-    attrs |= {"steps": steps, "rows": rows, "units": units, "constant": 1 << (attrs["shift"] - 1)}
+    attrs |= {"steps": steps, "rows": rows, "units": units, "lowest": -LIMIT, "constant": 1 << (attrs["shift"] - 1)}
     padded = np.concatenate([multiplier, np.zeros(CONSTANT_PADDING, np.int32)])
     looked_up = [isa.pieces(table) for table in tables]
     initial = [names[n] for n in ("hidden", "cell")[: cell.states]]

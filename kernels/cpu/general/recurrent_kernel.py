@@ -34,6 +34,7 @@ NUMBERS = (
     "units",
     "x_multiplier",
     "constant",
+    "lowest",
     "h_multiplier",
     "h_zero_point",
     "h_qmin",
@@ -57,7 +58,8 @@ class Cell:
     """What the code of a cell depends on.
 
     op: lstm, gru or rnn; gates: how many; bits: fraction bits of the cell state (lstm) or of the hidden state (gru);
-    kinds: of the activations; shifts: the SHIFTS; width: units of a vector; tail: those left for the last, which has tail_width lanes.
+    kinds: of the activations; shifts: the SHIFTS; width: units of a vector; tail: those left for the last, which has
+    tail_width lanes.
     """
 
     op: str
@@ -247,7 +249,8 @@ class Code:
             self.n["constant"],
             True,
         )
-        limits = (T.int32(0), T.int32(-LIMIT), T.int32(LIMIT))
+        # -LIMIT from memory: LLVM makes that constant with an instruction for 16-bit floats
+        limits = (T.int32(0), self.n["lowest"], T.int32(LIMIT))
         return self.isa.saturate_shifted(bind(total), self.n["shift"], *limits, "int16")
 
     def _activate(self, x: Expr, function: int) -> Expr:
