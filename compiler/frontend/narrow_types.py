@@ -58,6 +58,8 @@ def widen_types(graph: Graph) -> None:
             _refuse_floats(graph, node)
             for name in ADDED:
                 set_attribute(node, name, None)
+        if node.op_type == "DequantizeLinear":
+            set_attribute(node, "output_dtype", None)  # every float is float32
         if node.op_type == "QuantizeLinear":
             _widen_quantize(graph, node, types)
         elif node.op_type == "Cast" and attribute(node, "to") in NARROW:

@@ -17,7 +17,8 @@ from qcompile.targets.errors import CompileError
 
 TARGET = 21
 OLDEST = 7
-KEPT_ATTRIBUTES = {"precision", "output_dtype", "mode", "round_mode", "stash_type"}  # other passes deal with them
+KEPT_ATTRIBUTES = {"output_dtype", "mode"}  # other passes deal with them
+FLOAT_ATTRIBUTES = {"precision", "round_mode", "saturate"}  # of computations in narrow floats, which integers replace
 
 
 def upgrade_opset(graph: Graph) -> None:
@@ -51,6 +52,9 @@ def _drop_new_attributes(node: NodeProto, version: int) -> None:
         return
     for name in [a.name for a in node.attribute if a.name not in old]:
         if name in KEPT_ATTRIBUTES:
+            continue
+        if name in FLOAT_ATTRIBUTES:
+            set_attribute(node, name, None)
             continue
         default = new[name].default_value if name in new else None
         given = next(a for a in node.attribute if a.name == name)

@@ -139,3 +139,27 @@ def test_fake_quantize_modules_of_torch():
     ]
     feed = {model.graph.input[0].name: x.numpy()}
     np.testing.assert_allclose(run(normal, feed), run(model, feed), atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [21, 23, 25, 28])
+def test_attributes_of_newer_opsets(opset):
+    """Opset 23 gave DequantizeLinear an output type, QuantizeLinear a precision, opset 24 Cast a rounding mode."""
+    new = opset >= 23
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **({"precision": 1} if new else {})),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], **({"output_dtype": 1} if new else {})),
+        helper.make_node("Cast", ["d"], ["y"], to=1, **({"round_mode": "up"} if opset >= 24 else {})),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(3), "z")],
+    )
+    normal = normalise(
+        load_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
+    )
+    assert normal.opset_import[0].version == 21
+    x = RNG.standard_normal((2, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(normal, {"x": x}), np.clip(np.rint(x / np.float32(0.1)), -131, 124) * 0.1, atol=1e-6)
