@@ -204,11 +204,9 @@ def solve(layer: Narrow, moments: Sequence[Moments], options: QuantizeOptions, f
     matrix = np.ascontiguousarray(columns.matrix(layer.weight), np.float32)
     g, n, inputs, taps = matrix.shape
     share = MEAN_SHARE if layer.biased and options.bias_correction else 1.0
-    weights = [m.count for m in moments]
     parts = [m.centred(share) for m in moments]
-    total = max(sum(weights), 1)
-    square = np.sum([(w / total) * p[0] for w, p in zip(weights, parts)], axis=0, dtype=np.float32)
-    drift = np.sum([(w / total) * p[1] for w, p in zip(weights, parts)], axis=0, dtype=np.float32)
+    shares = np.array([m.count for m in moments], np.float32) / max(sum(m.count for m in moments), 1)
+    square, drift = (np.einsum("m,mgjk->gjk", shares, np.stack([p[i] for p in parts])) for i in (0, 1))
     least = None if layer.least is None else layer.least.reshape(g, n) if layer.least.size == g * n else None
     codes = np.empty(matrix.shape, np.int8)
     scales, multipliers = [], []
