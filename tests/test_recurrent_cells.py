@@ -7,6 +7,7 @@ import qcompile
 from onnx import TensorProto, helper, numpy_helper
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.cells import spelled_cells
+from recurrent_models import RecurrentModel
 
 UNITS, INPUTS, STEPS = 16, 8, 6
 
@@ -127,3 +128,13 @@ def test_gated_products_without_a_state_stay_narrow():
     graph = helper.make_graph(nodes, "glu", [value("x", 1, 4), value("z", 1, 4)], [value("y", 1, 4)])
     made = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
     assert spelled_cells(made) == (set(), set())
+
+
+@pytest.mark.parametrize("target", ["arm-a53", "arm-a55", "arm-a710", "x86-avx2", "x86-avx512vnni"])
+@pytest.mark.parametrize("kind,more", [("LSTM", {}), ("GRU", {"linear_before_reset": 1}), ("RNN", {"rows": 3})])
+def test_cells_are_proved_to_be_integers(kind, more, target, tmp_path):
+    """LLVM makes some constants with float instructions; the proof would refuse them."""
+    made = RecurrentModel(kind, units=21, **more)
+    feeds = [made.feed() for _ in range(3)]
+    built = qcompile.compile(made.model(), target, calibration=feeds, output=tmp_path, name="cell")
+    assert built.manifest["proof"]["float_instructions"] == 0
