@@ -45,7 +45,8 @@ def _take_coded(
             with T.serial(0, chunks) as c:
                 stored = bind(table.load(codes + c * half, half))
                 share = table.load(codes + chunks * half + T.truncdiv(c, T.int32(group // CHUNK)))
-                multiplier, middle = bind(splat(T.cast(share, "int16"), "int16", half)), splat(coded.code.middle, "int16", half)
+                multiplier = bind(splat(T.cast(share, "int16"), "int16", half))
+                middle = splat(coded.code.middle, "int16", half)
                 low = T.bitwise_and(stored, splat(15, "uint8", half))
                 for h, u in enumerate((low, T.shift_right(stored, splat(4, "uint8", half)))):
                     value = (cast(u, "int16") - middle) * multiplier

@@ -25,7 +25,8 @@ def pack_codes(coded: Coded, tiling: Tiling) -> np.ndarray:
     tables = [[_share_panel(a, first, columns, tiling) for first, columns in tiling.panels(len(a))] for a in shares]
     for i, panel in enumerate(_panels(coded.values, tiling, coded.code.middle)):
         if tiling.dot.digits:
-            parts.append(encode_digits(panel.astype(np.int8) - coded.code.middle, tiling.dot.digit_bytes).view(np.uint8))
+            digits = panel.astype(np.int8) - coded.code.middle
+            parts.append(encode_digits(digits, tiling.dot.digit_bytes).view(np.uint8))
         else:
             parts.append(encode(panel, coded.code, vector))
         if tables:
