@@ -85,9 +85,10 @@ def compile(
     what "mixed" must keep to, {"size": 0.6} or ("size=60%",), of the 8-bit model ("size", "latency", "bops") and of the
     output's energy ("loss"); bits_options: edges, groups, candidates, sensitivities, latencies. Float models only.
     calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input:
-    array}; used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables or "ibert" polynomials
-    for GELU. threads: recorded in the manifest as the number to run with. report: also measure each layer's
-    signal-to-noise ratio and write report.html. keep: the same, and write bits.json and the program after each pass.
+    array}; used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables, "ibert" polynomials for
+    GELU, or "pwl", straight segments for sigmoid and tanh. threads: recorded in the manifest as the number to run
+    with. report: also measure each layer's signal-to-noise ratio and write report.html. keep: the same, and write
+    bits.json and the program after each pass.
     states: {input: output} that is fed back to it as integers (`Model.stream`).
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
     meaning). Raises CompileError, and leaves nothing behind.
