@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from qcompile.frontend.graph import Graph
-from qcompile.mixed.probe import outputs_before_readout
+from qcompile.mixed.probe import counting, outputs_before_readout
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import stream
-from qcompile.quantizer.placement import is_bias_add
+from qcompile.quantizer.placement import Placer, is_bias_add
 
 SAMPLES = 8
 EQUALISED = 0.5  # of the noise that is left when each channel has a gain of its own: then channels were rescaled
@@ -46,7 +46,7 @@ class _Sums:
 
 def layer_noise(reference: Graph, quantized: Graph, layers: Sequence[Layer], samples: list[Feed]) -> dict[str, float]:
     """{layer name: dB} of the layers' outputs, bias included, and {"": dB} of the network's outputs, in front of a
-    softmax.
+    softmax; padding is left out.
 
     `reference` is the prepared float graph, `quantized` the QDQ graph made from it. Layers whose output the quantizer
     moved elsewhere are left out.
@@ -59,10 +59,15 @@ def layer_noise(reference: Graph, quantized: Graph, layers: Sequence[Layer], sam
     axes = {tensors[x.name]: 1 if x.op_type in ("Conv", "ConvTranspose") else -1 for x in layers if x.name in tensors}
     sums = {t: _Sums() for t in wanted}
     spaced = samples[:: -(-len(samples) // SAMPLES)]
-    for exact, actual in zip(stream(reference, wanted, spaced, "comparing"), stream(quantized, wanted, spaced, "")):
+    masks = Placer(reference, True).masks()
+    runs = zip(spaced, stream(reference, wanted, spaced, "comparing"), stream(quantized, wanted, spaced, ""))
+    for sample, exact, actual in runs:
+        tokens = counting(sample, masks)
         for t in sums:
-            if exact[t].ndim and exact[t].shape == actual[t].shape:
-                sums[t].add(exact[t], actual[t], axes.get(t, -1))
+            x, y = exact[t], actual[t]
+            if x.ndim and x.shape == y.shape:
+                chosen = tokens.get(x.shape[:2], ...) if x.ndim > 2 and axes.get(t, -1) == -1 else ...
+                sums[t].add(x[chosen], y[chosen], axes.get(t, -1))
     result = {name: sums[t].decibels() for name, t in tensors.items() if sums[t].count}
     finals = [t for t in finals if sums[t].count]
     if finals:
