@@ -85,6 +85,9 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
             continue
         if any(n.op_type == "MatMul" and graph.rank(n.input[1]) != 2 for n in layers):
             continue
+        behind = _linear_behind(graph, name)
+        if any(n.input[1] in graph.blocks for n in [*layers, *([behind[0]] if behind else [])]):
+            continue  # weights that keep the codes they came with
         alone = len(layers) == len(graph.consumers(name)) and name not in graph.output_names
         axis = 1 if layers[0].op_type == "Conv" else -1
         if node.op_type in STREAM_NORMS:
@@ -93,7 +96,7 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
         elif alone and (
             (node.op_type in ACTIVATIONS and axis == -1)
             or (id(node) in placer.gated and axis == -1)
-            or _linear_behind(graph, name) is not None
+            or behind is not None
         ):
             found.append(Site(name, axis, layers))
     return found

@@ -134,20 +134,24 @@ def test_quantize_dynamic_gets_static_scales(float_model, tmp_path, weights):
         np.testing.assert_allclose(model.run(feed)["y"], session.run(None, feed)[0], atol=0.02)
 
 
-def packed_linear(bits, zeros):
-    """y = MatMulNBits(x) of [4, 256] by [256, 96]."""
+def packed_linear(bits, zeros, gamma=None):
+    """y = MatMulNBits(x) of [4, 256] by [256, 96]; with gamma, of LayerNormalization(x)."""
     n, k, block = 96, 256, 32
     tensors = {
         "b": RNG.integers(0, 256, (n, k // block, block * bits // 8)).astype(np.uint8),
         "s": (0.01 + 0.02 * RNG.random(n * k // block)).astype(np.float32),
         "z": RNG.integers(0, 256, n * (k // block) * bits // 8).astype(np.uint8),
     }
-    reads = ["x", "b", "s", *(["z"] if zeros else [])]
+    nodes, source = [], "x"
+    if gamma is not None:
+        tensors["gamma"], source = gamma.astype(np.float32), "n"
+        nodes.append(helper.make_node("LayerNormalization", ["x", "gamma"], ["n"]))
+    reads = [source, "b", "s", *(["z"] if zeros else [])]
     node = helper.make_node(
         "MatMulNBits", reads, ["y"], name="packed", domain="com.microsoft", bits=bits, block_size=block, K=k, N=n
     )
     graph = helper.make_graph(
-        [node],
+        [*nodes, node],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, k])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, n])],
@@ -171,6 +175,13 @@ def test_packed_weights_compile(tmp_path, bits, zeros):
         off = loaded.run(feed)["y"] - want
         # zero points all over the range leave few multipliers
         assert np.sqrt(np.mean(off**2)) < (0.06 if zeros else 0.03) * np.sqrt(np.mean(want**2))
+
+
+def test_packed_weights_keep_their_codes_behind_channels_of_unequal_size(tmp_path):
+    model = packed_linear(4, False, gamma=np.where(np.arange(256) % 32 == 0, 30.0, 1.0))
+    feeds = [{"x": f32(4, 256, by=1.0)} for _ in range(8)]
+    built = qcompile.compile(model, calibration=feeds, output=tmp_path, name="packed")
+    assert built.manifest["weights_bytes"] / (96 * 256) < 0.8
 
 
 def test_an_integer_product_without_scale_is_refused():
