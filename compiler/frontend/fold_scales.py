@@ -27,6 +27,7 @@ def batch_norm_to_affine(graph: Graph) -> None:
         factor = gamma / np.sqrt(var + attribute(node, "epsilon", 1e-5))
         shape = (-1,) + (1,) * max(rank - 2, 0)
         y = node.output[0]
+        graph.statistics[y] = beta.astype(np.float32), np.abs(gamma).astype(np.float32)
         scaled = graph.add("Mul", [node.input[0], graph.constant(f"{y}_factor", _f32(factor, shape))], f"{y}_scaled")
         tables: tuple[dict, ...] = (graph.shapes, graph.dtypes)
         for known in tables:
@@ -76,7 +77,21 @@ def fold_into_linear(graph: Graph) -> None:
         else:
             done = _shift(graph, layer, bias_add, vector if node.op_type == "Add" else -vector)
         if done:
+            _affine_statistics(graph, node, x, vector)
             graph.bypass(node, x)
+
+
+def _affine_statistics(graph: Graph, node: NodeProto, x: str, vector: np.ndarray) -> None:
+    """The statistics of what `node` makes of `x` by a constant per channel, before `x` takes its place."""
+    if x in graph.statistics:
+        mean, std = graph.statistics.pop(x)
+        if node.output[0] not in graph.statistics and vector.shape == mean.shape:
+            if node.op_type in ("Mul", "Div"):
+                factor = vector if node.op_type == "Mul" else 1.0 / vector
+                mean, std = mean * factor, std * np.abs(factor)
+            else:
+                mean = mean + (vector if node.op_type == "Add" else -vector)
+            graph.statistics[node.output[0]] = mean.astype(np.float32), std.astype(np.float32)
 
 
 def _matmul_bias(graph: Graph, name: str) -> tuple[NodeProto | None, NodeProto | None]:
@@ -173,6 +188,7 @@ def fold_before_conv(graph: Graph) -> None:
         else:
             shift = (weight * inputs).reshape(weight.shape[0], -1).sum(1)
             _shift(graph, conv, None, shift)
+        graph.statistics.pop(node.output[0], None)  # they are of what is now folded into the convolution
         graph.bypass(node, node.input[1 - k])
 
 

@@ -65,7 +65,8 @@ class Graph:
     Attributes: `nodes` in topological order, `constants` {name: array}, `inputs` and `outputs` (ValueInfoProto),
     `shapes` {name: shape} and `dtypes` {name: TensorProto type} as far as known, `opsets` {domain: version}; `blocks`
     {name of a float constant: (scales, axis, block size) of the codes that it was made from}; `dynamic`
-    names a node whose input the model quantized dynamically, so that its range is not in the model.
+    names a node whose input the model quantized dynamically, so that its range is not in the model; `statistics`
+    {name: (mean, deviation) per channel, axis 1} of what BatchNormalization made of the training data.
     The graph keeps nothing of the model it is made from, whose weights may then be freed.
     """
 
@@ -79,6 +80,7 @@ class Graph:
         self.opsets = {o.domain: o.version for o in model.opset_import}
         self.blocks: dict[str, tuple[np.ndarray, int, int]] = {}
         self.dynamic = ""
+        self.statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
         self.note_types([*g.input, *g.value_info, *g.output])
@@ -179,6 +181,9 @@ class Graph:
                     maker.output[i] = out
         else:
             return  # an output that repeats an input or another output stays as an Identity
+        if out in self.statistics and self.shape(out) == self.shape(source):
+            kept = out if out in self.output_names else source
+            self.statistics[kept] = self.statistics[out]
         self.nodes = [n for n in self.nodes if n is not node]
         self.update()
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import helper
 from qcompile.frontend.graph import Graph
+from qcompile.quantizer.synthetic import synthetic_samples
 from qcompile.targets.errors import CompileError
 
-SYNTHETIC_SAMPLES = 16
 Feed = dict[str, np.ndarray]
 Source = str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]] | None
 
@@ -55,7 +55,7 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
         for v in graph.inputs
     }
     if source is None:
-        return _synthetic(graph, wanted)
+        return Calibration(*synthetic_samples(graph, wanted))
     if isinstance(source, Calibration):
         return source
     if isinstance(source, str | os.PathLike):
@@ -117,40 +117,3 @@ def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index:
             raise CompileError(f"calibration sample {index}: input '{name}' has NaN or infinite values")
         result[name] = np.ascontiguousarray(value, dtype)
     return result
-
-
-def _synthetic(graph: Graph, wanted: Mapping[str, tuple]) -> Calibration:
-    """Normal noise for float inputs; ids below the size of the table they index, else 0 and 1, for integer inputs."""
-    rng = np.random.default_rng(0)
-    bounds = {name: _id_bound(graph, name) for name in wanted}
-    samples = []
-    for _ in range(SYNTHETIC_SAMPLES):
-        feed = {}
-        for name, (shape, dtype) in wanted.items():
-            if dtype.kind == "f":
-                feed[name] = rng.standard_normal(shape).astype(dtype)
-            elif bounds[name]:
-                feed[name] = rng.integers(0, bounds[name], shape).astype(dtype)
-            else:
-                feed[name] = np.ones(shape, dtype) if dtype.kind != "b" else np.ones(shape, bool)
-        samples.append(feed)
-    return Calibration(
-        samples,
-        [
-            "no calibration data: ranges come from synthetic inputs and accuracy will suffer; "
-            "give real samples with --calib"
-        ],
-    )
-
-
-def _id_bound(graph: Graph, name: str) -> int | None:
-    """Rows of the smallest constant table that the integer input `name` indexes."""
-    bounds, frontier = [], [name]
-    while frontier:
-        tensor = frontier.pop()
-        for node in graph.consumers(tensor):
-            if node.op_type == "Gather" and node.input[1] == tensor and node.input[0] in graph.constants:
-                bounds.append(graph.constants[node.input[0]].shape[0])
-            elif node.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
-                frontier.append(node.output[0])
-    return min(bounds, default=None)

@@ -1,0 +1,257 @@
+"""Synthetic calibration inputs, from what the network itself tells of its data.
+
+A BatchNormalization holds the mean and the standard deviation, per channel, of what it makes of the training data.
+Inputs are distilled until the network's statistics are those (ZeroQ, Cai et al. 2020; Q-ASR, Kim et al. 2021). Where
+it has been folded into weights before the compiler saw it, its channels are taken to be what they mostly are: mean 0
+give or take a half, deviation 1 give or take a factor. Before the first nonlinearity the means are linear in the
+inputs' mean, which follows by ridge regression; the rest is gradient descent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from qcompile.frontend.graph import Graph
+from qcompile.quantizer.differentiable import network, path_to
+
+SAMPLES = 16
+STEPS = 150
+WORK = 4e11  # multiply-accumulates that distilling may cost, some ten seconds of a core
+BETA = 0.5  # deviation of the unknown means of normalised channels
+SPREAD = 0.4  # of the logarithm of their unknown deviations
+LINEAR = ("Conv", "Gemm", "MatMul")
+AFFINE = {*LINEAR, "Add", "Sub", "Mul", "Div", "AveragePool", "GlobalAveragePool", "ReduceMean", "Concat", "Slice"}
+AFFINE |= {"Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+NORMALISING = ("LayerNormalization", "InstanceNormalization", "RMSNormalization", "GroupNormalization")
+Feed = dict[str, np.ndarray]
+Wanted = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+RECORDED = "synthetic inputs, distilled from the statistics of its BatchNormalization layers"
+FOLDED = "synthetic inputs, estimated from weights and biases"
+NOISE = "synthetic inputs (noise)"
+NOTE = "no calibration data: ranges come from {}, and accuracy {} suffer; give real samples with --calib"
+
+
+@dataclass
+class Target:
+    """What a tensor's channels (along `axis`) should have: mean, deviation [C]; `known`, or only likely."""
+
+    tensor: str
+    axis: int
+    mean: np.ndarray
+    std: np.ndarray
+    known: bool
+
+
+def synthetic_samples(graph: Graph, wanted: Wanted) -> tuple[list[Feed], list[str]]:
+    """(samples, notes) for the inputs `wanted` = {name: (shape, dtype)} of a normalised `graph`; deterministic.
+
+    Integer inputs are ids below the size of the table that they index, else 1.
+    """
+    rng = np.random.default_rng(0)
+    samples = [_noise(graph, wanted, rng) for _ in range(SAMPLES)]
+    targets = find_targets(graph)
+    source, likely = NOISE, "will"
+    if targets and any(dtype.kind == "f" for _, dtype in wanted.values()):
+        try:
+            samples = _distil(graph, wanted, samples, targets, rng)
+            source, likely = (RECORDED, "may") if targets[0].known else (FOLDED, "may")
+        except Exception:  # an unknown operator, torch missing, a singular matrix: noise always works
+            pass
+    return samples, [NOTE.format(source, likely)]
+
+
+def _noise(graph: Graph, wanted: Wanted, rng: np.random.Generator) -> Feed:
+    feed: Feed = {}
+    for name, (shape, dtype) in wanted.items():
+        if dtype.kind == "f":
+            feed[name] = rng.standard_normal(shape).astype(dtype)
+        elif (bound := id_bound(graph, name)) is not None:
+            feed[name] = rng.integers(0, bound, shape).astype(dtype)
+        else:
+            feed[name] = np.ones(shape, dtype)
+    return feed
+
+
+def id_bound(graph: Graph, name: str) -> int | None:
+    """Rows of the smallest constant table that the integer input `name` indexes."""
+    bounds, frontier = [], [name]
+    while frontier:
+        tensor = frontier.pop()
+        for node in graph.consumers(tensor):
+            if node.op_type == "Gather" and node.input[1] == tensor and node.input[0] in graph.constants:
+                bounds.append(graph.constants[node.input[0]].shape[0])
+            elif node.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
+                frontier.append(node.output[0])
+    return min(bounds, default=None)
+
+
+def find_targets(graph: Graph) -> list[Target]:
+    """The tensors of which statistics were recorded, else those that were likely normalised, in graph order."""
+    made = [o for n in graph.nodes for o in n.output]
+    recorded = {t: s for t, s in graph.statistics.items() if (graph.shape(t) or ())[1:2] == s[0].shape}
+    if recorded:
+        return [Target(t, 1, recorded[t][0], recorded[t][1], True) for t in made if t in recorded]
+    if any(n.op_type in NORMALISING for n in graph.nodes):
+        return []
+    leads: set[str] = set()  # tensors that lead to a further linear layer
+    result = []
+    for node in reversed(graph.nodes):
+        linear = node.op_type in LINEAR and node.input[1] in graph.constants
+        follows = leads.intersection(node.output)
+        if follows or linear:
+            leads.update(node.input)
+        y = node.output[0]
+        if not linear or not follows or graph.shape(y) is None:
+            continue
+        biased = len(node.input) > 2 and node.input[2] in graph.constants
+        add = graph.only_consumer(y, "Add")
+        if node.op_type == "MatMul" and add is not None and any(i in graph.constants for i in add.input):
+            y, biased = add.output[0], True
+        if biased:
+            axis = 1 if node.op_type == "Conv" else len(graph.shape(y)) - 1
+            channels = graph.shape(y)[axis]
+            result.append(Target(y, axis, np.zeros(channels), np.ones(channels), False))
+    return result[::-1]
+
+
+def pink(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Noise whose amplitude falls as 1 / frequency along the axes of natural signals, mean square 1."""
+    axes = tuple(i for i, n in enumerate(shape) if n > 1)
+    if not axes:
+        return rng.standard_normal(shape)
+    frequency = np.zeros(shape)
+    for i in axes:
+        f = np.fft.fftfreq(shape[i]).reshape([-1 if j == i else 1 for j in range(len(shape))])
+        frequency = frequency + f**2
+    least = 1.0 / max(shape[i] for i in axes)
+    amplitude = 1.0 / np.maximum(np.sqrt(frequency), least)
+    y = np.fft.ifftn(np.fft.fftn(rng.standard_normal(shape)) * amplitude).real
+    return y * np.sqrt(y.size / np.square(amplitude).sum())
+
+
+def _distil(
+    graph: Graph, wanted: Wanted, samples: list[Feed], targets: Sequence[Target], rng: np.random.Generator
+) -> list[Feed]:
+    import torch
+
+    names = [t.tensor for t in targets]
+    floats = [name for name, (_, dtype) in wanted.items() if dtype.kind == "f"]
+    run = network(graph, names)
+    cost = _work(graph, names)
+    count = int(np.clip(WORK / (2 * cost * 12), 2, len(samples)))
+    steps = int(np.clip(WORK / (2 * cost * count), 4, STEPS))
+    others = {k: torch.tensor(np.stack([s[k] for s in samples])) for k in wanted if k not in floats}
+    unit = {k: np.stack([pink(wanted[k][0], rng) for _ in samples]).astype(np.float32) for k in floats}
+    for k in floats:
+        unit[k] *= np.exp(0.3 * rng.standard_normal((len(samples),) + (1,) * len(wanted[k][0]))).astype(np.float32)
+    first = [t for t in targets if all(n.op_type in AFFINE for n in path_to(graph, [t.tensor]))]
+    centre = {k: np.zeros(wanted[k][0], np.float32) for k in floats}
+    gain = 1.0
+    with torch.enable_grad():
+        if first:
+            centre, gain = _start(network(graph, [t.tensor for t in first]), first, wanted, unit, others)
+        mean = {k: torch.tensor(centre[k] / gain, requires_grad=True) for k in floats}
+        scale = {k: torch.zeros(wanted[k][0], requires_grad=True) for k in floats}
+        shape = {k: torch.tensor(unit[k], requires_grad=True) for k in floats}
+
+        def inputs(some: slice) -> dict[str, Any]:
+            made = {k: gain * (mean[k] + torch.exp(scale[k]) * shape[k][some]) for k in floats}
+            return made | {k: v[some] for k, v in others.items()}
+
+        optimiser = torch.optim.Adam(
+            [
+                {"params": list(mean.values()), "lr": 0.02},
+                {"params": list(scale.values()), "lr": 0.02},
+                {"params": list(shape.values()), "lr": 0.05},
+            ]
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 0.002)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss = sum(_loss(y, t) for y, t in zip(run(inputs(slice(0, count))), targets)) / len(targets)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    with torch.no_grad():
+        made = {k: v.numpy() for k, v in inputs(slice(None)).items()}
+    if not all(np.isfinite(v).all() for v in made.values()):
+        raise FloatingPointError("distilling diverged")
+    return [{k: made[k][i].astype(wanted[k][1]) for k in wanted} for i in range(len(samples))]
+
+
+def _work(graph: Graph, tensors: Sequence[str]) -> float:
+    """Multiply-accumulates of one forward pass to `tensors`."""
+    work = 0.0
+    for node in path_to(graph, tensors):
+        out = float(np.prod(graph.shape(node.output[0]) or (1,)))
+        if node.op_type == "Conv" and (weight := graph.shape(node.input[1])):
+            work += out * float(np.prod(weight[1:]))
+        elif node.op_type in LINEAR:
+            work += out * float((graph.shape(node.input[0]) or (1,))[-1])
+        else:
+            work += out
+    return work
+
+
+def _moments(y: Any, target: Target) -> tuple[Any, Any]:
+    """Mean and deviation per channel of y [N, *shape]."""
+    import torch
+
+    over = tuple(i for i in range(y.ndim) if i != target.axis + 1)
+    mean = y.mean(over)
+    variance = (y - y.mean(over, keepdim=True)).square().mean(over)
+    return mean, torch.sqrt(variance + 1e-8)
+
+
+def _loss(y: Any, target: Target) -> Any:
+    import torch
+
+    mean, std = _moments(y, target)
+    if target.known:
+        goal, likely = torch.tensor(target.mean), torch.tensor(target.std)
+        unit = likely.clamp(min=0.1 * float(likely.median()) + 1e-6)
+        return (((mean - goal) / unit).square() + ((std - likely) / unit).square()).mean()
+    # a channel may well be far from what is likely: the loss grows slowly (Cauchy)
+    return (torch.log1p((mean / BETA).square()) + torch.log1p((torch.log(std) / SPREAD).square())).mean()
+
+
+def _start(
+    run: Any, targets: Sequence[Target], wanted: Wanted, unit: Mapping[str, np.ndarray], others: Mapping[str, Any]
+) -> tuple[Feed, float]:
+    """(mean input, gain of the noise) for which the first layers, affine in the inputs, have their statistics."""
+    import torch
+
+    zero = {k: torch.zeros((1, *wanted[k][0]), requires_grad=True) for k in unit}
+    some = {k: v[:1] for k, v in others.items()}
+    means = torch.cat([_moments(y, t)[0] for y, t in zip(run(zero | some), targets)])
+    rows = []
+    for m in means:
+        gradient = torch.autograd.grad(m, list(zero.values()), retain_graph=True)
+        rows.append(torch.cat([g.reshape(-1) for g in gradient]))
+    jacobian = torch.stack(rows).double().numpy()
+    goal = np.concatenate([t.mean for t in targets]) - means.detach().double().numpy()
+    flat = _ridge(jacobian, goal, 0.05 if targets[0].known else BETA)
+    centre, at = {}, 0
+    for k, z in zero.items():
+        centre[k] = flat[at : at + z.numel()].reshape(wanted[k][0]).astype(np.float32)
+        at += z.numel()
+    with torch.no_grad():
+        outputs = run({k: torch.tensor(u) for k, u in unit.items()} | dict(others))
+        ratio = [(_moments(y, t)[1].numpy() + 1e-12) / t.std for y, t in zip(outputs, targets)]
+    return centre, float(1.0 / np.median(np.concatenate(ratio)))
+
+
+def _ridge(jacobian: np.ndarray, goal: np.ndarray, deviation: float) -> np.ndarray:
+    """The mean m ~ N(0, t^2) with goal = jacobian m + N(0, deviation^2), t of the largest likelihood."""
+    values, basis = np.linalg.eigh(jacobian @ jacobian.T)
+    values, along = np.maximum(values, 0.0), basis.T @ goal
+
+    def likelihood(t2: float) -> float:
+        variance = t2 * values + deviation**2
+        return float(-np.sum(np.log(variance) + along**2 / variance))
+
+    t2 = max((10.0**e for e in np.arange(-6, 10, 0.25)), key=likelihood)
+    return t2 * jacobian.T @ (basis @ (along / (t2 * values + deviation**2)))
