@@ -27,6 +27,7 @@ SAMPLES = 48  # calibration samples for the channel statistics
 EXPONENTS = [(a, b) for a in (0.25, 0.4, 0.5, 0.6, 0.75, 1.0) for b in (0.0, 0.25, 0.5, 0.75) if a + b <= 1.25]
 GAIN = 0.8  # a predicted error above this share of the old one is not worth the change
 ACTIVATIONS = {"Gelu", "Mish", "Sigmoid", "Tanh", "HardSwish"}
+DEAD = 1e-4  # of the largest channel
 HOMOGENEOUS = {"Relu", "LeakyRelu"}
 BLOCK = 1 << 18  # weights that are looked at together
 
@@ -192,9 +193,16 @@ def _factors(graph: Graph, site: Site, bits: list[LayerBits]) -> np.ndarray | No
     if any(layer.reach.size != peak.size for layer in layers):
         return None
     reach = np.max([layer.reach for layer in layers], axis=0)
-    peak, reach = np.maximum(peak, peak.max() * 1e-4), np.maximum(reach, reach.max() * 1e-4)
-    powers = [peak**a / reach**b for a, b in EXPONENTS]
-    candidates = [np.ones_like(peak), *(s / np.exp(np.log(s).mean()) for s in powers)]
+    # channels that are never used stay as they are: their peaks say nothing of the others'
+    live = (peak > DEAD * peak.max()) & (reach > DEAD * reach.max())
+    if not live.any():
+        return None
+    candidates = [np.ones_like(peak)]
+    for a, b in EXPONENTS:
+        s = np.ones_like(peak)
+        s[live] = peak[live] ** a / reach[live] ** b
+        s[live] /= np.exp(np.log(s[live]).mean())
+        candidates.append(s)
     errors = _errors(site, layers, square, candidates, 2 ** max(b.activations for b in bits))
     best = int(errors.argmin())
     return candidates[best].astype(np.float32) if errors[best] < GAIN * errors[0] else None

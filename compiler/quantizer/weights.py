@@ -135,15 +135,17 @@ def choose_steps(
         best[start : start + rows] = _narrow_scales(part, shares, qmax, NARROW_CLIPS if clip else (1.0,))
     floor = np.full(n, 1e-30, np.float32) if least is None else np.maximum(least, 1e-30).astype(np.float32)
     if not grouped:
+        best = np.where(best > 0, best, np.float32(1 / qmax))
         return np.maximum(best[:, 0, 0], floor), np.ones((n, 1, 1), np.int32)
     energy = (best**2 * shares.sum(2)).astype(np.float64)
     return _common_scale(best, energy, QMAX // qmax, floor)
 
 
 def _narrow_scales(w: np.ndarray, share: np.ndarray, qmax: int, clips: tuple[float, ...]) -> np.ndarray:
-    """The scales [N, J, T] of least weighted error over axis 2 of `w` [N, J, K, T]."""
+    """The scales [N, J, T] of least weighted error over axis 2 of `w` [N, J, K, T]; 0 where all is 0."""
     peak = np.abs(w).max(2, keepdims=True)
-    peak = np.where(peak < 1e-30, np.float32(1), peak)
+    nothing = peak < 1e-30
+    peak = np.where(nothing, np.float32(1), peak)
     best = ratio = None
     for r in clips:
         scale = peak * np.float32(r / qmax)
@@ -154,17 +156,19 @@ def _narrow_scales(w: np.ndarray, share: np.ndarray, qmax: int, clips: tuple[flo
         else:
             ratio = np.where(total < best, np.float32(r), ratio)
             best = np.minimum(best, total)
-    return (peak * ratio / qmax)[:, :, 0]
+    return np.where(nothing, np.float32(0), peak * ratio / qmax)[:, :, 0]
 
 
 def _common_scale(steps: np.ndarray, energy: np.ndarray, most: int, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scales [N] and multipliers up to `most` whose products come near `steps` [N, J, T], weighed by `energy`."""
     peak = steps.max((1, 2))
+    peak = np.where(peak > 0, peak, np.float32(1))
+    wanted = np.where(steps > 0, steps, np.float32(1))  # groups of zeros have no energy: any step serves
     best = scale = multipliers = None
     for m in range(max(most // 2, 1), most + 1):
         s = np.maximum(peak / m, floor)
         integers = np.clip(np.rint(steps / s[:, None, None]), 1, most)
-        error = (energy * np.square(integers * s[:, None, None] / steps - 1)).sum((1, 2))
+        error = (energy * np.square(integers * s[:, None, None] / wanted - 1)).sum((1, 2))
         if best is None:
             best, scale, multipliers = error, s, integers
         else:

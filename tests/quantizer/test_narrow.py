@@ -13,7 +13,9 @@ from qcompile.frontend import normalise
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer import LayerBits, QuantizeOptions, find_layers, quantize, uniform_bits
 from qcompile.quantizer.columns import Columns
+from qcompile.quantizer.equalise import equalise
 from qcompile.quantizer.histogram import Histogram, choose_narrow
+from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.rounding import damped, descend, gptq, learn
 from qcompile.quantizer.weights import choose_steps, narrow_weight, quantize_table
@@ -241,3 +243,32 @@ def test_table_net():
     )
     assert list(table.dims) == [50, 64]
     assert snr(model, quantized, feeds[:5]) > 18
+
+
+def test_groups_and_rows_of_zeros_do_not_coarsen_the_others():
+    w = weights_of(np.random.default_rng(5), 4, 64, 1) / 100
+    w[:, :32] = 0
+    scale, multipliers = choose_steps(w, np.ones((64, 1)), 4, 32)
+    assert (scale[:, None] * multipliers[:, 1, 0, None] < 0.6 * np.abs(w).max((1, 2))[:, None]).all()
+    table = weights_of(np.random.default_rng(6), 20, 64) / 1000
+    full = quantize_table(table, LayerBits(4, 8, 32), 32767)
+    table[0] = 0  # a padding token
+    padded = quantize_table(table, LayerBits(4, 8, 32), 32767)
+    off = [np.square(q.dequantized()[1:] - table[1:]).mean() for q in (full, padded)]
+    assert off[1] < 1.2 * off[0] and not padded.codes[0].any()
+
+
+def test_unused_channels_do_not_move_the_others_when_channels_are_equalised():
+    """A convolution whose outputs are mostly dead behind a Relu: a factor for the living ones must stay moderate."""
+    rng = np.random.default_rng(7)
+    w0, bias = weights_of(rng, 32, 8, 1, 1), np.zeros(32, np.float32)
+    bias[8:] = -100  # never above zero
+    w0[:4] *= 20
+    nodes = [("Conv", ["x", "w0", "b0"], ["c0"], {}), ("Relu", ["c0"], ["r0"], {}), ("Conv", ["r0", "w1"], ["y"], {})]
+    net = model_of(nodes, {"x": [1, 8, 6, 6]}, {"y": [1, 16, 6, 6]},
+                   {"w0": w0, "b0": bias, "w1": weights_of(rng, 16, 32, 1, 1)})  # fmt: skip
+    feeds = [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(8)]
+    graph = Graph(net)
+    equalise(graph, Placer(graph, True), feeds)
+    ratio = np.abs(graph.constants[graph.nodes[0].input[1]]).reshape(32, -1).max(1) / np.abs(w0).reshape(32, -1).max(1)
+    assert ratio.max() < 30 and ratio.min() > 1 / 30, ratio
