@@ -88,7 +88,8 @@ def verdict(rows: dict[str, dict[str, Any]], mode: str) -> tuple[str, bool | Non
     if mode == "mixed" and {"4", "8"} <= set(rows):  # mixed bits lie between both: what counts is the loss beside 8
         lost = loss(rows["4"]) - loss(rows["8"])
         if lost > 0.5:
-            return f"a third of the {lost:.2f} points that 4 bits lose beside 8", loss(row) - loss(rows["8"]) <= lost / 3
+            holds = loss(row) - loss(rows["8"]) <= lost / 3
+            return f"a third of the {lost:.2f} points that 4 bits lose beside 8", holds
     if mode == "synthetic" and "8" in rows:
         return "within 1 point of calibrated", loss(row) - loss(rows["8"]) <= 1
     return "", None
