@@ -31,6 +31,12 @@ def path_to(graph: Graph, outputs: Collection[str]) -> list[NodeProto]:
     return kept[::-1]
 
 
+def runs(nodes: Sequence[NodeProto]) -> bool:
+    """Whether there is a torch form of the operators of `nodes` (not yet: of all their attributes)."""
+    table = _operators()
+    return all(not n.domain and n.op_type in table and len(n.output) == 1 for n in nodes)
+
+
 def network(graph: Graph, outputs: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
     """{input name: tensor [N, *shape]} -> the tensors `outputs`, each [N, *shape of the graph].
 
@@ -39,9 +45,8 @@ def network(graph: Graph, outputs: Sequence[str]) -> Callable[[Mapping[str, Any]
     import torch
 
     table, nodes = _operators(), path_to(graph, outputs)
-    for node in nodes:
-        if node.domain or node.op_type not in table or len(node.output) > 1:
-            raise UnknownOperator(node.op_type)
+    if not runs(nodes):
+        raise UnknownOperator(", ".join(sorted({n.op_type for n in nodes} - set(table))))
     constants = {
         name: torch.tensor(graph.constants[name])
         for name in {i for n in nodes for i in n.input if i in graph.constants}

@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import NodeProto
 from qcompile.frontend.graph import Graph
-from qcompile.quantizer.differentiable import network, path_to
+from qcompile.quantizer.differentiable import network, path_to, runs
 
 SAMPLES = 16
 STEPS = 150
+FEWEST = 12  # steps, before fewer samples are distilled
 WORK = 4e11  # multiply-accumulates that distilling may cost, some ten seconds of a core
+ROOM = 2e8  # values that it may hold in memory
+ROWS = 256  # channels that the first layers' equations are made of
+CONFIDENCE = 0.3  # weight of the cross entropy of classes drawn for the samples
 BETA = 0.5  # deviation of the unknown means of normalised channels
+LOUDNESS = 0.3  # deviation of the logarithm of the samples' gain
+FAR = 4.0  # no input is further from its mean, in deviations
 SPREAD = 0.4  # of the logarithm of their unknown deviations
 LINEAR = ("Conv", "Gemm", "MatMul")
 AFFINE = {*LINEAR, "Add", "Sub", "Mul", "Div", "AveragePool", "GlobalAveragePool", "ReduceMean", "Concat", "Slice"}
@@ -31,6 +38,7 @@ Wanted = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 RECORDED = "synthetic inputs, distilled from the statistics of its BatchNormalization layers"
 FOLDED = "synthetic inputs, estimated from weights and biases"
 NOISE = "synthetic inputs (noise)"
+NO_TORCH = "synthetic inputs (noise, as torch is not installed)"
 NOTE = "no calibration data: ranges come from {}, and accuracy {} suffer; give real samples with --calib"
 
 
@@ -52,15 +60,25 @@ def synthetic_samples(graph: Graph, wanted: Wanted) -> tuple[list[Feed], list[st
     """
     rng = np.random.default_rng(0)
     samples = [_noise(graph, wanted, rng) for _ in range(SAMPLES)]
-    targets = find_targets(graph)
     source, likely = NOISE, "will"
-    if targets and any(dtype.kind == "f" for _, dtype in wanted.values()):
+    if any(dtype.kind == "f" for _, dtype in wanted.values()):
         try:
-            samples = _distil(graph, wanted, samples, targets, rng)
-            source, likely = (RECORDED, "may") if targets[0].known else (FOLDED, "may")
-        except Exception:  # an unknown operator, torch missing, a singular matrix: noise always works
+            targets = _within_reach(graph, find_targets(graph))
+            if targets:
+                samples = _distil(graph, wanted, samples, targets, rng)
+                source, likely = RECORDED if targets[0].known else FOLDED, "may"
+        except ModuleNotFoundError:
+            source = NO_TORCH
+        except Exception:  # an attribute without torch form, a singular matrix, no convergence: noise always works
             pass
     return samples, [NOTE.format(source, likely)]
+
+
+def _within_reach(graph: Graph, targets: list[Target]) -> list[Target]:
+    """Those that no unknown operator stands before."""
+    if runs(path_to(graph, [t.tensor for t in targets])):
+        return targets
+    return [t for t in targets if runs(path_to(graph, [t.tensor]))]
 
 
 def _noise(graph: Graph, wanted: Wanted, rng: np.random.Generator) -> Feed:
@@ -96,40 +114,53 @@ def find_targets(graph: Graph) -> list[Target]:
         return [Target(t, 1, recorded[t][0], recorded[t][1], True) for t in made if t in recorded]
     if any(n.op_type in NORMALISING for n in graph.nodes):
         return []
-    leads: set[str] = set()  # tensors that lead to a further linear layer
-    result = []
+    depth: dict[str, int] = {}  # linear layers that a tensor runs through at most, on its way to an output
+    found: list[tuple[int, Target]] = []
     for node in reversed(graph.nodes):
         linear = node.op_type in LINEAR and node.input[1] in graph.constants
-        follows = leads.intersection(node.output)
-        if follows or linear:
-            leads.update(node.input)
-        y = node.output[0]
-        if not linear or not follows or graph.shape(y) is None:
-            continue
-        biased = len(node.input) > 2 and node.input[2] in graph.constants
-        add = graph.only_consumer(y, "Add")
-        if node.op_type == "MatMul" and add is not None and any(i in graph.constants for i in add.input):
-            y, biased = add.output[0], True
-        if biased:
-            axis = 1 if node.op_type == "Conv" else len(graph.shape(y)) - 1
-            channels = graph.shape(y)[axis]
-            result.append(Target(y, axis, np.zeros(channels), np.ones(channels), False))
-    return result[::-1]
+        behind = max(depth.get(o, 0) for o in node.output)
+        for i in node.input:
+            depth[i] = max(depth.get(i, 0), behind + linear)
+        target = _biased(graph, node) if linear and behind else None
+        if target is not None:
+            found.append((behind, target))
+    # what a classifier's last layer reads is large where it is sure: its cross entropy sees to that
+    least = 2 if class_scores(graph) and any(behind > 1 for behind, _ in found) else 1
+    return [t for behind, t in reversed(found) if behind >= least]
 
 
-def pink(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Noise whose amplitude falls as 1 / frequency along the axes of natural signals, mean square 1."""
-    axes = tuple(i for i, n in enumerate(shape) if n > 1)
-    if not axes:
-        return rng.standard_normal(shape)
+def _biased(graph: Graph, node: NodeProto) -> Target | None:
+    """What a linear layer with a bias makes, taken to have been normalised."""
+    y = node.output[0]
+    biased = len(node.input) > 2 and node.input[2] in graph.constants
+    add = graph.only_consumer(y, "Add")
+    if node.op_type == "MatMul" and add is not None and any(i in graph.constants for i in add.input):
+        y, biased = add.output[0], True
+    shape = graph.shape(y)
+    if not biased or shape is None:
+        return None
+    axis = 1 if node.op_type == "Conv" else len(shape) - 1
+    return Target(y, axis, np.zeros(shape[axis]), np.ones(shape[axis]), False)
+
+
+def class_scores(graph: Graph) -> str:
+    """The tensor of logits [1, classes] of a classifier: a convolutional net with one vector of results; else ""."""
+    if len(graph.outputs) != 1 or not any(n.op_type == "Conv" for n in graph.nodes):
+        return ""
+    name = graph.outputs[0].name
+    while (node := graph.producer(name, "Softmax", "LogSoftmax", "Reshape", "Squeeze", "Flatten")) is not None:
+        name = node.input[0]
+    shape = graph.shape(name) or ()
+    return name if shape[:1] == (1,) and int(np.prod(shape)) == max(shape) > 1 and graph.producer(name) else ""
+
+
+def falling(shape: tuple[int, ...]) -> np.ndarray:
+    """Amplitudes 1 / frequency, as natural signals have them, over the Fourier transform of `shape`; mean square 1."""
     frequency = np.zeros(shape)
-    for i in axes:
-        f = np.fft.fftfreq(shape[i]).reshape([-1 if j == i else 1 for j in range(len(shape))])
-        frequency = frequency + f**2
-    least = 1.0 / max(shape[i] for i in axes)
-    amplitude = 1.0 / np.maximum(np.sqrt(frequency), least)
-    y = np.fft.ifftn(np.fft.fftn(rng.standard_normal(shape)) * amplitude).real
-    return y * np.sqrt(y.size / np.square(amplitude).sum())
+    for i, n in enumerate(shape):
+        frequency = frequency + np.fft.fftfreq(n).reshape([-1 if j == i else 1 for j in range(len(shape))]) ** 2
+    amplitude = 1.0 / np.maximum(np.sqrt(frequency), 1.0 / max(shape, default=1))
+    return (amplitude / np.sqrt(np.mean(np.square(amplitude)))).astype(np.float32)
 
 
 def _distil(
@@ -139,39 +170,56 @@ def _distil(
 
     names = [t.tensor for t in targets]
     floats = [name for name, (_, dtype) in wanted.items() if dtype.kind == "f"]
-    run = network(graph, names)
-    cost = _work(graph, names)
-    count = int(np.clip(WORK / (2 * cost * 12), 2, len(samples)))
+    logits = class_scores(graph)
+    logits = logits if runs(path_to(graph, [logits])) else ""
+    run = network(graph, [*names, logits or names[-1]])
+    classes = int(np.prod(graph.shape(logits) or (0,)))
+    cost, held = _work(graph, [*names, logits or names[-1]])
+    count = int(np.clip(min(WORK / (2 * cost * FEWEST), ROOM / held), 2, len(samples)))
     steps = int(np.clip(WORK / (2 * cost * count), 4, STEPS))
     others = {k: torch.tensor(np.stack([s[k] for s in samples])) for k in wanted if k not in floats}
-    unit = {k: np.stack([pink(wanted[k][0], rng) for _ in samples]).astype(np.float32) for k in floats}
-    for k in floats:
-        unit[k] *= np.exp(0.3 * rng.standard_normal((len(samples),) + (1,) * len(wanted[k][0]))).astype(np.float32)
+    amplitudes = {k: torch.tensor(falling(wanted[k][0])) for k in floats}
+    white = {k: torch.tensor(np.stack([s[k] for s in samples]).astype(np.float32)) for k in floats}
+    loud = {k: torch.tensor(np.exp(LOUDNESS * rng.standard_normal(len(samples))).astype(np.float32)) for k in floats}
+
+    def signal(k: str, some: slice) -> Any:
+        """White noise made natural: falling amplitudes, some samples louder, no value far out."""
+        made = torch.fft.fftn(white[k][some], dim=tuple(range(1, white[k].ndim))) * amplitudes[k]
+        made = torch.fft.ifftn(made, dim=tuple(range(1, made.ndim))).real
+        return FAR * torch.tanh(made * loud[k][some].reshape(-1, *(1,) * (made.ndim - 1)) / FAR)
+
+    unit = {k: signal(k, slice(0, count)) for k in floats}
     first = [t for t in targets if all(n.op_type in AFFINE for n in path_to(graph, [t.tensor]))]
     centre = {k: np.zeros(wanted[k][0], np.float32) for k in floats}
     gain = 1.0
     with torch.enable_grad():
         if first:
-            centre, gain = _start(network(graph, [t.tensor for t in first]), first, wanted, unit, others)
+            given = {k: v[:count] for k, v in others.items()}
+            centre, gain = _start(network(graph, [t.tensor for t in first]), first, wanted, unit, given)
         mean = {k: torch.tensor(centre[k] / gain, requires_grad=True) for k in floats}
         scale = {k: torch.zeros(wanted[k][0], requires_grad=True) for k in floats}
-        shape = {k: torch.tensor(unit[k], requires_grad=True) for k in floats}
+        for k in floats:
+            white[k].requires_grad_()
 
         def inputs(some: slice) -> dict[str, Any]:
-            made = {k: gain * (mean[k] + torch.exp(scale[k]) * shape[k][some]) for k in floats}
+            made = {k: gain * (mean[k] + torch.exp(scale[k]) * signal(k, some)) for k in floats}
             return made | {k: v[some] for k, v in others.items()}
 
         optimiser = torch.optim.Adam(
             [
                 {"params": list(mean.values()), "lr": 0.02},
                 {"params": list(scale.values()), "lr": 0.02},
-                {"params": list(shape.values()), "lr": 0.05},
+                {"params": list(white.values()), "lr": 0.05},
             ]
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 0.002)
         for _ in range(steps):
             optimiser.zero_grad()
-            loss = sum(_loss(y, t) for y, t in zip(run(inputs(slice(0, count))), targets)) / len(targets)
+            *outputs, scores = run(inputs(slice(0, count)))
+            loss = sum(_loss(y, t) for y, t in zip(outputs, targets)) / len(targets)
+            if logits:
+                goal = torch.arange(count) * classes // count
+                loss = loss + CONFIDENCE * torch.nn.functional.cross_entropy(scores.reshape(count, -1), goal)
             loss.backward()
             optimiser.step()
             schedule.step()
@@ -182,18 +230,17 @@ def _distil(
     return [{k: made[k][i].astype(wanted[k][1]) for k in wanted} for i in range(len(samples))]
 
 
-def _work(graph: Graph, tensors: Sequence[str]) -> float:
-    """Multiply-accumulates of one forward pass to `tensors`."""
-    work = 0.0
+def _work(graph: Graph, tensors: Sequence[str]) -> tuple[float, float]:
+    """Multiply-accumulates of one forward pass to `tensors`, and the values that it makes."""
+    work = values = 1.0
     for node in path_to(graph, tensors):
         out = float(np.prod(graph.shape(node.output[0]) or (1,)))
         if node.op_type == "Conv" and (weight := graph.shape(node.input[1])):
             work += out * float(np.prod(weight[1:]))
         elif node.op_type in LINEAR:
             work += out * float((graph.shape(node.input[0]) or (1,))[-1])
-        else:
-            work += out
-    return work
+        values += out
+    return work + values, values
 
 
 def _moments(y: Any, target: Target) -> tuple[Any, Any]:
@@ -219,7 +266,7 @@ def _loss(y: Any, target: Target) -> Any:
 
 
 def _start(
-    run: Any, targets: Sequence[Target], wanted: Wanted, unit: Mapping[str, np.ndarray], others: Mapping[str, Any]
+    run: Any, targets: Sequence[Target], wanted: Wanted, unit: Mapping[str, Any], others: Mapping[str, Any]
 ) -> tuple[Feed, float]:
     """(mean input, gain of the noise) for which the first layers, affine in the inputs, have their statistics."""
     import torch
@@ -227,19 +274,20 @@ def _start(
     zero = {k: torch.zeros((1, *wanted[k][0]), requires_grad=True) for k in unit}
     some = {k: v[:1] for k, v in others.items()}
     means = torch.cat([_moments(y, t)[0] for y, t in zip(run(zero | some), targets)])
+    chosen = np.unique(np.linspace(0, len(means) - 1, min(ROWS, len(means))).astype(int))
     rows = []
-    for m in means:
-        gradient = torch.autograd.grad(m, list(zero.values()), retain_graph=True)
+    for i in chosen:
+        gradient = torch.autograd.grad(means[i], list(zero.values()), retain_graph=True)
         rows.append(torch.cat([g.reshape(-1) for g in gradient]))
     jacobian = torch.stack(rows).double().numpy()
     goal = np.concatenate([t.mean for t in targets]) - means.detach().double().numpy()
-    flat = _ridge(jacobian, goal, 0.05 if targets[0].known else BETA)
+    flat = _ridge(jacobian, goal[chosen], 0.05 if targets[0].known else BETA)
     centre, at = {}, 0
     for k, z in zero.items():
         centre[k] = flat[at : at + z.numel()].reshape(wanted[k][0]).astype(np.float32)
         at += z.numel()
     with torch.no_grad():
-        outputs = run({k: torch.tensor(u) for k, u in unit.items()} | dict(others))
+        outputs = run(dict(unit) | dict(others))
         ratio = [(_moments(y, t)[1].numpy() + 1e-12) / t.std for y, t in zip(outputs, targets)]
     return centre, float(1.0 / np.median(np.concatenate(ratio)))
 
