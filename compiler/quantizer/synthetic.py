@@ -20,8 +20,9 @@ from qcompile.quantizer.differentiable import network, path_to, runs
 
 SAMPLES = 16
 STEPS = 150
-FEWEST = 12  # steps, before fewer samples are distilled
-WORK = 4e11  # multiply-accumulates that distilling may cost, some ten seconds of a core
+FEW = 60  # steps; where they cost too much, fewer samples are distilled
+FASTER = 0.3  # exponent: fewer steps are longer
+WORK = 6e11  # multiply-accumulates that distilling may cost, some twenty seconds of a core
 ROOM = 2e8  # values that it may hold in memory
 ROWS = 256  # channels that the first layers' equations are made of
 CONFIDENCE = 0.3  # weight of the cross entropy of classes drawn for the samples
@@ -38,7 +39,7 @@ Wanted = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 RECORDED = "synthetic inputs, distilled from the statistics of its BatchNormalization layers"
 FOLDED = "synthetic inputs, estimated from weights and biases"
 NOISE = "synthetic inputs (noise)"
-NO_TORCH = "synthetic inputs (noise, as torch is not installed)"
+NO_TORCH = "synthetic inputs (noise, as torch is not installed; pip install 'qcompile[torch]')"
 NOTE = "no calibration data: ranges come from {}, and accuracy {} suffer; give real samples with --calib"
 
 
@@ -56,7 +57,7 @@ class Target:
 def synthetic_samples(graph: Graph, wanted: Wanted) -> tuple[list[Feed], list[str]]:
     """(samples, notes) for the inputs `wanted` = {name: (shape, dtype)} of a normalised `graph`; deterministic.
 
-    Integer inputs are ids below the size of the table that they index, else 1.
+    Integer inputs are ids below the size of the table that they index, else any value of 8 bits, else 1.
     """
     rng = np.random.default_rng(0)
     samples = [_noise(graph, wanted, rng) for _ in range(SAMPLES)]
@@ -66,7 +67,7 @@ def synthetic_samples(graph: Graph, wanted: Wanted) -> tuple[list[Feed], list[st
             targets = _within_reach(graph, find_targets(graph))
             if targets:
                 samples = _distil(graph, wanted, samples, targets, rng)
-                source, likely = RECORDED if targets[0].known else FOLDED, "may"
+                source, likely = RECORDED if any(t.known for t in targets) else FOLDED, "may"
         except ModuleNotFoundError:
             source = NO_TORCH
         except Exception:  # an attribute without torch form, a singular matrix, no convergence: noise always works
@@ -88,6 +89,8 @@ def _noise(graph: Graph, wanted: Wanted, rng: np.random.Generator) -> Feed:
             feed[name] = rng.standard_normal(shape).astype(dtype)
         elif (bound := id_bound(graph, name)) is not None:
             feed[name] = rng.integers(0, bound, shape).astype(dtype)
+        elif dtype.kind in "iu" and dtype.itemsize == 1:  # pixels or codes
+            feed[name] = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
         else:
             feed[name] = np.ones(shape, dtype)
     return feed
@@ -110,10 +113,16 @@ def find_targets(graph: Graph) -> list[Target]:
     """The tensors of which statistics were recorded, else those that were likely normalised, in graph order."""
     made = [o for n in graph.nodes for o in n.output]
     recorded = {t: s for t, s in graph.statistics.items() if (graph.shape(t) or ())[1:2] == s[0].shape}
-    if recorded:
-        return [Target(t, 1, recorded[t][0], recorded[t][1], True) for t in made if t in recorded]
-    if any(n.op_type in NORMALISING for n in graph.nodes):
-        return []
+    known = [Target(t, 1, recorded[t][0], recorded[t][1], True) for t in made if t in recorded]
+    likely = [] if any(n.op_type in NORMALISING for n in graph.nodes) else _likely(graph)
+    if 2 * len(known) >= len(likely):
+        return known
+    both = {t.tensor: t for t in [*likely, *known]}  # as where only the inputs are normalised
+    return [both[t] for t in made if t in both]
+
+
+def _likely(graph: Graph) -> list[Target]:
+    """What layers with a bias make, in front of other layers."""
     depth: dict[str, int] = {}  # linear layers that a tensor runs through at most, on its way to an output
     found: list[tuple[int, Target]] = []
     for node in reversed(graph.nodes):
@@ -175,7 +184,7 @@ def _distil(
     run = network(graph, [*names, logits or names[-1]])
     classes = int(np.prod(graph.shape(logits) or (0,)))
     cost, held = _work(graph, [*names, logits or names[-1]])
-    count = int(np.clip(min(WORK / (2 * cost * FEWEST), ROOM / held), 2, len(samples)))
+    count = int(np.clip(min(WORK / (2 * cost * FEW), ROOM / held), 3, len(samples)))
     steps = int(np.clip(WORK / (2 * cost * count), 4, STEPS))
     others = {k: torch.tensor(np.stack([s[k] for s in samples])) for k in wanted if k not in floats}
     amplitudes = {k: torch.tensor(falling(wanted[k][0])) for k in floats}
@@ -205,11 +214,12 @@ def _distil(
             made = {k: gain * (mean[k] + torch.exp(scale[k]) * signal(k, some)) for k in floats}
             return made | {k: v[some] for k, v in others.items()}
 
+        faster = (STEPS / steps) ** FASTER
         optimiser = torch.optim.Adam(
             [
-                {"params": list(mean.values()), "lr": 0.02},
-                {"params": list(scale.values()), "lr": 0.02},
-                {"params": list(white.values()), "lr": 0.05},
+                {"params": list(mean.values()), "lr": 0.02 * faster},
+                {"params": list(scale.values()), "lr": 0.02 * faster},
+                {"params": list(white.values()), "lr": 0.05 * faster},
             ]
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 0.002)
@@ -281,7 +291,7 @@ def _start(
         rows.append(torch.cat([g.reshape(-1) for g in gradient]))
     jacobian = torch.stack(rows).double().numpy()
     goal = np.concatenate([t.mean for t in targets]) - means.detach().double().numpy()
-    flat = _ridge(jacobian, goal[chosen], 0.05 if targets[0].known else BETA)
+    flat = _ridge(jacobian, goal[chosen], 0.05 if all(t.known for t in targets) else BETA)
     centre, at = {}, 0
     for k, z in zero.items():
         centre[k] = flat[at : at + z.numel()].reshape(wanted[k][0]).astype(np.float32)
