@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import pytest
 from kernel_harness import Case, check_cases
 from linear_cases import Cases, epilogue_cases
-from qcompile.targets import TARGETS, Target, supports
-
-# one target of each instruction set; unicorn lacks i8mm, so that one runs where qemu is installed
-NAMES = ("x86-avx512vbmi", "x86-avx512vnni", "x86-avxvnni", "x86-avx2", "arm-a76", "arm-a72", "arm-a53", "arm-a710")
-
-
-@pytest.fixture(params=NAMES)
-def target(request: pytest.FixtureRequest) -> Target:
-    chosen = TARGETS[request.param]
-    if chosen.arch == "x86_64" and not supports(chosen):
-        pytest.skip(f"this machine is no {chosen.name}")
-    if "i8mm" in chosen.features and not shutil.which("qemu-aarch64"):
-        pytest.skip("qemu-aarch64 is not installed")
-    return chosen
+from qcompile.targets import Target
 
 
 def plain(heads) -> list[Case]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.kernels.cpu.linear.packing import pack_codes
 from qcompile.kernels.lowering import Constant
 from qcompile.kernels.program import Node
-from qcompile.targets import TARGETS, Target, supports
+from qcompile.targets import TARGETS, Target
 
-NAMES = ["x86-avx512vbmi", "x86-avxvnni", "x86-avx2", "arm-a76", "arm-a72", "arm-a710"]
 KINDS = ("2", "3", "4", "full", "groups", "zeros")
 
 
@@ -88,16 +86,6 @@ def test_packed_bytes_are_what_the_bits_need(isa: str, kind: str) -> None:
         return
     shares = n * k // 32 * (("groups", "zeros").index(kind) + 1) if coded.code.group else 0
     assert pack_codes(coded, tiling).size == n * k * coded.code.bits // 8 + shares
-
-
-@pytest.fixture(params=NAMES)
-def target(request: pytest.FixtureRequest) -> Target:
-    chosen = TARGETS[request.param]
-    if chosen.arch == "x86_64" and not supports(chosen):
-        pytest.skip(f"this machine is no {chosen.name}")
-    if "i8mm" in chosen.features and not shutil.which("qemu-aarch64"):
-        pytest.skip("qemu-aarch64 is not installed")
-    return chosen
 
 
 def with_code(head: tuple, kind: str, group: int = 32) -> Case:
