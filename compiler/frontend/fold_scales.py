@@ -28,6 +28,8 @@ def batch_norm_to_affine(graph: Graph) -> None:
         shape = (-1,) + (1,) * max(rank - 2, 0)
         y = node.output[0]
         graph.statistics[y] = beta.astype(np.float32), np.abs(gamma).astype(np.float32)
+        if graph.producer(node.input[0], *LINEAR) is None:  # it stays where the node folds forward
+            graph.statistics[node.input[0]] = mean.astype(np.float32), np.sqrt(var).astype(np.float32)
         scaled = graph.add("Mul", [node.input[0], graph.constant(f"{y}_factor", _f32(factor, shape))], f"{y}_scaled")
         tables: tuple[dict, ...] = (graph.shapes, graph.dtypes)
         for known in tables:

@@ -111,7 +111,7 @@ def id_bound(graph: Graph, name: str) -> int | None:
 
 def find_targets(graph: Graph) -> list[Target]:
     """The tensors of which statistics were recorded, else those that were likely normalised, in graph order."""
-    made = [o for n in graph.nodes for o in n.output]
+    made = [v.name for v in graph.inputs] + [o for n in graph.nodes for o in n.output]
     recorded = {t: s for t, s in graph.statistics.items() if (graph.shape(t) or ())[1:2] == s[0].shape}
     known = [Target(t, 1, recorded[t][0], recorded[t][1], True) for t in made if t in recorded]
     likely = [] if any(n.op_type in NORMALISING for n in graph.nodes) else _likely(graph)

@@ -157,6 +157,22 @@ def test_a_factor_behind_batch_norm_scales_its_statistics():
     np.testing.assert_allclose(target.std, 2 * constants["gamma"], rtol=1e-5)
 
 
+def test_batch_norm_of_the_inputs_tells_their_statistics():
+    rng = np.random.default_rng(0)
+    constants = {"gamma": np.ones(2), "beta": np.zeros(2), "mean": np.array([100, -5]), "var": np.array([900, 4])}
+    constants = {k: v.astype(np.float32) for k, v in constants.items()}
+    constants |= {"w": rng.standard_normal((4, 2, 3, 3)).astype(np.float32)}
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "gamma", "beta", "mean", "var"], ["n"]),
+        helper.make_node("Conv", ["n", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    graph = normalised(model_of(nodes, constants, [1, 2, 12, 12], [1, 4, 10, 10]))
+    made = np.stack([s["x"] for s in load_calibration(None, graph)])
+    np.testing.assert_allclose(made.mean((0, 1, 3, 4)), constants["mean"], atol=1)
+    np.testing.assert_allclose(made.std((0, 1, 3, 4)), np.sqrt(constants["var"]), rtol=0.1)
+
+
 def test_synthetic_samples_are_deterministic(trained):
     first, second = (load_calibration(None, normalised(onnx_of(trained[0], False))).samples for _ in range(2))
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first, second))
