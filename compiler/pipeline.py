@@ -39,6 +39,7 @@ from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
+from qcompile.quantizer.float_inputs import quantize_inputs
 from qcompile.quantizer.prepare import prepare
 from qcompile.statistics import macs
 from qcompile.targets import CompileError, Target, get_target
@@ -85,10 +86,10 @@ def compile(
     what "mixed" must keep to, {"size": 0.6} or ("size=60%",), of the 8-bit model ("size", "latency", "bops") and of the
     output's energy ("loss"); bits_options: edges, groups, candidates, sensitivities, latencies. Float models only.
     calibration: an .npz path (arrays named as the inputs, samples along the first axis) or an iterable of {input:
-    array}; used for float models only. shapes: sizes for dynamic axes. approx: "exact" tables, "ibert" polynomials for
-    GELU, or "pwl", straight segments for sigmoid and tanh. threads: recorded in the manifest as the number to run
-    with. report: also measure each layer's signal-to-noise ratio and write report.html. keep: the same, and write
-    bits.json and the program after each pass.
+    array}; for float models, and for float inputs of quantized ones. shapes: sizes for dynamic axes. approx: "exact"
+    tables, "ibert" polynomials for GELU, or "pwl", straight segments for sigmoid and tanh. threads: recorded in the
+    manifest as the number to run with. report: also measure each layer's signal-to-noise ratio and write report.html.
+    keep: the same, and write bits.json and the program after each pass.
     states: {input: output} that is fed back to it as integers (`Model.stream`).
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
     meaning). Raises CompileError, and leaves nothing behind.
@@ -110,7 +111,8 @@ def compile(
     if not is_quantized(graph):
         plan, noise = _quantize(graph, calibration, options, request, cpu, report or keep, notes)
     else:
-        notes += _unused(calibration, bits, budget)
+        used = quantize_inputs(graph, calibration, notes)
+        notes += _unused(None if used else calibration, bits, budget)
     qdq, pairs = graph.to_model(), declared_states(graph)
     del graph  # its weights
     clock.start("import")

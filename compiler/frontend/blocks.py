@@ -68,7 +68,7 @@ def float_blocks(graph: Graph, notes: list[str]) -> None:
         _check_shapes(node, codes, scale)
         axis, y = attribute(node, "axis", 1) % codes.ndim, node.output[0]
         graph.constants[y] = dequantized(node, graph.constants)
-        graph.blocks[y] = (scale.astype(np.float32), axis, attribute(node, "block_size"))
+        graph.blocks[y] = (np.abs(scale).astype(np.float32), axis, attribute(node, "block_size"))
         found = _multipliers(graph, y)
         if found is not None and not found[3]:
             notes.append(f"node {label(node)}: its block scales come to the nearest integer multiples of one a channel")

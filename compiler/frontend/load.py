@@ -33,10 +33,22 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
         )
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    model = _with_domains(model)
     _check_nodes(model)
     _check_constants(model)
     _check_graph(model)
     return model
+
+
+def _with_domains(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with an opset for every domain of its nodes: ONNX Runtime needs none, and NNCF writes none."""
+    domains = {n.domain for n in model.graph.node} - {o.domain for o in model.opset_import} - {"", "ai.onnx"}
+    if not domains:
+        return model
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    complete.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
+    return complete
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -101,18 +113,22 @@ def _check_nodes(model: onnx.ModelProto) -> None:
 
 
 def _check_constants(model: onnx.ModelProto) -> None:
-    scales = {n.input[1]: n for n in reversed(model.graph.node) if n.op_type in QUANTIZE_OPS and len(n.input) > 1}
+    quantizing = [n for n in reversed(model.graph.node) if n.op_type in QUANTIZE_OPS and len(n.input) > 1]
+    scales = {n.input[1]: n for n in quantizing}
     constants = [(t.name, t) for t in model.graph.initializer] + [
         (n.output[0], n.attribute[0].t)
         for n in model.graph.node
         if n.op_type == "Constant" and n.attribute and n.attribute[0].type == onnx.AttributeProto.TENSOR
     ]
+    weights = {name for name, _ in constants}
+    # weights may have negative scales (NNCF writes them); the grids of activations may not
+    grids = {n.input[1] for n in quantizing if n.op_type == "QuantizeLinear" or n.input[0] not in weights}
     for name, tensor in constants:
         value = _values(tensor, name)
         _check_finite(value, name)
         if name in scales:
             scale = value.astype(np.float64)
-            if not (np.isfinite(scale).all() and (scale > 0).all()):
+            if not (np.isfinite(scale).all() and ((scale > 0) | ((scale < 0) & (name not in grids))).all()):
                 raise CompileError(
                     f"node {label(scales[name])}: scale '{name}' must be positive and finite, "
                     f"it has {scale.min():g}; quantize the model again"

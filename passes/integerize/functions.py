@@ -19,6 +19,7 @@ from qcompile.passes.integerize.values import (
     Real,
     Value,
     Weights,
+    unknown_range,
 )
 from qcompile.targets.errors import CompileError
 from scipy.special import erf
@@ -81,7 +82,7 @@ def as_function(r: Reader, v: Value) -> Function:
         return v
     if isinstance(v, Integers):
         if v.graph_input:
-            raise CompileError(f"{v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+            raise unknown_range(v.name)
         name = v.name
         if r.builder.types[name].dtype == "int32":  # masks and flags: what matters lies within 8 bits
             name = r.builder.emit("cast", [name], offset=0, dtype="int8")

@@ -17,6 +17,7 @@ from qcompile.passes.integerize.values import (
     Value,
     identity,
     symmetric_grid,
+    unknown_range,
     value_range,
 )
 from qcompile.targets.errors import CompileError
@@ -83,7 +84,7 @@ def _reshape_input(r: Reader, v: Integers, shape: tuple[int, ...]) -> Value:
     """A float input that is reshaped before it is quantized: quantized first."""
     grid = r.upcoming_grid(r.call_var)
     if grid is None:
-        raise CompileError(f"input {v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+        raise unknown_range(v.name)
     return _reshape(r, r.quantize_input(v, grid), shape)
 
 
@@ -104,9 +105,7 @@ def permute(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
         grid = r.upcoming_grid(r.call_var)
         if grid is None:
-            raise CompileError(
-                f"input {v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown"
-            )
+            raise unknown_range(v.name)
         v = r.quantize_input(v, grid)
     if not isinstance(v, Integers | Quantized | Function | Accumulator):
         v = r.settled(v, r.call_var)

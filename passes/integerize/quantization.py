@@ -103,7 +103,7 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
         if zero.any():
             values -= _along(zero, v, call).astype(real)
         values *= scale.astype(real)
-        return Real(values, scale)
+        return Real(values, np.abs(scale))
     if isinstance(v, Weights | Function):
         return v
     if scale.size != 1:

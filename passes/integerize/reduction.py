@@ -10,7 +10,17 @@ from qcompile.kernels.arithmetic import dyadic
 from qcompile.kernels.ops.linear import conv_output_size
 from qcompile.passes.integerize.movement import shape_after
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
-from qcompile.passes.integerize.values import Accumulator, Deferred, Function, Grid, Integers, Quantized, Real, Value
+from qcompile.passes.integerize.values import (
+    Accumulator,
+    Deferred,
+    Function,
+    Grid,
+    Integers,
+    Quantized,
+    Real,
+    Value,
+    unknown_range,
+)
 from qcompile.targets.errors import CompileError
 
 
@@ -189,7 +199,7 @@ def _unblocked_axes(kept: tuple[int, ...], rank: int, keepdims: bool) -> tuple[i
 def _extreme(r: Reader, call: Any, args: list[Any], op: str, **attrs: Any) -> tuple[Any, str, tuple[int, ...]]:
     v = args[0]
     if isinstance(v, Integers) and v.graph_input:
-        raise CompileError(f"{v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+        raise unknown_range(v.name)
     q = r.make.settle(r.settled(v, None)) if not isinstance(v, Integers) else v
     axes = _axes(call, len(q.shape))
     name, kept = _block(r, q, axes)

@@ -212,13 +212,20 @@ class Weights:
 Value = Real | Integers | Quantized | Function | Accumulator | Sum | Deferred | Weights
 
 
+def unknown_range(name: str) -> CompileError:
+    return CompileError(
+        f"{name} is used as a float tensor but has no QuantizeLinear: its range is unknown; give samples with --calib, "
+        "or quantize the model's inputs"
+    )
+
+
 def value_range(v: Value) -> tuple[float, float]:
     """Real range that the value provably stays in."""
     if isinstance(v, Real):
         finite = v.values[np.isfinite(v.values)]
         return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if isinstance(v, Integers):
-        raise CompileError(f"{v.name} is used as a float tensor but has no QuantizeLinear: its range is unknown")
+        raise unknown_range(v.name)
     return v.range()
 
 

@@ -1,0 +1,109 @@
+"""Graphs of the forms that NNCF, PT2E, ModelOpt and neural-compressor write, without these tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import qcompile
+from onnx import TensorProto, helper, numpy_helper
+from qcompile.targets.errors import CompileError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "passes"))
+import qdq_models
+
+RNG = np.random.default_rng(8)
+TYPES = {"int8": (-128, 127), "uint8": (0, 255)}
+
+
+def compare(model, tmp_path, feeds, calibration, rel):
+    """The compiled model, after comparing its outputs with ONNX Runtime's: at most `rel` of their energy off."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    built = qcompile.compile(model, output=tmp_path, calibration=calibration, name="form")
+    loaded, name = qcompile.load(built.path), model.graph.output[0].name
+    ours = np.stack([loaded.run(f)[name] for f in feeds])
+    want = np.stack([session.run(None, f)[0] for f in feeds])
+    off = float(np.sqrt(np.mean((ours - want) ** 2) / np.mean(want**2)))
+    assert off <= rel, f"{off:.4f} of the outputs' size off"
+    return built
+
+
+def float_stream():
+    """LayerNormalization, quantized MatMul, residual Add: only the operands of the MatMul are quantized."""
+    g = qdq_models.Graph(3)
+    x = g.input("x", 1, 6, 32)
+    y = g.op("LayerNormalization", x, g.const(np.ones(32, np.float32)), g.const(np.zeros(32, np.float32)))
+    y = g.op("MatMul", g.q(y, 0.03), g.weight(32, 32, axis=1))
+    return g.model(g.op("Add", x, y))
+
+
+def test_a_float_input_gets_its_range_from_samples(tmp_path):
+    model = float_stream()
+    feeds = [{"x": RNG.standard_normal((1, 6, 32)).astype(np.float32)} for _ in range(12)]
+    with pytest.raises(CompileError, match=r"x is used as a float tensor.*--calib"):
+        qcompile.compile(model, output=tmp_path)
+    built = compare(model, tmp_path, feeds, feeds, 0.01)
+    assert any("input 'x' has no QuantizeLinear" in n for n in built.notes)
+    assert not any("not used" in n for n in built.notes)
+    assert built.manifest["inputs"][0]["dtype"] == "int16"
+
+
+def test_samples_for_quantized_inputs_are_not_used(tmp_path):
+    g = qdq_models.Graph()
+    x = g.op("Transpose", g.input("x", 1, 8, 4), perm=[0, 2, 1])
+    model = g.model(g.q(g.op("MatMul", g.q(x), g.weight(8, 8, axis=1)), 0.05))
+    feeds = [{"x": RNG.standard_normal((1, 8, 4)).astype(np.float32)} for _ in range(4)]
+    built = compare(model, tmp_path, feeds, feeds, 0.05)
+    assert any("calibration data is not used" in n for n in built.notes)
+    assert built.manifest["inputs"][0]["dtype"] == "int8"
+
+
+def weights_only(scale, dtype):
+    """x times weights that are dequantized with `scale` per output channel: NNCF's compress_weights."""
+    codes = RNG.integers(*TYPES[dtype], (32, 16), endpoint=True).astype(dtype)
+    zero = np.full(16, 128 if dtype == "uint8" else 0, dtype)
+    g = qdq_models.Graph()
+    weight = g.op("DequantizeLinear", g.const(codes), g.const(scale), g.const(zero), axis=1)
+    return g.model(g.op("MatMul", g.input("x", 4, 32), weight))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_scales_of_weights_may_be_negative(tmp_path, dtype):
+    scale = (0.01 * RNG.choice([-1, 1], 16)).astype(np.float32)
+    feeds = [{"x": RNG.standard_normal((4, 32)).astype(np.float32)} for _ in range(12)]
+    compare(weights_only(scale, dtype), tmp_path, feeds, feeds, 0.03)
+
+
+def test_scales_of_activations_may_not_be_negative(tmp_path):
+    g = qdq_models.Graph()
+    model = g.model(g.op("Relu", g.q(g.input("x", 4, 4), -0.1)))
+    with pytest.raises(CompileError, match="must be positive"):
+        qcompile.compile(model, output=tmp_path)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_packed_weights_without_opset_of_their_domain(tmp_path, sign):
+    n, k, block = 16, 64, 16
+    tensors = {
+        "b": RNG.integers(0, 256, (n, k // block, block // 2)).astype(np.uint8),
+        "s": (sign * (0.01 + 0.02 * RNG.random(n * k // block))).astype(np.float32),
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["x", "b", "s"], ["y"], name="n", domain="com.microsoft", bits=4, block_size=block, K=k, N=n
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, n])],
+        [numpy_helper.from_array(v, name) for name, v in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feeds = [{"x": RNG.standard_normal((4, k)).astype(np.float32)} for _ in range(12)]
+    compare(model, tmp_path, feeds, feeds, 0.05)
+    assert len(model.opset_import) == 1
