@@ -29,14 +29,19 @@ def weight_codes(
     flat = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(flat).all():
         raise CompileError("its weights are not finite")
+    if step is not None and step.shape == values.shape and flat.size:  # transposed, it may repeat one a channel
+        steps = step.reshape(flat.shape)
+        if (steps == steps[:, :1]).all():
+            step = steps[:, 0].reshape(-1, *(1,) * (values.ndim - 1))
     if step is not None and flat.size and _one_a_channel(step, values.shape):
         column = np.broadcast_to(step.reshape(-1, 1), (len(flat), 1)).astype(np.float64)
         codes = np.rint(flat / column)
         largest = max(codes.max(), -codes.min())
-        if largest <= LARGEST_CODE:
-            return codes.astype(np.int8).reshape(values.shape), column[:, 0]
-        if notes is not None:
-            notes.append(f"weights with codes up to {largest:.0f} from their zero point are rounded to 8 bits")
+        if largest > LARGEST_CODE:
+            codes, column = _narrowed(flat, codes, column)
+            if notes is not None:
+                notes.append(f"weights with codes up to {largest:.0f} from their zero point are rounded to 8 bits")
+        return codes.astype(np.int8).reshape(values.shape), column[:, 0]
     elif flat.size:
         steps = None if step is None else np.broadcast_to(step, values.shape).reshape(flat.shape)
         if steps is None:
@@ -47,6 +52,15 @@ def weight_codes(
     scale = np.abs(flat).max(1, initial=0) / LARGEST_CODE
     scale[scale == 0] = scale[scale > 0].min(initial=1.0)  # channels of zeros
     return np.rint(flat / scale[:, None]).astype(np.int8).reshape(values.shape), scale
+
+
+def _narrowed(flat: np.ndarray, codes: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(codes within LARGEST_CODE, step [O, 1]): channels that do not fit are clipped, where a single -128 is all that
+    is lost, or rounded on wider steps, whichever is nearer to the weights."""
+    wide = step * np.maximum(np.abs(codes).max(1, keepdims=True) / LARGEST_CODE, 1.0)
+    clipped, rounded = np.clip(codes, -LARGEST_CODE, LARGEST_CODE), np.rint(flat / wide)
+    clip = ((clipped * step - flat) ** 2).sum(1, keepdims=True) <= ((rounded * wide - flat) ** 2).sum(1, keepdims=True)
+    return np.where(clip, clipped, rounded), np.where(clip, step, wide)
 
 
 def _one_a_channel(step: np.ndarray, shape: tuple[int, ...]) -> bool:

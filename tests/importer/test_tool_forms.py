@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import qcompile
 from onnx import TensorProto, helper, numpy_helper
+from qcompile.passes.integerize.linear import weight_codes
 from qcompile.targets.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "passes"))
@@ -107,3 +108,17 @@ def test_packed_weights_without_opset_of_their_domain(tmp_path, sign):
     feeds = [{"x": RNG.standard_normal((4, k)).astype(np.float32)} for _ in range(12)]
     compare(model, tmp_path, feeds, feeds, 0.05)
     assert len(model.opset_import) == 1
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_channels_that_fit_8_bits_keep_their_codes(transposed):
+    codes = RNG.integers(-127, 128, (4, 24))
+    codes[1, 3], codes[2] = -128, np.arange(24) * 10
+    step = np.array([[0.1], [0.2], [0.1], [0.4]])
+    notes = []
+    found, scale = weight_codes(codes * step, np.broadcast_to(step, codes.shape) if transposed else step, notes)
+    for row in (0, 1, 3):
+        np.testing.assert_array_equal(found[row], np.clip(codes[row], -127, 127))
+        assert scale[row] == step[row, 0]
+    assert np.abs(found[2] * scale[2] - codes[2] * 0.1).max() <= scale[2] / 2 + 1e-9
+    assert len(notes) == 1 and "up to 230" in notes[0]
