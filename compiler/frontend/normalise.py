@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx
 from qcompile.frontend.accept import check_parameters, check_supported
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
+from qcompile.frontend.channel_grids import single_scales
 from qcompile.frontend.control_flow import CONTROL_FLOW, refuse_control_flow, unroll
 from qcompile.frontend.expand_contrib import expand_contrib
 from qcompile.frontend.expand_functions import expand_functions
@@ -46,6 +47,7 @@ PASSES = [
     plain_recurrent,  # LSTM, GRU, RNN: one direction a node, time first
     fold_zeros,  # products with zeros
     fuse_fake_quantize,  # Div, Round, Clip, Mul: a Q/DQ pair
+    single_scales,  # activations with scales per channel: factors, and one scale
     clip_before_quantize,  # Clip of codes: Clip of reals
     fold_blocked_quantize,  # weights quantized in blocks: their codes
     remove_no_ops,  # Identity, Dropout, Casts and Reshapes without effect
