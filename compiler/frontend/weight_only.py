@@ -58,7 +58,14 @@ def _matmul(graph: Graph, node: NodeProto) -> None:
     default = 1 << (bits - 1)
     if zeros is None:
         zero = np.full((count, n), default, np.float32)
+    elif zeros.dtype == np.uint8 and zeros.size == n * count:  # one a byte: NNCF; the same where a byte holds one
+        zero = (zeros & ((1 << bits) - 1)).reshape(n, count).T.astype(np.float32)
     elif zeros.dtype == np.uint8:
+        if zeros.size != n * -(-count * bits // 8):
+            raise CompileError(
+                f"node {label(node)}: its zero points have shape {list(zeros.shape)}; {count} of {bits} bits a row "
+                f"need [{n}, {-(-count * bits // 8)}]; export the weights again"
+            )
         zero = unpack(zeros.reshape(n, -1), bits)[:, :count].T.astype(np.float32)
     else:
         zero = zeros.astype(np.float32).reshape(n, count).T

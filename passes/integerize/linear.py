@@ -30,9 +30,9 @@ def weight_codes(
     if not np.isfinite(flat).all():
         raise CompileError("its weights are not finite")
     if step is not None and step.shape == values.shape and flat.size:  # transposed, it may repeat one a channel
-        steps = step.reshape(flat.shape)
-        if (steps == steps[:, :1]).all():
-            step = steps[:, 0].reshape(-1, *(1,) * (values.ndim - 1))
+        rows = step.reshape(flat.shape)
+        if (rows == rows[:, :1]).all():
+            step = rows[:, 0].reshape(-1, *(1,) * (values.ndim - 1))
     if step is not None and flat.size and _one_a_channel(step, values.shape):
         column = np.broadcast_to(step.reshape(-1, 1), (len(flat), 1)).astype(np.float64)
         codes = np.rint(flat / column)

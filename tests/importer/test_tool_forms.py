@@ -87,27 +87,52 @@ def test_scales_of_activations_may_not_be_negative(tmp_path):
         qcompile.compile(model, output=tmp_path)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_packed_weights_without_opset_of_their_domain(tmp_path, sign):
-    n, k, block = 16, 64, 16
-    tensors = {
-        "b": RNG.integers(0, 256, (n, k // block, block // 2)).astype(np.uint8),
-        "s": (sign * (0.01 + 0.02 * RNG.random(n * k // block))).astype(np.float32),
-    }
+N, K, BLOCK = 16, 64, 16
+
+
+def packed_linear(scales, zeros=None):
+    """MatMulNBits of 4 bits without an opset of its domain, as NNCF writes it."""
+    codes = np.random.default_rng(1).integers(0, 256, (N, K // BLOCK, BLOCK // 2)).astype(np.uint8)
+    tensors = {"b": codes, "s": scales.astype(np.float32)} | ({} if zeros is None else {"z": zeros})
     node = helper.make_node(
-        "MatMulNBits", ["x", "b", "s"], ["y"], name="n", domain="com.microsoft", bits=4, block_size=block, K=k, N=n
+        "MatMulNBits", ["x", *tensors], ["y"], name="n", domain="com.microsoft", bits=4, block_size=BLOCK, K=K, N=N
     )
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, k])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, n])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, K])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, N])],
         [numpy_helper.from_array(v, name) for name, v in tensors.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    feeds = [{"x": RNG.standard_normal((4, k)).astype(np.float32)} for _ in range(12)]
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_packed_weights_without_opset_of_their_domain(tmp_path, sign):
+    model = packed_linear(sign * (0.01 + 0.02 * RNG.random(N * K // BLOCK)))
+    feeds = [{"x": RNG.standard_normal((4, K)).astype(np.float32)} for _ in range(12)]
     compare(model, tmp_path, feeds, feeds, 0.05)
     assert len(model.opset_import) == 1
+
+
+def test_zero_points_one_a_byte(tmp_path):
+    """NNCF 3.4 does not pack zero points; ONNX Runtime wants two in a byte."""
+    scales, zeros = 0.01 + 0.02 * RNG.random(N * K // BLOCK), RNG.integers(4, 11, (N, K // BLOCK)).astype(np.uint8)
+    packed = packed_linear(scales, zeros[:, ::2] | zeros[:, 1::2] << 4)
+    feeds = [{"x": RNG.standard_normal((4, K)).astype(np.float32)} for _ in range(12)]
+    compare(packed, tmp_path / "packed", feeds, feeds, 0.05)
+    loaded = [
+        qcompile.load(qcompile.compile(m, output=tmp_path / str(k), calibration=feeds).path)
+        for k, m in enumerate((packed, packed_linear(scales, zeros)))
+    ]
+    for feed in feeds:
+        np.testing.assert_array_equal(*(m.run(feed)["y"] for m in loaded))
+
+
+def test_zero_points_of_another_count_are_refused(tmp_path):
+    model = packed_linear(np.ones(N * K // BLOCK), np.zeros((N, 3), np.uint8))
+    with pytest.raises(CompileError, match=r"node MatMulNBits 'n': its zero points have shape \[16, 3\]"):
+        qcompile.compile(model, output=tmp_path)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
