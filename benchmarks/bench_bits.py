@@ -68,7 +68,8 @@ def main() -> None:
     arguments = parser.parse_args()
     nets, rows = bench_nets(), []
     table = Table(title=f"Weights of {arguments.bits} bits beside 8")
-    for heading in ("net", "ms at 8 bits", f"ms at {arguments.bits}", "time ratio", "weights and biases", "ratio", "weights"):
+    headings = ("net", "ms at 8 bits", f"ms at {arguments.bits}", "time ratio", "constants", "ratio", "weights alone")
+    for heading in headings:
         table.add_column(heading)
     for name in arguments.names or NETS:
         row = measure(nets[name], arguments.bits, arguments.seconds)
