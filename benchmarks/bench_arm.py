@@ -19,6 +19,7 @@ from arm.peers import measure_peers
 from arm.table import calls_text, markdown, shares
 from cases import load_cases
 
+
 def measure_net(lab: Lab, name: str, core: Core, calls: bool, peers: bool) -> dict[str, Any]:
     """One row: figures of one inference of a net on a core."""
     net = find(name)
