@@ -17,7 +17,9 @@ def single_scales(graph: Graph) -> None:
     Where zero points differ, and where the codes go elsewhere than into DequantizeLinear, the graph stays as it is.
     """
     for node in list(graph.nodes):
-        if node.op_type != "QuantizeLinear" or node.input[0] in graph.constants or attribute(node, "block_size", 0):
+        if node.op_type != "QuantizeLinear" or attribute(node, "block_size", 0):
+            continue
+        if graph.producer(node.input[0]) is None:  # a constant, or an input, whose range would become unknown
             continue
         grid, rank = [graph.constants.get(i) for i in node.input[1:]], graph.rank(node.input[0])
         readers = graph.consumers(node.output[0])
