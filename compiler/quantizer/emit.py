@@ -14,6 +14,7 @@ from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.placement import LINEAR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.weights import QuantizedWeight, bias_shift, channel_axis, input_importance, quantize_weight
 
+FINER, FEW_CODES = 18, 64  # steps of a bias in one of sums of data with so few codes, as integerize has them
 BIAS_LIMIT = 2.0**30  # a bias must leave room for the products in 32 bits
 ORDER = ("table", "i16", "i8")
 FLOAT_CONSTANTS = {"Mul", "Div", "Pow", "PRelu", "Clip"}  # their constants become multipliers, not operands
@@ -234,7 +235,7 @@ class Emitter:
         value = np.zeros(count) if bias is None else np.broadcast_to(bias.reshape(-1), (count,)).astype(np.float64)
         value = value if shift is None else value + shift
         del node.input[2:]
-        node.input.append(self._bias_constant(name, value, s_x, w))
+        node.input.append(self._bias_constant(name, value, s_x, w, finer=self._finer(node)))
 
     def _bias_add(self, node: NodeProto, layer: NodeProto) -> None:
         k = next(i for i in (0, 1) if node.input[i] in self.graph.constants)
@@ -246,11 +247,26 @@ class Emitter:
         # and then fail to load the model (1.31: QDQ propagation against S8-to-U8)
         rank = self.graph.rank(node.output[0]) or 1
         node.input[k] = self._bias_constant(
-            node.input[k], value if shift is None else value + shift, s_x, w, 1 if rank < 3 else rank
+            node.input[k],
+            value if shift is None else value + shift,
+            s_x,
+            w,
+            1 if rank < 3 else rank,
+            self._finer(layer),
         )
 
-    def _bias_constant(self, name: str, value: np.ndarray, s_x: float, w: QuantizedWeight, rank: int = 1) -> str:
+    def _finer(self, layer: NodeProto) -> int:
+        """Steps of a bias in one of the layer's sums: those of weights and data of few bits are coarse."""
+        data = self.data.get(id(layer))
+        q = None if data is None else self._quantization(data, "i8")
+        return FINER if q is not None and q.qmax - q.qmin < FEW_CODES else 1
+
+    def _bias_constant(
+        self, name: str, value: np.ndarray, s_x: float, w: QuantizedWeight, rank: int = 1, finer: int = 1
+    ) -> str:
         scale = np.broadcast_to((np.float32(s_x) * w.scale).astype(np.float32), value.shape)
+        if np.abs(value / scale).max(initial=0) * finer < BIAS_LIMIT:
+            scale = scale / np.float32(finer)
         codes = np.clip(np.rint(value / scale), -(2**31), 2**31 - 1).astype(np.int32)
         return self._constant_pair(
             name, codes.reshape((1,) * (rank - 1) + (-1,)), np.ascontiguousarray(scale), rank - 1

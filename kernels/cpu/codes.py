@@ -83,6 +83,19 @@ def find_code(weights: np.ndarray) -> Coded | None:
     return None
 
 
+def common_factor(weights: np.ndarray) -> int:
+    """The number that all int8 weights are multiples of, where no code of 4 bits holds them but one holds what is left
+    without it; else 1.
+
+    Weights of few bits on a finer grid, so that their bias is not rounded to a coarse one.
+    """
+    sizes = np.abs(weights.astype(np.int16)).reshape(-1)
+    if not sizes.size or sizes.max() <= 7 or np.gcd.reduce(sizes[: 32 * SAMPLE]) == 1:
+        return 1
+    factor = max(int(np.gcd.reduce(sizes)), 1)
+    return factor if weights.min() >= -8 * factor and weights.max() <= 7 * factor else 1
+
+
 def find_table_code(table: np.ndarray) -> Coded | None:
     """The code of a table [rows, size] of int8 or int16, in groups along its rows with multipliers of a byte."""
     found = (factor(table, group, TABLE_LIMIT) for group in GROUPS)

@@ -13,18 +13,21 @@ from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weig
 from qcompile.targets.errors import CompileError
 
 LARGEST_CODE = 127
+FEW_CODES = 64  # of a layer's data, below which its weights may lie on a finer grid
+MOST_FINER = 18  # codes of 4 bits on the finest grid that int8 has
 LEAST_MULTIPLIER = 4  # blocks whose multipliers are coarser than this are not worth keeping
 
 
 def weight_codes(
-    values: np.ndarray, step: np.ndarray | None, notes: list[str] | None = None
+    values: np.ndarray, step: np.ndarray | None, notes: list[str] | None = None, fine: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Float weights [O, ...] -> (int8 codes in [-127, 127], scale [O]).
 
     On the model's own grid where that is one step per output channel and fits, or where the steps of a channel's blocks
     are multiples of one (floats that lie on such a grid have it too: fake-quantized weights that an exporter folded);
     else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel symmetric.
-    `notes` receives a word where weights are rounded again.
+    `notes` receives a word where weights are rounded again. fine: codes of few bits are taken so many times, and the
+    scale as much smaller, as fits: a bias is rounded to whole sums, which beside data of few bits are coarse.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(flat).all():
@@ -41,6 +44,9 @@ def weight_codes(
             codes, column = _narrowed(flat, codes, column)
             if notes is not None:
                 notes.append(f"weights with codes up to {largest:.0f} from their zero point are rounded to 8 bits")
+        elif fine:
+            finer = min(MOST_FINER, int(LARGEST_CODE // max(largest, 1)))
+            codes, column = codes * finer, column / finer
         return codes.astype(np.int8).reshape(values.shape), column[:, 0]
     elif flat.size:
         steps = None if step is None else np.broadcast_to(step, values.shape).reshape(flat.shape)
@@ -138,7 +144,7 @@ def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
         raise CompileError("a convolution whose weights are computed is not supported")
     one_d = len(x.shape) == 3
     out = shape_of(call)
-    codes, scale = weight_codes(w.values, w.step, r.notes)
+    codes, scale = weight_codes(w.values, w.step, r.notes, x.hi - x.lo < FEW_CODES)
     if one_d:
         x = r.make.relayout(x, (0, 2, 1))
         n, c, length = x.shape
@@ -192,7 +198,7 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
         )
 
     w = w.map(regroup)
-    codes, scale = weight_codes(w.values, w.step, r.notes)
+    codes, scale = weight_codes(w.values, w.step, r.notes, x.hi - x.lo < FEW_CODES)
     x = r.make.relayout(x, (0, 3, 1, 2))
     _, _, h, wd = x.shape
     name = x.name
@@ -258,8 +264,8 @@ def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
     if wide is not None:
         # a product of two activations takes zero points on both sides
         return product(r, r.operand(x, "input"), replace(wide, shape=wide.shape[::-1], axes=(1, 0)), out)
-    codes, scale = weight_codes(w.values, w.step, r.notes)
     x = r.make.plain(r.operand(x, "input"))
+    codes, scale = weight_codes(w.values, w.step, r.notes, x.hi - x.lo < FEW_CODES)
 
     def call_op(codes: np.ndarray, bias: str) -> str:
         y = r.builder.emit("dense", [x.name, r.builder.constant(codes, "weight"), bias], x_zero_point=x.zero_point)

@@ -192,3 +192,11 @@ def test_float_weights_on_no_grid_are_rounded_a_channel():
     values = RNG.standard_normal((4, 96)).astype(np.float32)
     _, scale = weight_codes(values, None)
     np.testing.assert_allclose(scale, np.abs(values).max(1) / 127)
+
+
+def test_codes_of_few_bits_may_lie_on_a_finer_grid():
+    step = np.full((3, 1), 0.25)
+    values = np.array([[7, -3, 1], [0, 2, -7], [5, 5, -4]]) * 0.25
+    plain, fine = (weight_codes(values, step, fine=f) for f in (False, True))
+    np.testing.assert_array_equal(fine[0], plain[0] * 18)
+    np.testing.assert_allclose(fine[1] * 18, plain[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
-from qcompile.kernels.cpu.codes import UNIT, Code, find_code
+from qcompile.kernels.cpu.codes import UNIT, Code, common_factor, find_code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
@@ -132,8 +132,11 @@ def matrix_call(
 ) -> KernelCall:
     """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
+    factor = common_factor(weights)
+    weights = weights if factor == 1 else weights // np.int8(factor)
     tiling, packed, sizes, decoded_bytes = plan_weights(target, chain.isa.name, weights, rows, images)
     sizes |= {
+        "factor": factor,
         "width": width,
         "row_step": row_step,
         "pixel_step": pixel_step,
@@ -154,6 +157,7 @@ def matrix_call(
         runs=all_runs > 1,
         taps=taps > 1,
         outer=images * groups > 1,
+        factor=factor > 1,
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
     kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype, decoded_bytes)

@@ -62,6 +62,7 @@ SIZES = (
     "group_ahead",
     "code_units",
     "code_blocks",
+    "factor",
 )
 
 
@@ -72,7 +73,8 @@ class Geometry:
     single: all pixels are one tile; image: pixels lie on rows of an image; wraps: those of a tile may lie on several;
     runs: K has more than one run; steps: whether a run has whole steps, and how many groups they leave over, where the
     code knows it; taps: two loops of runs; outer: several images or groups; parallel: tasks may run on several threads;
-    row_term: one more int32 per pixel is added to all its channels.
+    row_term: one more int32 per pixel is added to all its channels; factor: sums are multiplied by a number before the
+    bias is added.
     """
 
     single: bool = False
@@ -84,6 +86,7 @@ class Geometry:
     outer: bool = False
     parallel: bool = False
     row_term: bool = False
+    factor: bool = False
 
 
 def matrix_kernel(
@@ -213,7 +216,8 @@ class Body:
             )
         step, widest = (t.columns if t else 0 for t in (self.tiling.tile, self.tiling.tile or self.tiling.tail))
         channel = bind(first_channel + panel * step)
-        keep = self.tiling.dot.resident_bias and not self.geometry.single and not self.tiling.inline
+        self.begins_at_bias = not (self.tiling.inline or self.geometry.factor) and self.tiling.dot.begins_at_bias
+        keep = self.tiling.dot.resident_bias and self.begins_at_bias and not self.geometry.single
         self.resident_bias = resident(self._bias(channel, widest)) if keep else None
         if self.chain.isa.loops_over_rows:
             self.cell = aligned_local(rows * max(self.chain.width, self.tiling.dot.lanes), "int32")
@@ -278,7 +282,7 @@ class Body:
         bias = []
         if self.resident_bias:
             bias = [self.resident_bias.load(at, dot.lanes) for at in range(0, tile.columns, dot.lanes)]
-        elif dot.begins_at_bias:
+        elif self.begins_at_bias:
             bias = self._bias(here.channel, tile.columns)
         acc = dot.start(tile, bias)
         self._runs(dot, tile, acc, here)
@@ -343,10 +347,18 @@ class Body:
         channels = bind(self.size("channels"))
         first = bind(row * channels + channel)
         for at, count in self._groups(valid, lanes):
-            begun = self.tiling.dot.begins_at_bias and not self.tiling.inline  # the sums began at the bias
-            bias = None if begun else bind(self.bias.load(self.bias_base + channel + at, count))
+            bias = None if self.begins_at_bias else bind(self.bias.load(self.bias_base + channel + at, count))
+            factor = bind(splat(self.size("factor"), "int32", count)) if self.geometry.factor else None
 
-            def finish(rows: list, values: list[Expr], at: int = at, count: int = count, bias: Expr = bias) -> None:
+            def finish(
+                rows: list,
+                values: list[Expr],
+                at: int = at,
+                count: int = count,
+                bias: Expr = bias,
+                factor: Expr = factor,
+            ) -> None:
+                values = values if factor is None else [v * factor for v in values]
                 values = values if bias is None else [v + bias for v in values]
                 if self.row_terms:
                     values = [v + splat(self.row_terms.load(row + i), "int32", count) for i, v in zip(rows, values)]

@@ -9,7 +9,7 @@ import pytest
 from kernel_harness import Case, check_cases
 from linear_cases import Cases
 from qcompile.kernels.cpu import lower_node
-from qcompile.kernels.cpu.codes import MULTIPLIER_LIMIT, Code, encode, find_code, find_table_code
+from qcompile.kernels.cpu.codes import MULTIPLIER_LIMIT, Code, common_factor, encode, find_code, find_table_code
 from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.kernels.cpu.linear.packing import pack_codes
@@ -146,3 +146,19 @@ def test_rows_of_a_coded_table(target: Target, group: int, tmp_path: Path) -> No
     check_cases(cases, target, tmp_path)
     stored = [o.array.nbytes for o in lower_node(cases[0].context(target))[0].operands if isinstance(o, Constant)]
     assert sum(stored) == 40 * (384 // 2 + 384 // group)
+
+
+@pytest.mark.parametrize("bits", ["2", "4", "full"])
+def test_codes_on_a_finer_grid(target: Target, bits: str, tmp_path: Path) -> None:
+    """Weights of few bits times one number are stored without it."""
+    c, cases = Cases(target), []
+    heads = [c.dense(m, k, n) for m, k, n in ((1, 256, 40), (5, 33, 17), (70, 128, 64))]
+    heads += [c.conv((1, 7, 9, 16), 24, (3, 3), pads=(1, 1, 1, 1)), c.conv((2, 5, 5, 32), 32, (3, 3), groups=2)]
+    for node, arrays, constants in heads:
+        w = coded_weights(constants["w"].shape, bits, seed=len(cases))
+        w = (w * (18 if bits == "4" else 13)).astype(np.int8)
+        assert common_factor(w) > 1
+        cases.append(Case(node, arrays, constants | {"w": w}))
+    check_cases(cases, target, tmp_path)
+    stored = [o.array.nbytes for o in lower_node(cases[2].context(target))[0].operands if isinstance(o, Constant)]
+    assert sum(stored) < 64 * 128 * 0.75, "not packed"
