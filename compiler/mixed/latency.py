@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.bits import Layer, LayerBits, layer_nodes
+from qcompile.quantizer.collect import progress
 from qcompile.targets import Target
 from qcompile.targets.errors import CompileError
 
@@ -49,7 +49,7 @@ def measured(
     known: dict[tuple, float] = {}
     evicted = np.zeros(sum(layer.count for layer in layers), np.int8)
     table = np.zeros((len(layers), len(choices)))
-    for i, layer in enumerate(_progress(layers)):
+    for i, layer in enumerate(progress(layers, "measuring layers")):
         if layer.table:
             continue
         for c, bits in enumerate(choices):
@@ -94,14 +94,3 @@ def _microseconds(graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.nd
             engine.function(*engine.arguments)
             times.append(time.perf_counter_ns() - began)
     return float(np.median(times)) / 1000
-
-
-def _progress(layers: Sequence[Layer]) -> Sequence[Layer]:
-    if not sys.stderr.isatty() or len(layers) < 2:
-        return layers
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(  # type: ignore[return-value]
-        layers, description="measuring layers", console=Console(stderr=True), transient=True
-    )

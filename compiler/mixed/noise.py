@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from qcompile.frontend.graph import Graph
-from qcompile.mixed.probe import counting, outputs_before_readout
+from qcompile.mixed.probe import outputs_before_readout
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
-from qcompile.quantizer.collect import stream
+from qcompile.quantizer.collect import counting, stream
 from qcompile.quantizer.placement import Placer, is_bias_add
 
 SAMPLES = 8

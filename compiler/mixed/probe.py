@@ -10,17 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
-from onnx import NodeProto, helper
+from onnx import NodeProto
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
+from qcompile.quantizer.collect import counting, open_session
 from qcompile.quantizer.histogram import Quantization
 from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.weights import QuantizedWeight
 from qcompile.targets.errors import CompileError
 
-LARGE = 1024  # elements; larger constants are handed over by address
 READOUTS = {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "ArgMin", "Cast"}  # what outputs are looked at in front of
 
 
@@ -74,17 +73,6 @@ def outputs_before_readout(graph: Graph) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def counting(sample: Feed, masks: Sequence[str]) -> dict[tuple[int, ...], np.ndarray]:
-    """{shape [batch, tokens]: bool}: the tokens that count, by the inputs `masks` of zeros and ones; padding does
-    not."""
-    found: dict[tuple[int, ...], np.ndarray] = {}
-    for name in masks:
-        mask = sample[name]
-        if mask.any() and np.isin(mask, (0, 1)).all():
-            found[mask.shape] = found.get(mask.shape, np.True_) & (mask != 0)
-    return {shape: mask for shape, mask in found.items() if mask.any()}
-
-
 class Probe:
     """Runs `graph` on `samples` with some of `layers` at fewer bits and compares what `observed` names.
 
@@ -117,7 +105,7 @@ class Probe:
                 self.shifts[layer.name] = _shifted(graph, node, layer.channels)
         graph.update()
         shifts = [name for name, _ in self.shifts.values()]
-        self.session = _session(graph, [*self.weights.values(), *shifts, *self.switches.values()], self.outputs)
+        self.session = open_session(graph, self.outputs, [*self.weights.values(), *shifts, *self.switches.values()])
         self.reference = [self._run({}, sample) for sample in samples]
         pairs = zip(self.reference, self.counting)
         self.energy = np.sum([[_energy(y, tokens) for y in ys] for ys, tokens in pairs], 0)
@@ -173,26 +161,3 @@ def _rounded(graph: Graph, tensor: str, switch: str, q: Quantization) -> str:
     low, high = q.qmin - q.zero_point, q.qmax - q.zero_point
     steps = add("Clip", add("Round", add("Div", tensor, q.scale)), low, high)
     return add("Add", tensor, add("Mul", switch, add("Sub", add("Mul", steps, q.scale), tensor)))
-
-
-def _session(graph: Graph, replaceable: Sequence[str], outputs: Sequence[str]) -> ort.InferenceSession:
-    """A session over the weights where they are; the constants `replaceable` are inputs with defaults."""
-    large = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
-    for name in large:
-        graph.constants[name] = np.ascontiguousarray(graph.constants[name])
-    model = graph.to_model(external=large)
-    for name in replaceable:
-        value = graph.constants[name]
-        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        model.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy needs the cores between two runs
-    try:
-        options.add_external_initializers(large, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in large])
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # as above
-        raise CompileError(f"ONNX Runtime cannot run the model: {str(e).splitlines()[0]}") from e

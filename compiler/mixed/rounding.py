@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph
-from qcompile.mixed.probe import Rounded, counting, twin
+from qcompile.mixed.probe import Rounded, twin
 from qcompile.quantizer import QuantizeOptions
 from qcompile.quantizer.bits import Layer, LayerBits, layer_nodes
 from qcompile.quantizer.calibration import Feed
-from qcompile.quantizer.collect import observe, stream
+from qcompile.quantizer.collect import counting, observe, stream
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.equalise import equalise
 from qcompile.quantizer.histogram import SHRINKS, Histogram, Quantization

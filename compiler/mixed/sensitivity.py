@@ -7,7 +7,6 @@ tells.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from qcompile.mixed.match import match_traces
 from qcompile.mixed.probe import Probe, Rounded
 from qcompile.quantizer.bits import Layer, LayerBits
 from qcompile.quantizer.calibration import Feed
+from qcompile.quantizer.collect import progress
 
 MOST_MACS = 5e11  # of all forward passes: some ten seconds
 MOST_SAMPLES, FEWEST_SAMPLES = 64, 4
@@ -60,7 +60,7 @@ def measured(
     """
     loss = np.zeros((len(layers), len(choices)))
     order = sorted(range(len(choices)), key=lambda c: (choices[c].weights, -choices[c].group))
-    for i, layer in enumerate(_progress(layers, "measuring sensitivities")):
+    for i, layer in enumerate(progress(layers, "measuring sensitivities")):
         float_weight = graph.constants[layer.weight]
         reference: tuple[float, float] | None = None
         for c in (c for c in order if allowed[i, c]):
@@ -105,13 +105,3 @@ def whole(probe: Probe, layers: Sequence[Layer], plan: Mapping[str, LayerBits], 
     """The loss with all layers at their bits in `plan` at once."""
     rounded = {layer.name: weights[layer.name, plan[layer.name]] for layer in layers}
     return probe.loss(rounded, [n for n, b in plan.items() if b.activations < 8 and n in probe.switches])
-
-
-def _progress(layers: Sequence[Layer], title: str) -> Sequence[Layer]:
-    """The layers, with a progress bar where the user looks at a terminal."""
-    if not sys.stderr.isatty() or len(layers) < 2:
-        return layers
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(layers, description=title, console=Console(stderr=True), transient=True)  # type: ignore[return-value]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -44,7 +45,7 @@ def stream(
     inputs = {v.name for v in graph.inputs}
     inner = [t for t in wanted if t not in inputs]
     session = _session(graph, inner, known or {}) if inner else None
-    for sample in _progress(samples, title) if title else samples:
+    for sample in progress(samples, title) if title else samples:
         made = dict(zip(inner, _run(session, inner, sample))) if inner else {}
         values = {name: made[name] if name in made else sample[name] for name in wanted}
         for name, value in values.items():
@@ -71,12 +72,26 @@ def _session(graph: Graph, outputs: list[str], known: Mapping[str, np.ndarray]) 
     graph.nodes = _needed(whole, outputs, known)
     read = {i for n in graph.nodes for i in n.input}
     graph.constants = {k: v for k, v in {**whole.constants, **known}.items() if k in read}
+    session = open_session(graph, outputs, disabled=FAULTY)
+    whole.constants.update({k: v for k, v in graph.constants.items() if k in whole.constants})
+    return session
+
+
+def open_session(
+    graph: Graph, outputs: Sequence[str], replaceable: Sequence[str] = (), disabled: Sequence[str] = ()
+) -> ort.InferenceSession:
+    """A session that computes `outputs` over the constants of `graph` where they are, made contiguous there.
+
+    The constants `replaceable` become inputs with defaults; `disabled` optimizers of ONNX Runtime stay off.
+    """
     weights = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
     for name in weights:
         graph.constants[name] = np.ascontiguousarray(graph.constants[name])
-        if name in whole.constants:
-            whole.constants[name] = graph.constants[name]
     model = graph.to_model(external=weights)
+    for name in replaceable:
+        value = graph.constants[name]
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(o, graph.dtypes[o], graph.shapes[o]) for o in outputs)
     options = ort.SessionOptions()
@@ -88,7 +103,7 @@ def _session(graph: Graph, outputs: list[str], known: Mapping[str, np.ndarray]) 
             weights, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in weights]
         )
         return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=FAULTY
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
         )
     except Exception as e:  # ONNX Runtime's exception types are not public
         raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
@@ -102,11 +117,25 @@ def _run(session: ort.InferenceSession, outputs: list[str], sample: Feed) -> lis
         raise CompileError(f"ONNX Runtime cannot run the model on a calibration sample: {reason}") from e
 
 
-def _progress(samples: list[Feed], title: str) -> Iterable[Feed]:
-    """The samples, with a progress bar where the user looks at a terminal."""
-    if not sys.stderr.isatty() or len(samples) < 2:
-        return samples
+def counting(sample: Feed, masks: Sequence[str]) -> dict[tuple[int, ...], np.ndarray]:
+    """{shape [batch, tokens]: bool}: the tokens that count, by the inputs `masks` of zeros and ones; padding does
+    not."""
+    found: dict[tuple[int, ...], np.ndarray] = {}
+    for name in masks:
+        mask = sample[name]
+        if mask.any() and np.isin(mask, (0, 1)).all():
+            found[mask.shape] = found.get(mask.shape, np.True_) & (mask != 0)
+    return {shape: mask for shape, mask in found.items() if mask.any()}
+
+
+Item = TypeVar("Item")
+
+
+def progress(items: Sequence[Item], title: str) -> Iterable[Item]:
+    """The items, with a progress bar where the user looks at a terminal."""
+    if not sys.stderr.isatty() or len(items) < 2:
+        return items
     from rich.console import Console
     from rich.progress import track
 
-    return track(samples, description=title, console=Console(stderr=True), transient=True)
+    return track(items, description=title, console=Console(stderr=True), transient=True)

@@ -15,7 +15,7 @@ from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.bits import LayerBits
 from qcompile.quantizer.calibration import Feed
-from qcompile.quantizer.collect import stream
+from qcompile.quantizer.collect import counting, stream
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.rounding import damped, learn
@@ -172,27 +172,17 @@ def _moments(
         stream(quantized, [x.data for x in geometry.values()], samples, known=known),
     )
     for i, (floats, actuals) in enumerate(pairs):
-        said = _said(samples[i], masks)
+        tokens = counting(samples[i], masks)
         for key, layer in geometry.items():
             depth = layer.columns.depth
             most = min(max(2 * depth, ROW_WORK // depth**2), MOST_ROWS)
             limit = -(-most // len(samples))
             both = (floats[layer.source], actuals[layer.data])
-            if layer.columns.pointwise and (chosen := said.get(both[0].shape[:2])) is not None:
+            if layer.columns.pointwise and (chosen := tokens.get(both[0].shape[:2])) is not None:
                 both = (both[0][chosen], both[1][chosen])
             rows = [layer.columns.rows(v, limit, np.random.default_rng(i)) for v in both]
             moments[key].add(*rows)
     return moments
-
-
-def _said(sample: Feed, masks: Sequence[str]) -> dict[tuple[int, ...], np.ndarray]:
-    """By shape, the tokens that count: where all masks of that shape, if they are of zeros and ones, have ones."""
-    said: dict[tuple[int, ...], np.ndarray] = {}
-    for name in masks:
-        mask = sample[name]
-        if mask.any() and np.isin(mask, (0, 1)).all():
-            said[mask.shape] = said.get(mask.shape, True) & (mask != 0)
-    return {shape: mask for shape, mask in said.items() if mask.any()}
 
 
 def solve(layer: Narrow, moments: Sequence[Moments], options: QuantizeOptions, follow: bool) -> QuantizedWeight:
