@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
 from qcompile.kernels.cpu.codes import UNIT, Code, common_factor, find_code
@@ -10,7 +12,7 @@ from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_codes, pack_weights
-from qcompile.kernels.cpu.linear.padding import pad_image, padded_shape
+from qcompile.kernels.cpu.linear.padding import Frame, fill_margins, pad_image, split_frame
 from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
@@ -25,25 +27,29 @@ DECODED_LEAST = 1 << 14  # rooms for decoded panels are powers of two from here,
 
 def lower_dense(ctx: NodeContext) -> list[KernelCall]:
     """dense [..., K] -> [..., N], with what follows it."""
+    ctx, frame = split_frame(ctx)
     head, chain = head_and_chain(ctx, get_isa(ctx.target))
     x, weight, bias = _operands(ctx, head)
     k = x.shape[-1]
-    return [
-        matrix_call(
-            ctx.target,
-            chain,
-            Buffer(head.inputs[0]),
-            x.dtype,
-            fold_bias(bias, weight, head.attrs["x_zero_point"]),
-            weight.reshape(len(weight), 1, k)[None],
-            rows=x.size // k if k else 0,
-            pixel_step=k,
-        )
-    ]
+    rows, images = x.size // k if k else 0, x.shape[0] if frame else 1
+    return matrix_calls(
+        ctx.target,
+        chain,
+        Buffer(head.inputs[0]),
+        x.dtype,
+        fold_bias(bias, weight, head.attrs["x_zero_point"]),
+        weight.reshape(len(weight), 1, k)[None],
+        frame,
+        rows=rows // images,
+        pixel_step=k,
+        images=images,
+        x_image=rows // images * k,
+    )
 
 
 def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
     """conv2d [N, H, W, C] -> [N, OH, OW, O], with what follows it."""
+    ctx, frame = split_frame(ctx)
     head, chain = head_and_chain(ctx, get_isa(ctx.target))
     x, weight, bias = _operands(ctx, head)
     a = head.attrs
@@ -56,16 +62,23 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
     if a["groups"] == x.shape[-1] == out.shape[-1]:
         return depthwise_calls(chain, Buffer(head.inputs[0]), x, out, weight, folded, a)
     source: Buffer | Workspace = Buffer(head.inputs[0])
-    shape, calls = x.shape, []
+    shape, calls = x.shape, list[KernelCall]()
     if any(a["pads"]):
-        source, pad = pad_image(
-            Buffer(head.inputs[0]), x.shape, list(a["pads"]), a["x_zero_point"], x.dtype, chain.isa
-        )
-        shape, calls = padded_shape(x.shape, a["pads"]), [pad]
-    return [*calls, conv_call(ctx.target, chain, source, x.dtype, shape, out.shape, weight, folded, a)]
+        source, calls = pad_image(Buffer(head.inputs[0]), x.shape, a["pads"], a["x_zero_point"], x.dtype)
+        shape = Frame(tuple(a["pads"]), 0).shape(x.shape)
+    return [*calls, *conv_calls(ctx.target, chain, source, x.dtype, shape, out.shape, weight, folded, a, frame)]
 
 
-def conv_call(
+def framable(node: Node, types: dict[str, Type]) -> bool:
+    """True where the result can be stored inside a frame: of 8 bits, [N, H, W, C], of a matrix-product kernel."""
+    head, out = node.body[0] if node.body else node, types[node.name]
+    if head.op not in ("conv2d", "dense") or len(out.shape) != 4 or out.dtype not in ("int8", "uint8"):
+        return False
+    depthwise = head.op == "conv2d" and head.attrs["groups"] == types[head.inputs[0]].shape[-1] == out.shape[-1]
+    return not depthwise
+
+
+def conv_calls(
     target: Target,
     chain: Chain,
     source: Buffer | Workspace,
@@ -75,27 +88,31 @@ def conv_call(
     weight: np.ndarray,
     bias: np.ndarray,
     a: dict,
-) -> KernelCall:
-    """One call for a convolution of a padded image `shape` [N, H, W, C]."""
+    frame: Frame | None,
+) -> list[KernelCall]:
+    """A convolution of a padded image `shape` [N, H, W, C]."""
     n, h, w, c = shape
     (o, kh, kw, cg), groups = weight.shape, a["groups"]
     (sh, sw), (dh, dw) = a["strides"], a["dilations"]
     _, oh, ow, _ = out
     pointwise = kh == kw == 1 and groups == 1 and sw == 1 and (sh == 1 or oh == 1) and (oh == h and ow == w)
     if pointwise:
-        return matrix_call(
-            target, chain, source, dtype, bias, weight.reshape(1, o, 1, c), rows=n * oh * ow, pixel_step=c
-        )
+        images = n if frame else 1  # else the images are more rows
+        rows = n * oh * ow // images
+        weights = weight.reshape(1, o, 1, c)
+        steps = {"rows": rows, "pixel_step": c, "images": images, "x_image": rows * c}
+        return matrix_calls(target, chain, source, dtype, bias, weights, frame, **steps)
     contiguous = (dw == 1 or kw == 1) and groups == 1
     runs, taps = (kh, 1) if contiguous else (kh, kw)
     packed = weight.reshape(groups, o // groups, runs * taps, -1)
-    return matrix_call(
+    return matrix_calls(
         target,
         chain,
         source,
         dtype,
         bias,
         packed,
+        frame,
         rows=oh * ow,
         pixel_step=sw * c,
         width=ow,
@@ -110,13 +127,14 @@ def conv_call(
     )
 
 
-def matrix_call(
+def matrix_calls(
     target: Target,
     chain: Chain,
     source: Buffer | Workspace,
     dtype: str,
     bias: np.ndarray,
     weights: np.ndarray,
+    frame: Frame | None = None,
     *,
     rows: int,
     pixel_step: int,
@@ -129,8 +147,11 @@ def matrix_call(
     images: int = 1,
     x_image: int = 0,
     x_group: int = 0,
-) -> KernelCall:
-    """A call with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image."""
+) -> list[KernelCall]:
+    """Calls with constant weights, int8 [groups, N of a group, runs * taps, run]; `rows` pixels an image.
+
+    width: of the image in pixels, 0: pixels lie `pixel_step` apart. frame: what the result [N, H, W, C] lies in.
+    """
     groups, n, all_runs, run = weights.shape
     factor = common_factor(weights)
     weights = weights if factor == 1 else weights // np.int8(factor)
@@ -148,11 +169,22 @@ def matrix_call(
         "tap_step": tap_step,
         "w_group": packed.size // groups,
     }
+    calls, written = [], width
+    if frame:
+        _, _, written, channels = chain.shape
+        sizes |= {
+            "width": written,
+            "y_first": frame.first(written, channels),
+            "y_image": math.prod(frame.shape(chain.shape)[1:]),
+            "y_gap": frame.gap(channels),
+        }
+        calls = [fill_margins(Buffer(chain.result), chain.shape, frame, chain.dtype)]
     macs = images * groups * rows * n * all_runs * run
     geometry = Geometry(
         single=rows == tiling.rows,
         image=bool(width),
-        wraps=bool(width % tiling.rows),
+        framed=frame is not None,
+        wraps=bool(written % tiling.rows),
         steps=tiling.dot.steps(sizes["run_groups"]),
         runs=all_runs > 1,
         taps=taps > 1,
@@ -161,17 +193,8 @@ def matrix_call(
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
     kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype, decoded_bytes)
-    return KernelCall(
-        kernel,
-        (
-            source,
-            Constant(packed),
-            Constant(bias),
-            Buffer(chain.result),
-            Constant(size_table(sizes)),
-            *chain.operands,
-        ),
-    )
+    y, table = Buffer(chain.result), Constant(size_table(sizes))
+    return [*calls, KernelCall(kernel, (source, Constant(packed), Constant(bias), y, table, *chain.operands))]
 
 
 def plan_weights(

@@ -17,7 +17,7 @@ import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, function, local, resident, store_lanes
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
-from qcompile.kernels.cpu.linear.padding import pad_image, padded_shape
+from qcompile.kernels.cpu.linear.padding import Frame, pad_image
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, KernelCall, Workspace
 
@@ -132,12 +132,11 @@ def depthwise_zip_calls(
     n, h, w, c = x.shape
     oh, ow = out.shape[1:3]
     kernel, strides, dilations = weight.shape[1:3], tuple(a["strides"]), tuple(a["dilations"])
-    pads, calls = list(a["pads"]), []
+    pads, calls = list(a["pads"]), list[KernelCall]()
     data: Buffer | Workspace = source
     if any(pads):
-        data, pad = pad_image(source, x.shape, pads, a["x_zero_point"], x.dtype, chain.isa)
-        _, h, w, _ = padded_shape(x.shape, pads)
-        calls.append(pad)
+        data, calls = pad_image(source, x.shape, pads, a["x_zero_point"], x.dtype)
+        _, h, w, _ = Frame(tuple(pads), 0).shape(x.shape)
     taps = weight[..., 0]
     if w == ow == kernel[1] == 1:  # a column is a row, seen differently
         h, w, oh, ow, taps = w, h, ow, oh, taps.transpose(0, 2, 1)

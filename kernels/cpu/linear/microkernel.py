@@ -23,7 +23,6 @@ from qcompile.kernels.cpu.builder import (
     concat,
     extract,
     function,
-    local,
     resident,
     splat,
     store_lanes,
@@ -31,6 +30,7 @@ from qcompile.kernels.cpu.builder import (
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.linear.decode import decode_panel, digit_sums, inline_sums
+from qcompile.kernels.cpu.linear.pixels import PixelWalk
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -63,6 +63,9 @@ SIZES = (
     "code_units",
     "code_blocks",
     "factor",
+    "y_first",
+    "y_image",
+    "y_gap",
 )
 
 
@@ -70,7 +73,8 @@ SIZES = (
 class Geometry:
     """What the loops look like.
 
-    single: all pixels are one tile; image: pixels lie on rows of an image; wraps: those of a tile may lie on several;
+    single: all pixels are one tile; image: pixels are read from rows of an image; framed: they are written to rows of
+    an image, `y_gap` elements apart; wraps: the pixels of a tile may lie on several rows;
     runs: K has more than one run; steps: whether a run has whole steps, and how many groups they leave over, where the
     code knows it; taps: two loops of runs; outer: several images or groups; parallel: tasks may run on several threads;
     row_term: one more int32 per pixel is added to all its channels; factor: sums are multiplied by a number before the
@@ -79,6 +83,7 @@ class Geometry:
 
     single: bool = False
     image: bool = False
+    framed: bool = False
     wraps: bool = False
     steps: tuple[bool, int] | None = None
     runs: bool = False
@@ -152,13 +157,15 @@ def matrix_kernel(
 @dataclass
 class Place:
     """Where a tile reads and writes: offsets of its pixels in x, of its weights and of those of the next panel that it
-    fetches ahead, its first output row and channel."""
+    fetches ahead; its first pixel within the image and among all, its first channel; where the image begins in y."""
 
     offsets: list[Expr]
     weights: Expr
     ahead: Expr
+    start: Expr
     row: Expr
     channel: Expr
+    image: Expr
 
 
 @dataclass
@@ -194,6 +201,7 @@ class Body:
         first_row: Expr = T.int32(0)
         first_channel: Expr = T.int32(0)
         self.bias_base: Expr = T.int32(0)
+        y_image: Expr = bind(self.size("y_first")) if self.geometry.framed else T.int32(0)
         if self.geometry.outer:
             outer, rest = bind(T.truncdiv(rest, blocks)), bind(T.truncmod(rest, blocks))
             groups = bind(self.size("groups"))
@@ -202,6 +210,7 @@ class Body:
             w_base = w_base + image * self.size("w_image") + group * self.size("w_group")
             first_row = bind(image * self.size("rows"))
             self.bias_base = bind(image * self.size("bias_image"))
+            y_image = bind(y_image + image * self.size("y_image")) if self.geometry.framed else y_image
             first_channel = group * self.size("group_channels")
         w_base = bind(w_base)
         block_tiles = bind(self.size("block_tiles"))
@@ -224,7 +233,7 @@ class Body:
         def one_tile(t: Expr, number: Expr, start: Expr) -> None:
             offsets = self._offsets(number, start, x_base)
             ahead = bind(w_base + self.size("panel_bytes") + t * self.size("tile_ahead"))
-            here = Place(offsets, first_weight, ahead, bind(first_row + start), channel)
+            here = Place(offsets, first_weight, ahead, start, bind(first_row + start), channel, y_image)
             tile, tail = self.tiling.tile, self.tiling.tail
             if tile and tail:
                 with T.If(panel < panels - 1):
@@ -254,20 +263,19 @@ class Body:
             return [bind(first + i * pixel_step) for i in range(self.tiling.rows)]
         width, row_step = bind(self.size("width")), bind(self.size("row_step"))
         column, line = bind(T.truncmod(start, width)), bind(T.truncdiv(start, width))
-        if not self.geometry.wraps:
-            first = bind(base + line * row_step + column * pixel_step)
-            return [bind(first + i * pixel_step) for i in range(self.tiling.rows)]
-        wrap_step = bind(row_step - (width - 1) * pixel_step)
-        # in memory rather than bound: TIR's analyzer would follow the chain of selections, at exponential cost
-        rows = self.tiling.rows
-        offsets, columns = local(rows, "int32"), local(rows, "int32")
-        offsets.store(0, base + line * row_step + column * pixel_step)
-        columns.store(0, column)
-        for i in range(1, rows):
-            wraps = columns.load(i - 1) + 1 >= width
-            offsets.store(i, offsets.load(i - 1) + T.Select(wraps, wrap_step, pixel_step))
-            columns.store(i, T.Select(wraps, T.int32(0), columns.load(i - 1) + 1))
-        return [bind(offsets.load(i)) for i in range(rows)]
+        wrap_step = bind(row_step - (width - 1) * pixel_step) if self.geometry.wraps else None
+        walk = PixelWalk(base + line * row_step + column * pixel_step, column, width, pixel_step, wrap_step)
+        return walk.offsets(self.tiling.rows)
+
+    def _written(self, here: Place) -> PixelWalk | None:
+        """Where the pixels of a tile lie in a framed y; None: one after the other."""
+        if not self.geometry.framed:
+            return None
+        channels, width = self.size("channels"), bind(self.size("width"))
+        gap, start = bind(self.size("y_gap")), here.start
+        first = here.image + here.channel + start * channels + T.truncdiv(start, width) * gap
+        wrap_step = bind(channels + gap) if self.geometry.wraps else None
+        return PixelWalk(first, T.truncmod(start, width), width, channels, wrap_step)
 
     def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
         """Computes and stores one tile, of whose channels `valid` exist."""
@@ -277,7 +285,7 @@ class Body:
             pixels = [(self.x.pointed if dot.row_pointers else self.x.moved)(o) for o in here.offsets]
             add = digit_sums if dot.digits else inline_sums
             sums = add(dot, self.tiling.code, tile, self.w, here.weights, pixels, units, blocks)
-            self._epilogue(sums, tile, valid, here.row, here.channel, emitter)
+            self._epilogue(sums, tile, valid, here, emitter)
             return
         bias = []
         if self.resident_bias:
@@ -286,7 +294,7 @@ class Body:
             bias = self._bias(here.channel, tile.columns)
         acc = dot.start(tile, bias)
         self._runs(dot, tile, acc, here)
-        self._epilogue(dot.finish(tile, acc), tile, valid, here.row, here.channel, emitter)
+        self._epilogue(dot.finish(tile, acc), tile, valid, here, emitter)
 
     def _bias(self, channel: Expr, columns: int) -> list[Expr]:
         first, lanes = bind(self.bias_base + channel), self.tiling.dot.lanes
@@ -340,12 +348,13 @@ class Body:
                         bind(here.ahead + (run * taps + tap) * run_ahead),
                     )
 
-    def _epilogue(
-        self, sums: list[list[Expr]], tile: Tile, valid: int, row: Expr, channel: Expr, emitter: Emitter
-    ) -> None:
-        lanes = tile.columns // len(sums[0])
+    def _epilogue(self, sums: list[list[Expr]], tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
+        lanes, row, channel = tile.columns // len(sums[0]), here.row, here.channel
         channels = bind(self.size("channels"))
         first = bind(row * channels + channel)
+        written = self._written(here)
+        loops = self.chain.isa.loops_over_rows and len(sums) > 1
+        places = written.offsets(len(sums)) if written and not loops else []
         for at, count in self._groups(valid, lanes):
             bias = None if self.begins_at_bias else bind(self.bias.load(self.bias_base + channel + at, count))
             factor = bind(splat(self.size("factor"), "int32", count)) if self.geometry.factor else None
@@ -353,6 +362,7 @@ class Body:
             def finish(
                 rows: list,
                 values: list[Expr],
+                places: list[Expr],
                 at: int = at,
                 count: int = count,
                 bias: Expr = bias,
@@ -366,22 +376,26 @@ class Body:
                 result = emitter.emit_pixels(concat(values), pixels, channel + at)
                 result = bind(result) if len(rows) > 1 else result
                 for k, (_, flat) in enumerate(pixels):
-                    store_lanes(self.y, flat, extract(result, k * count, count), valid - at)
+                    place = bind(places[k] + at) if places else flat
+                    store_lanes(self.y, place, extract(result, k * count, count), valid - at)
 
             pick = slice(at // lanes, (at + count) // lanes)
-            if self.chain.isa.loops_over_rows and len(sums) > 1:
+            if loops:
                 cell = self.cell
                 for i, vectors in enumerate(sums):
                     cell.store(i * count, concat(vectors[pick]))
+                steps = written.steps() if written else None
                 with T.serial(0, len(sums)) as i:
-                    finish([i], [cell.load(i * count, count)])
+                    finish([i], [cell.load(i * count, count)], [next(steps)] if steps else [])
+                    if steps:
+                        next(steps)
             else:
                 rows = list(range(len(sums)))
                 # quarters of a result are stored at a cost that halves are not
                 together = 2 if self.chain.isa.joins_pixels and 2 * count == self.chain.isa.width else 1
                 for start in range(0, len(rows), together):
                     part = rows[start : start + together]
-                    finish(part, [concat(sums[i][pick]) for i in part])
+                    finish(part, [concat(sums[i][pick]) for i in part], places[start : start + together])
 
     def _groups(self, valid: int, lanes: int) -> list[tuple[int, int]]:
         """(first channel, channels) of what the chain handles at a time: vectors that hold valid channels, powers of

@@ -1,90 +1,129 @@
-"""Copies an image into a frame filled with its zero point, so that convolutions need no edge cases."""
+"""Images inside a frame filled with their zero point, so that convolutions need no edge cases.
+
+Either the kernel that makes an image writes it straight into its frame, or a copy does. The margins are filled first:
+what is written past them lies in the interior, which is written afterwards.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, function, splat
-from qcompile.kernels.cpu.isa import Isa
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Kernel, KernelCall, Workspace
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Kernel, KernelCall, NodeContext, Workspace
 
-CHUNK = 16  # bytes written at a time; the overhang is overwritten by what comes next
+CHUNK = 64  # bytes written at a time, where there are so many
+PARALLEL_BYTES = 1 << 16  # of an image whose rows are copied on several threads
 
 
-def padded_shape(shape: tuple[int, ...], pads: list[int]) -> tuple[int, ...]:
-    """[N, H, W, C] with pads = [top, left, bottom, right]."""
-    n, h, w, c = shape
-    top, left, bottom, right = pads
-    return n, h + top + bottom, w + left + right, c
+@dataclass(frozen=True)
+class Frame:
+    """pads = (top, left, bottom, right) around each image [H, W, C], of the value `fill`."""
+
+    pads: tuple[int, int, int, int]
+    fill: int
+
+    def gap(self, channels: int) -> int:
+        """Elements between two rows of the image."""
+        return (self.pads[1] + self.pads[3]) * channels
+
+    def first(self, width: int, channels: int) -> int:
+        """Where the image begins."""
+        top, left, _, right = self.pads
+        return (top * (left + width + right) + left) * channels
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the whole: [N, top + H + bottom, left + W + right, C]."""
+        n, h, w, c = shape
+        top, left, bottom, right = self.pads
+        return n, top + h + bottom, left + w + right, c
+
+
+def split_frame(ctx: NodeContext) -> tuple[NodeContext, Frame | None]:
+    """A node without the `pad` that ends its body, and the frame that this pad puts around [N, H, W, C]."""
+    if not ctx.node.body or ctx.node.body[-1].op != "pad":
+        return ctx, None
+    a = ctx.node.body[-1].attrs
+    (_, top, left, _), (_, bottom, right, _) = a["before"], a["after"]
+    return replace(ctx, node=replace(ctx.node, body=ctx.node.body[:-1])), Frame((top, left, bottom, right), a["value"])
 
 
 def pad_image(
-    source: Buffer, shape: tuple[int, ...], pads: list[int], fill: int, dtype: str, isa: Isa
-) -> tuple[Workspace, KernelCall]:
-    """The framed image as a workspace, and the call that fills it. 8-bit dtypes."""
+    source: Buffer, shape: tuple[int, ...], pads: Sequence[int], fill: int, dtype: str
+) -> tuple[Workspace, list[KernelCall]]:
+    """The framed image [N, H, W, C] of 8 bits as a workspace, and the calls that fill it."""
     n, h, w, c = shape
-    top, left, bottom, right = pads
-    _, _, width, _ = padded_shape(shape, pads)
-    size = n * (h + top + bottom) * width * c
-    chunk = max(CHUNK, isa.lanes * 4)
-    frame = Workspace("padded", size + left * c + chunk + SLACK_BYTES)
-    name = f"pad_{dtype}_{chunk}_{isa.name}"
-    call = KernelCall(
-        Kernel(name, lambda: _build(name, dtype, chunk)),
-        (
-            source,
-            frame,
-            n,
-            h,
-            top * width * c + left * c,
-            w * c,
-            (left + right) * c,
-            bottom * width * c - left * c,
-            fill,
-        ),
-    )
-    return frame, call
+    frame = Frame(tuple(pads), fill)  # type: ignore[arg-type]
+    _, height, width, _ = frame.shape(shape)
+    y = Workspace("padded", n * height * width * c + SLACK_BYTES)
+    if not frame.gap(c):  # all rows are one
+        lines, row = 1, h * w * c
+    else:
+        lines, row = h, w * c
+    chunk, parallel = _chunk(row), n * h * w * c >= PARALLEL_BYTES
+    name = f"pad_{dtype}_{chunk}{'_p' if parallel else ''}"
+    sizes = (n * lines, lines, row, frame.first(w, c), height * width * c, width * c)
+    copy = KernelCall(Kernel(name, lambda: _copy_rows(name, dtype, chunk, parallel)), (source, y, *sizes))
+    return y, [fill_margins(y, shape, frame, dtype), copy]
 
 
-def _build(name: str, dtype: str, chunk: int) -> Any:
-    """Writes run along the frame: up to the first row, then each row and the gap to the next, then the end."""
+def fill_margins(y: Buffer | Workspace, shape: tuple[int, ...], frame: Frame, dtype: str) -> KernelCall:
+    """Fills the frame around images [N, H, W, C] of 8 bits; writes into their interior too, never outside of y."""
+    n, h, w, c = shape
+    _, _, bottom, right = frame.pads
+    _, height, width, _ = frame.shape(shape)
+    total = n * height * width * c
+    chunk = _chunk(total)
+    before, gap, after = frame.first(w, c), frame.gap(c), (bottom * width + right) * c
+    name = f"margins_{dtype}_{chunk}"
+    sizes = (n, h - 1, before, w * c, gap, after, total - chunk, frame.fill)
+    return KernelCall(Kernel(name, lambda: _fill(name, dtype, chunk)), (y, *sizes))
+
+
+def _chunk(count: int) -> int:
+    """The largest power of two of bytes that fits in `count`, up to CHUNK."""
+    return min(CHUNK, 1 << (count.bit_length() - 1))
+
+
+def _copy_rows(name: str, dtype: str, chunk: int, parallel: bool) -> Any:
+    """Rows of images into their frames; the last chunk of a row begins early rather than being short."""
+
+    def body(x: Pointer, y: Pointer, tasks: Expr, rows: Expr, row: Expr, first: Expr, image: Expr, pitch: Expr) -> None:
+        with (T.parallel if parallel else T.serial)(0, tasks) as task:
+            i, r = bind(T.truncdiv(task, rows)), bind(T.truncmod(task, rows))
+            source, to = bind(task * row), bind(first + i * image + r * pitch)
+            with T.serial(0, T.truncdiv(row + (chunk - 1), T.int32(chunk))) as k:
+                at = bind(T.min(k * chunk, row - chunk))
+                y.store(to + at, x.load(source + at, chunk))
+
+    scalars = ("tasks", "rows", "row", "first", "image", "pitch")
+    return function(name, [("x", dtype + "*"), ("y", dtype + "*"), *((s, "int32") for s in scalars)], body)
+
+
+def _fill(name: str, dtype: str, chunk: int) -> Any:
+    """The margin before the first row, those between rows, and that after the last; `last`: where a chunk may begin."""
 
     def body(
-        x: Pointer,
-        y: Pointer,
-        images: Expr,
-        rows: Expr,
-        before: Expr,
-        row: Expr,
-        between: Expr,
-        after: Expr,
-        fill: Expr,
+        y: Pointer, images: Expr, gaps: Expr, before: Expr, row: Expr, gap: Expr, after: Expr, last: Expr, fill: Expr
     ) -> None:
         blank = bind(splat(fill, dtype, chunk))
 
         def chunks(count: Expr) -> Expr:
             return bind(T.truncdiv(count + (chunk - 1), T.int32(chunk)))
 
-        row_chunks, gap_chunks = chunks(row), chunks(between)
-        before_chunks, after_chunks = chunks(before), chunks(after)
-        image = bind(before + rows * (row + between) + after)
+        def write(at: Expr, count: Expr) -> None:
+            with T.serial(0, count) as k:
+                y.store(T.min(at + k * chunk, last), blank)
+
+        counts = [chunks(n) for n in (before, gap, after)]
+        image = bind(before + row + gaps * (row + gap) + after)
         with T.serial(0, images) as i:
             start = bind(i * image)
-            with T.serial(0, before_chunks) as k:
-                y.store(start + k * chunk, blank)
-            with T.serial(0, rows) as r:
-                at = bind(start + before + r * (row + between))
-                source = bind((i * rows + r) * row)
-                with T.serial(0, row_chunks) as k:
-                    y.store(at + k * chunk, x.load(source + k * chunk, chunk))
-                with T.serial(0, gap_chunks) as k:
-                    y.store(at + row + k * chunk, blank)
-            with T.serial(0, after_chunks) as k:
-                y.store(start + before + rows * (row + between) + k * chunk, blank)
+            write(start, counts[0])
+            with T.serial(0, gaps) as r:
+                write(bind(start + before + row + r * (row + gap)), counts[1])
+            write(bind(start + image - after), counts[2])
 
-    parameters = [
-        ("x", dtype + "*"),
-        ("y", dtype + "*"),
-        *((n, "int32") for n in ("images", "rows", "before", "row", "between", "after", "fill")),
-    ]
-    return function(name, parameters, body)
+    scalars = ("images", "gaps", "before", "row", "gap", "after", "last", "fill")
+    return function(name, [("y", dtype + "*"), *((s, "int32") for s in scalars)], body)
