@@ -70,6 +70,25 @@ def _rescaled(node: Node, intervals: list[Interval], constants: list[np.ndarray 
     return _clamped(node)
 
 
+def _rescaled_sum(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    multiplier = constants[1]
+    assert multiplier is not None
+    _fits(node, "twice the multiplier", 2 * int(multiplier.min()), 2 * int(multiplier.max()))
+    return _clamped(node)
+
+
+def _rescaled_word(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    multiplier, (low, high) = constants[1], RANGES["int16"]
+    assert multiplier is not None
+    if multiplier.min(initial=0) <= low or multiplier.max(initial=0) > high:
+        raise CompileError(f"{node.name}: a multiplier of {node.op} leaves [{low + 1}, {high}]")
+    return _clamped(node)
+
+
 def _mul(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
     low, high = _product(
         _shift(intervals[0], node.attrs["x_zero_point"]), _shift(intervals[1], node.attrs["r_zero_point"])
@@ -180,6 +199,8 @@ RULES: dict[str, Rule] = {
     "dense": _weighted,
     "matmul": _matmul,
     "requantize": _rescaled,
+    "requantize_sum": _rescaled_sum,
+    "requantize_word": _rescaled_word,
     "prelu": _rescaled,
     "mul": _mul,
     "add": _add,

@@ -10,6 +10,7 @@ from qcompile.kernels.program import Node, Program, infer_node
 
 INTEGER_DTYPES = {"int8", "uint8", "int16", "int32"}
 Types = dict[str, Type]
+SHIFTS = {"requantize_word": (0, 16)}  # where not from 1 to 31
 
 
 def _steps(node: Node) -> tuple[Node, ...]:
@@ -47,8 +48,11 @@ def _limits(node: Node, types: Types, program: Program) -> str:
         a = s.attrs
         if "qmin" in a and not (np.iinfo(a["dtype"]).min <= a["qmin"] <= a["qmax"] <= np.iinfo(a["dtype"]).max):
             return f"limits {a['qmin']}, {a['qmax']} do not lie in {a['dtype']}"
-        if "multiplier" in OPS[s.op].parameters and not 1 <= a.get("shift", 1) <= 31:
-            return f"shift {a['shift']} is not from 1 to 31"
+        least, most = SHIFTS.get(s.op, (1, 31))
+        if "multiplier" in OPS[s.op].parameters and not least <= a.get("shift", least) <= most:
+            return f"shift {a['shift']} is not from {least} to {most}"
+        if not 0 <= a.get("fraction", 0) <= 8:
+            return f"fraction {a['fraction']} is not from 0 to 8"
     return ""
 
 

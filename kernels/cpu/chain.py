@@ -21,6 +21,7 @@ from qcompile.kernels.lowering import Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
+SUMS = ("requantize_sum", "requantize_word")
 CONSTANT_PADDING = 64  # per-channel constants are this many zeros longer, since vectors read whole
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -165,7 +166,7 @@ class Chain:
             inputs.append(name if name in self._names else self._memory(node, name, is_parameter, table))
         values, flags = rule.scalars(node, [self._types[i] for i in node.inputs])
         out = infer_node(node, self._types)
-        fixed = self._fixed(values, out.dtype)
+        fixed = self._fixed(node.op, values, out.dtype)
         scalars = {}
         for name, value in values.items():
             if name not in fixed:
@@ -181,16 +182,22 @@ class Chain:
         self.dtype = out.dtype
         return Step(node, inputs, scalars, fixed, out.dtype, flags)
 
-    def _fixed(self, values: dict[str, int], dtype: str) -> dict[str, int]:
-        """The numbers worth being part of the code: bounds that clamp nothing, shifts where the chain is immediate."""
+    def _fixed(self, op: str, values: dict[str, int], dtype: str) -> dict[str, int]:
+        """The numbers worth being part of the code: bounds that clamp nothing, shifts where the chain is immediate, the
+        zero point that makes int8 codes uint8."""
         fixed: dict[str, int] = {n: values[n] for n in ("pre", "shift") if self.immediate and n in values}
+        centre = RANGES[dtype][0] - RANGES["int8"][0]
+        if op in SUMS and values["zero_point"] == centre:
+            fixed["zero_point"] = centre
+        if op == "requantize_word" and self.isa.immediate_words:
+            fixed |= {n: values[n] for n in ("shift", "fraction")}
         for name, limit in zip(("qmin", "qmax"), RANGES[dtype]):
             if self.isa.immediate_bounds and values.get(name) == limit:
                 fixed[name] = limit
         return fixed
 
     def _memory(self, node: Node, name: str, is_parameter: bool, table: bool) -> Memory:
-        key = f"{name}:{node.op if table else ''}"
+        key = f"{name}:{node.op if is_parameter else ''}"
         if key not in self._memories:
             type_ = self._types[name]
             if table:
@@ -217,6 +224,8 @@ class Chain:
                 if node.op == "interpolate" and table:
                     array = self.isa.pieces(array)
                     dtype = str(array.dtype)
+                if node.op == "requantize_sum":
+                    array = self.isa.sum_multipliers(array)
                 operand = Constant(self._constant(array, table, self._types[node.inputs[0]].dtype))
             self._memories[key] = Memory(len(self.parameters), kind, dtype, inner)
             self.parameters.append((f"e{len(self.parameters)}", dtype + "*"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, dyadic
+from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, SumScale, dyadic, sum_scale
 from qcompile.passes.integerize.builder import Builder
 from qcompile.passes.integerize.pieces import fit_pieces
 from qcompile.passes.integerize.values import (
@@ -163,8 +163,27 @@ class Maker:
         )
 
     def _requantize(self, v: Accumulator, grid: Grid) -> str:
+        """Where the sums take a bias and go to 8 bits, that bias rounds and adds the zero point."""
+        if v.takes_bias and grid.dtype == "int8":
+            # a channel of tiny weights must leave room for the zero point, as for any other bias
+            zero = np.asarray(v.bias, np.float64) + grid.zero_point * grid.scale
+            centred = replace(self.balanced(replace(v, bias=zero)), bias=zero)
+            bound = v.bound + float(np.max((np.abs(zero) + grid.scale) / np.abs(centred.scale)))
+            scale = sum_scale(np.asarray(centred.scale) / grid.scale, bound)
+            if scale:
+                return self._requantize_centred(centred, scale, grid)
         name, bound = self.accumulate(v)
         return self._rescale(name, 0, v.scale, bound, grid)
+
+    def _requantize_centred(self, v: Accumulator, scale: SumScale, grid: Grid) -> str:
+        """v with the zero point in its bias."""
+        bias = v.bias + scale.half * grid.scale + scale.before * np.asarray(v.scale)
+        name, _ = self.accumulate(replace(v, bias=bias))
+        limits = grid.attrs() | {"zero_point": 0}
+        inputs = [name, self.b.constant(scale.multiplier, "multiplier")]
+        if not scale.words:
+            return self.b.emit("requantize_sum", inputs, **limits)
+        return self.b.emit("requantize_word", inputs, shift=scale.shift, fraction=scale.fraction, **limits)
 
     def _rescale_quantized(self, v: Quantized, grid: Grid) -> str:
         same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype

@@ -7,6 +7,7 @@ registers. Everything here is exact; each override returns the same bits by anot
 from __future__ import annotations
 
 import numpy as np
+from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -33,6 +34,7 @@ class Isa:
     registers = 16
     width = 16
     immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
+    immediate_words = False  # `requantize_word` gains by knowing its shifts
     immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
     joins_pixels = False  # an epilogue handles two pixels at a time where each has half of `width` channels
     loops_over_rows = False  # an epilogue goes through memory and a loop over pixels: a fifth of the code
@@ -66,6 +68,27 @@ class Isa:
     ) -> Expr:
         """saturate(rescale(x << pre, m, shift), zero_point, qmin, qmax); pre > 0 only where shift is 1."""
         return self.saturate(self.rescale(self.shift_left(x, pre), m, shift), zero_point, qmin, qmax, dtype)
+
+    def requantize_sum(
+        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """saturate(mulhi(x, m), zero_point, qmin, qmax); m as sum_multipliers gave them."""
+        return self.saturate(self.mulhi(x, m), zero_point, qmin, qmax, dtype)
+
+    def sum_multipliers(self, multiplier: np.ndarray) -> np.ndarray:
+        """The constant that requantize_sum reads, from multipliers of 1 / 2^31."""
+        return multiplier * np.int32(2)
+
+    def requantize_word(
+        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """saturate(round(word * m / 2^15) >> fraction, zero_point, qmin, qmax), word = x >> shift in 16 bits."""
+        n = lanes_of(x)
+        low, high = (splat(T.int32(end), "int32", n) for end in RANGES["int16"])
+        word = T.max(T.min(T.shift_right(x, splat(shift, "int32", n)), high), low)
+        product = T.shift_right(word * m + splat(T.int32(1 << 14), "int32", n), splat(T.int32(15), "int32", n))
+        y = T.shift_right(product, splat(fraction, "int32", n))
+        return self.saturate(y, zero_point, qmin, qmax, dtype)
 
     @staticmethod
     def shift_left(x: Expr, distance: Expr) -> Expr:

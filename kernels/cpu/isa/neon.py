@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -14,6 +15,8 @@ from qcompile.kernels.cpu.builder import (
     extract,
     intrinsic,
     lanes_of,
+    reinterpret,
+    shuffle,
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces
@@ -34,6 +37,7 @@ class Neon(BytePieces):
     width = 16
     joins_pixels = True
     immediate_bounds = True
+    immediate_words = True
     immediate_products = 256
     table_width = 16
 
@@ -86,6 +90,51 @@ class Neon(BytePieces):
             )
         return self._saturate_words(words, zero_point, qmin, qmax)
 
+    def requantize_sum(
+        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """sqdmulh = floor(x m / 2^31)."""
+        n = lanes_of(x)
+        if n < self.lanes:
+            product = cast(x, "int64") * cast(m, "int64")
+            y = cast(T.shift_right(product, splat(T.int64(31), "int64", n)), "int32")
+        else:
+            y = self._doubled_mulhi(x, m)
+        return self.saturate(y, zero_point, qmin, qmax, dtype)
+
+    def requantize_word(
+        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """sqshrn narrows with the shift, sqrdmulh rounds; with a fraction of 8 bits the result is the upper byte."""
+        n = lanes_of(x)
+        known = all(isinstance(v, IntImm) for v in (shift, fraction, zero_point))
+        if dtype != "int8" or n % 8 or not known or zero_point.value:
+            return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
+        words = self._shifted_words(x, shift) if shift.value else self._saturated_words(x)
+        words = bind(self.mul_round(words, cast(m, "int16")))
+
+        def upper_bytes(part: Expr) -> Expr:
+            registers = [reinterpret(extract(part, at, 8), "int8", 16) for at in range(0, lanes_of(part), 8)]
+            return shuffle(registers, [2 * i + 1 for i in range(lanes_of(part))])
+
+        def shifted(part: Expr) -> Expr:
+            return intrinsic("int8x8", PREFIX + "sqshrn.v8i8", part, fraction)
+
+        if fraction.value == 8:
+            y = by_parts(min(n, 16), upper_bytes, words)
+        elif fraction.value:
+            y = by_parts(8, shifted, words)
+        else:
+            return self._saturate_words(words, zero_point, qmin, qmax)
+        return self._limit(y, qmin, qmax)
+
+    @staticmethod
+    def _shifted_words(x: Expr, shift: Expr) -> Expr:
+        return by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqshrn.v4i16", part, shift), bind(x))
+
+    def sum_multipliers(self, multiplier: np.ndarray) -> np.ndarray:
+        return multiplier
+
     def add_scaled(
         self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool
     ) -> Expr:
@@ -107,7 +156,7 @@ class Neon(BytePieces):
         plain = isinstance(zero_point, IntImm) and zero_point.value == 0
         if not known or not (_narrows(x) if dtype == "int8" else dtype == "int16" and plain and lanes_of(x) % 4 == 0):
             return super().saturate_shifted(x, shift, zero_point, qmin, qmax, dtype)
-        words = by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqshrn.v4i16", part, shift), bind(x))
+        words = self._shifted_words(x, shift)
         if dtype == "int16":
             n = lanes_of(x)
             return T.max(T.min(words, splat(qmax, "int16", n)), splat(qmin, "int16", n))
@@ -126,16 +175,22 @@ class Neon(BytePieces):
     @staticmethod
     def _saturate_words(x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
         """int8 of saturated int16."""
-        n, width = lanes_of(x), min(8, lanes_of(x))
+        width = min(8, lanes_of(x))
+        plain = isinstance(zero_point, IntImm) and zero_point.value == 0
         zp = bind(splat(zero_point, "int16", width))
 
         def narrow(part: Expr) -> Expr:
-            part = bind(intrinsic(f"int16x{width}", f"{PREFIX}sqadd.v{width}i16", part, zp))
+            if not plain:
+                part = bind(intrinsic(f"int16x{width}", f"{PREFIX}sqadd.v{width}i16", part, zp))
             whole = intrinsic("int8x8", PREFIX + "sqxtn.v8i8", part if width == 8 else concat([part, part]))
             return extract(whole, 0, width)
 
-        y = by_parts(width, narrow, x)
-        # bounds that the code knows are those of int8
+        return Neon._limit(by_parts(width, narrow, x), qmin, qmax)
+
+    @staticmethod
+    def _limit(y: Expr, qmin: Expr, qmax: Expr) -> Expr:
+        """clamp(y, qmin, qmax) of int8 lanes; bounds that the code knows are those of int8."""
+        n = lanes_of(y)
         y = y if isinstance(qmax, IntImm) else T.min(y, splat(qmax, "int8", n))
         return y if isinstance(qmin, IntImm) else T.max(y, splat(qmin, "int8", n))
 

@@ -19,12 +19,36 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces, Isa
+from tvm.tirx import IntImm
+
+SIGN = -128  # the bit that int8 and uint8 codes differ by
+
+
+def _limit(x: Expr, qmin: Expr, qmax: Expr) -> Expr:
+    """clamp(x, qmin, qmax); bounds that the code knows are those of the dtype."""
+    n, dtype = lanes_of(x), dtype_of(x)
+    x = x if isinstance(qmax, IntImm) else T.min(x, splat(qmax, dtype, n))
+    return x if isinstance(qmin, IntImm) else T.max(x, splat(qmin, dtype, n))
+
+
+def _recoded(codes: Expr, dtype: str) -> Expr:
+    """int8 codes as those of `dtype`: uint8 codes are 128 more."""
+    if dtype == "int8":
+        return codes
+    n = lanes_of(codes)
+    return reinterpret(T.bitwise_xor(codes, splat(T.int8(SIGN), "int8", n)), "uint8", n)
+
+
+def _centred(zero_point: Expr, dtype: str) -> bool:
+    """Whether a result of signed codes only has to be recoded."""
+    return isinstance(zero_point, IntImm) and zero_point.value == (0 if dtype == "int8" else -SIGN)
 
 
 class X86(Isa):
     """vpmuldq multiplies the even lanes, so a product of all lanes is two of them: even and odd."""
 
     multiplies_pairs = True
+    immediate_bounds = True
 
     def pair_products(self, a: Expr, b: Expr) -> Expr:
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
@@ -62,15 +86,39 @@ class Avx2(BytePieces, X86):
         """8 bits: through saturated int16, where the rest takes half the registers; no clamped result changes."""
         if dtype not in ("uint8", "int8") or lanes_of(x) != 16:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
-        x = bind(x)
-        packed = intrinsic("int16x16", "llvm.x86.avx2.packssdw", extract(x, 0, 8), extract(x, 8, 8))
-        # vpackssdw works within 128-bit halves; quarters 1 and 2 trade places
-        quarters = reinterpret(shuffle([reinterpret(packed, "int64", 4)], (0, 2, 1, 3)), "int16", 16)
-        y = intrinsic("int16x16", "llvm.sadd.sat.v16i16", quarters, splat(zero_point, "int16", 16))
-        y = bind(T.max(T.min(y, splat(qmax, "int16", 16)), splat(qmin, "int16", 16)))
+        y = intrinsic("int16x16", "llvm.sadd.sat.v16i16", self._words(x), splat(zero_point, "int16", 16))
+        y = bind(_limit(y, qmin, qmax))
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
 
+    def requantize_sum(
+        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        if lanes_of(x) != 16 or not _centred(zero_point, dtype):
+            return super().requantize_sum(x, m, zero_point, qmin, qmax, dtype)
+        return _limit(self._signed_bytes(bind(self._words(self.mulhi(x, m))), dtype), qmin, qmax)
+
+    def requantize_word(
+        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        if lanes_of(x) != 16 or not _centred(zero_point, dtype):
+            return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
+        words = self._words(T.shift_right(x, splat(shift, "int32", 16)))
+        words = self.mul_round(words, cast(m, "int16"))
+        words = bind(T.shift_right(words, splat(cast(fraction, "int16"), "int16", 16)))
+        return _limit(self._signed_bytes(words, dtype), qmin, qmax)
+
+    @staticmethod
+    def _signed_bytes(words: Expr, dtype: str) -> Expr:
+        codes = intrinsic("int8x16", "llvm.x86.sse2.packsswb.128", extract(words, 0, 8), extract(words, 8, 8))
+        return _recoded(codes, dtype)
+
+    @staticmethod
+    def _words(x: Expr) -> Expr:
+        """16 lanes as saturated int16; vpackssdw works within 128-bit halves: quarters 1 and 2 trade places."""
+        x = bind(x)
+        packed = intrinsic("int16x16", "llvm.x86.avx2.packssdw", extract(x, 0, 8), extract(x, 8, 8))
+        return reinterpret(shuffle([reinterpret(packed, "int64", 4)], (0, 2, 1, 3)), "int16", 16)
 
     def look_up_byte(self, table: Pointer, at: int, index: Expr, size: int) -> Expr:
         """pshufb over 16 bytes of the table each; the upper bits of the index choose among them."""
@@ -126,16 +174,45 @@ class Avx512(X86):
             return super().saturate(x, zero_point, qmin, qmax, dtype)
         if dtype == "int16":
             return by_parts(32, lambda part: self._saturate_16(part, zero_point, qmin, qmax), x)
-        x = bind(x)
-        registers = [bind(extract(x, at, 16)) for at in range(0, n, 16)]
         # saturated int16 plus a zero point of 8 bits: no clamped result changes
         words = [
-            intrinsic("int16x32", "llvm.sadd.sat.v32i16", self._pack_words(a, b), splat(zero_point, "int16", 32))
-            for a, b in zip(registers[::2], registers[1::2])
+            intrinsic("int16x32", "llvm.sadd.sat.v32i16", pair, splat(zero_point, "int16", 32))
+            for pair in self._words(x)
         ]
+        return _limit(self._pack_bytes(words, dtype, n), qmin, qmax)
+
+    def requantize_sum(
+        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        n = lanes_of(x)
+        if n not in (32, 64) or not _centred(zero_point, dtype):
+            return super().requantize_sum(x, m, zero_point, qmin, qmax, dtype)
+        codes = self._pack_bytes(self._words(self.mulhi(x, m)), "int8", n)
+        return _limit(bind(_recoded(codes, dtype)), qmin, qmax)
+
+    def requantize_word(
+        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        n = lanes_of(x)
+        if n not in (32, 64) or not _centred(zero_point, dtype):
+            return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
+        words = self._words(T.shift_right(x, splat(shift, "int32", n)))
+        bits = bind(splat(cast(fraction, "int16"), "int16", 32))
+        # multipliers take the same order as words
+        words = [bind(T.shift_right(self.mul_round(w, k), bits)) for w, k in zip(words, self._words(m))]
+        return _limit(bind(_recoded(self._pack_bytes(words, "int8", n), dtype)), qmin, qmax)
+
+    def _words(self, x: Expr) -> list[Expr]:
+        """Pairs of registers as saturated int16, in the order that packs give."""
+        x = bind(x)
+        registers = [bind(extract(x, at, 16)) for at in range(0, lanes_of(x), 16)]
+        return [bind(self._pack_words(a, b)) for a, b in zip(registers[::2], registers[1::2])]
+
+    @staticmethod
+    def _pack_bytes(words: list[Expr], dtype: str, n: int) -> Expr:
+        """n saturated bytes of int16 in the order of _words."""
         pack = "llvm.x86.avx512.packuswb.512" if dtype == "uint8" else "llvm.x86.avx512.packsswb.512"
         packed = bind(intrinsic(f"{dtype}x64", pack, words[0], words[-1]))
-        packed = bind(T.max(T.min(packed, splat(qmax, dtype, 64)), splat(qmin, dtype, 64)))
         # packs work within 128-bit quarters: of quarter q, dword v is register v's
         dwords = reinterpret(packed, "int32", 16)
         ordered = reinterpret(shuffle([dwords], [4 * (i % 4) + i // 4 for i in range(16)]), dtype, 64)
@@ -146,7 +223,7 @@ class Avx512(X86):
             return super().saturate(x, zero_point, qmin, qmax, "int16")
         x = bind(x + splat(zero_point, "int32", 32))
         packed = self._pack_words(extract(x, 0, 16), extract(x, 16, 16))
-        packed = bind(T.max(T.min(packed, splat(qmax, "int16", 32)), splat(qmin, "int16", 32)))
+        packed = bind(_limit(packed, qmin, qmax))
         quads = shuffle([reinterpret(packed, "int64", 8)], (0, 2, 4, 6, 1, 3, 5, 7))
         return reinterpret(quads, "int16", 32)
 

@@ -1,0 +1,48 @@
+"""Rescaling of sums whose bias rounds them, at the end of products of all widths, on every instruction set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_harness import Case, check_cases
+from linear_cases import Cases
+from qcompile.kernels.program import Node
+from qcompile.targets import Target
+
+
+def rescaled(c: Cases, value: str, channels: int, shifts: dict, narrow: bool) -> tuple[Node, dict[str, np.ndarray]]:
+    """Sums of some 2^17 come to some hundred codes: many lie inside their limits, and many are clamped."""
+    name = c.name("rs")
+    limit = 1 << (11 - shifts["shift"] + shifts["fraction"] + 8 if shifts else 17)
+    multiplier = c.rng.integers(-min(limit, 32767) if shifts else -limit, limit, channels).astype(np.int32)
+    multiplier = np.clip(multiplier, -32767, 32767) if shifts else multiplier
+    multiplier[:1] = 32767 if shifts else (1 << 30) - 1
+    attrs = shifts | {
+        "zero_point": c.low + 128,
+        "qmin": c.low + (20 if narrow else 0),
+        "qmax": c.low + 255 - (9 if narrow else 0),
+        "dtype": c.dtype,
+    }
+    op = "requantize_word" if shifts else "requantize_sum"
+    return Node(name, op, (value, name + "_m"), attrs), {name + "_m": multiplier}
+
+
+@pytest.mark.parametrize(
+    "shifts",
+    [{}, *({"shift": s, "fraction": f} for s, f in ((0, 0), (0, 5), (3, 8), (5, 3), (16, 8)))],
+    ids=lambda shifts: "-".join(map(str, shifts.values())) or "wide",
+)
+def test_rescaled_sums(target: Target, tmp_path: Path, shifts: dict[str, int]) -> None:
+    c = Cases(target)
+    cases: list[Case] = []
+    for k, (m, n) in enumerate(((1, 1), (1, 64), (2, 3), (3, 8), (5, 17), (9, 48), (7, 100), (4, 128))):
+        head = c.dense(m, 30, n)
+        step, constants = rescaled(c, head[0].name, n if k % 3 else 1, shifts, narrow=bool(k % 2))
+        cases.append(c.fuse(head, [step], {}, constants))
+    head = c.conv((1, 6, 7, 24), 24, (3, 3), pads=(1, 1, 1, 1), groups=24)
+    step, constants = rescaled(c, head[0].name, 24, shifts, narrow=False)
+    lut, table = c.lut(step.name)
+    cases.append(c.fuse(head, [step, lut], {}, constants | table))
+    check_cases(cases, target, tmp_path)
