@@ -82,10 +82,12 @@ def _rescaled_sum(
 def _rescaled_word(
     node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
 ) -> Interval:
-    multiplier, (low, high) = constants[1], RANGES["int16"]
-    assert multiplier is not None
-    if multiplier.min(initial=0) <= low or multiplier.max(initial=0) > high:
+    (multiplier, *_), (low, high) = [c for c in constants if c is not None][-1:], RANGES["int16"]
+    known = [multiplier.min(initial=0), multiplier.max(initial=0), node.attrs.get("r_multiplier", 0)]
+    if min(known) <= low or max(known) > high:
         raise CompileError(f"{node.name}: a multiplier of {node.op} leaves [{low + 1}, {high}]")
+    if node.attrs.get("r_zero_point"):
+        raise CompileError(f"{node.name}: the residual of {node.op} has a zero point that its bias does not hold")
     return _clamped(node)
 
 
@@ -205,6 +207,7 @@ RULES: dict[str, Rule] = {
     "mul": _mul,
     "add": _add,
     "add_residual": _add_residual,
+    "add_residual_word": _rescaled_word,
     "bias_add": _bias_add,
     "lut": _lut,
     "interpolate": _interpolate,

@@ -10,7 +10,7 @@ from qcompile.kernels.program import Node, Program, infer_node
 
 INTEGER_DTYPES = {"int8", "uint8", "int16", "int32"}
 Types = dict[str, Type]
-SHIFTS = {"requantize_word": (0, 16)}  # where not from 1 to 31
+SHIFTS = {"requantize_word": (0, 16), "add_residual_word": (0, 16)}  # where not from 1 to 31
 
 
 def _steps(node: Node) -> tuple[Node, ...]:

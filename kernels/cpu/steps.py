@@ -149,6 +149,11 @@ def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
     return e.isa.saturate_shifted(acc, shift, zero_point, qmin, qmax, e.dtype)
 
 
+def _add_residual_word(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
+    numbers = (e.scalar(n) for n in ("r_multiplier", "shift", "fraction", *BOUNDS))
+    return e.isa.add_residual_word(x, multiplier, r, *numbers, e.dtype)
+
+
 def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
     x, table = types
     if x.dtype in ("int8", "uint8"):
@@ -209,6 +214,7 @@ STEPS: dict[str, Rule] = {
     "mul": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "r_zero_point", "pre")), _mul),
     "add": Rule(_add_scalars, _add),
     "add_residual": Rule(_residual_scalars, _add_residual),
+    "add_residual_word": Rule(_numbers("r_multiplier", "shift", "fraction", *BOUNDS), _add_residual_word),
     "lut": Rule(_lut_scalars, _lut),
     "interpolate": Rule(_interpolate_scalars, _interpolate),
     "cast": Rule(_cast_scalars, _cast),

@@ -82,6 +82,27 @@ class AddResidual:
         return saturate(round_shift(acc, shift), zero_point, qmin, qmax, dtype)
 
 
+@integer_op("add_residual_word", parameters=("multiplier",), elementwise=True)
+class AddResidualWord:
+    """The same through 16 bits, as requantize_word: with words = floor(x / 2^shift) and r - r_zero_point, times 2^8
+    where r has 8 bits,
+
+    y = clamp(zero_point + floor((round(word * multiplier / 2^15) + round(r_word * r_multiplier / 2^15)) / 2^fraction))
+
+    x int32, r int8|int16 with r_zero_point 0 or uint8 with 128, multiplier int32 [C] or [1], all multipliers in
+    [-32767, 32767]; words and their sum are saturated to int16.
+    """
+
+    def infer(x, r, multiplier, *, r_zero_point, r_multiplier, shift, fraction, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, r, multiplier, *, r_zero_point, r_multiplier, shift, fraction, zero_point, qmin, qmax, dtype):
+        word = np.clip(x.astype(np.int64) >> shift, *RANGES["int16"])
+        r_word = (r.astype(np.int64) - r_zero_point) << (8 if r.dtype.itemsize == 1 else 0)
+        total = round_shift(word * multiplier, 15) + round_shift(r_word * r_multiplier, 15)
+        return saturate(np.clip(total, *RANGES["int16"]) >> fraction, zero_point, qmin, qmax, dtype)
+
+
 @integer_op("add", elementwise=True)
 class Add:
     """Sum of two differently scaled tensors, one rounding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, SumScale, dyadic, sum_scale
+from qcompile.kernels.arithmetic import CODES, INT32_MAX, MAX_SHIFT, RANGES, SumScale, dyadic, sum_scale
 from qcompile.passes.integerize.builder import Builder
 from qcompile.passes.integerize.pieces import fit_pieces
 from qcompile.passes.integerize.values import (
@@ -26,6 +26,7 @@ from qcompile.passes.integerize.values import (
 from qcompile.targets.errors import CompileError
 
 BYTE_CODES = 256  # tables of more are looked up slowly: straight pieces are tried instead
+LOST = 0.05  # of a step, at most, by rounding a residual's multiplier to 16 bits
 BIAS_BITS = 26  # larger bias codes make their channel's weights coarser
 
 
@@ -165,25 +166,31 @@ class Maker:
     def _requantize(self, v: Accumulator, grid: Grid) -> str:
         """Where the sums take a bias and go to 8 bits, that bias rounds and adds the zero point."""
         if v.takes_bias and grid.dtype == "int8":
-            # a channel of tiny weights must leave room for the zero point, as for any other bias
-            zero = np.asarray(v.bias, np.float64) + grid.zero_point * grid.scale
-            centred = replace(self.balanced(replace(v, bias=zero)), bias=zero)
-            bound = v.bound + float(np.max((np.abs(zero) + grid.scale) / np.abs(centred.scale)))
+            centred, bound = self._centred(v, grid)
             scale = sum_scale(np.asarray(centred.scale) / grid.scale, bound)
             if scale:
-                return self._requantize_centred(centred, scale, grid)
+                return self._rescale_sum("requantize", centred, [], scale, grid)
         name, bound = self.accumulate(v)
         return self._rescale(name, 0, v.scale, bound, grid)
 
-    def _requantize_centred(self, v: Accumulator, scale: SumScale, grid: Grid) -> str:
-        """v with the zero point in its bias."""
+    def _centred(self, v: Accumulator, grid: Grid, less: float = 0.0) -> tuple[Accumulator, float]:
+        """(v with the zero point, less some steps, in its bias; a bound of its sums with that bias)."""
+        bias = np.asarray(v.bias, np.float64) + (grid.zero_point - less) * grid.scale
+        # a channel of tiny weights must leave room for the zero point, as for any other bias
+        v = replace(self.balanced(replace(v, bias=bias)), bias=bias)
+        return v, v.bound + float(np.max((np.abs(bias) + grid.scale) / np.abs(v.scale)))
+
+    def _rescale_sum(
+        self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: int
+    ) -> str:
+        """`op` of sums with the zero point in their bias, and of `others`."""
         bias = v.bias + scale.half * grid.scale + scale.before * np.asarray(v.scale)
         name, _ = self.accumulate(replace(v, bias=bias))
-        limits = grid.attrs() | {"zero_point": 0}
-        inputs = [name, self.b.constant(scale.multiplier, "multiplier")]
-        if not scale.words:
-            return self.b.emit("requantize_sum", inputs, **limits)
-        return self.b.emit("requantize_word", inputs, shift=scale.shift, fraction=scale.fraction, **limits)
+        if scale.words:
+            attrs |= {"shift": scale.shift, "fraction": scale.fraction}
+        inputs = [name, *others, self.b.constant(scale.multiplier, "multiplier")]
+        kind = f"{op}_word" if scale.words else f"{op}_sum"
+        return self.b.emit(kind, inputs, **attrs, **grid.attrs() | {"zero_point": 0})
 
     def _rescale_quantized(self, v: Quantized, grid: Grid) -> str:
         same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype
@@ -257,9 +264,29 @@ class Maker:
         name = self.b.emit("bias_add", [name, self.b.constant(offset.astype(np.int32), "bias")])
         return self._rescale(name, 0, a.scale, bound, grid), a.axes
 
+    def _add_residual_word(self, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
+        """The sum through 16 bits, where that is exact enough."""
+        ratio, byte = float(r.scale) / grid.scale, r.dtype == "int8"
+        if not a.takes_bias or grid.dtype != "int8" or not r.per_tensor or (r.zero_point and not byte):
+            return None
+        bits, largest = (7, 128) if byte else (15, r.magnitude)  # of the residual's multiplier before the fraction
+        finest = int(min(7, np.floor(np.log2(RANGES["int16"][1] / (abs(ratio) * 2.0**bits)))))
+        v, bound = self._centred(a, grid, r.zero_point * ratio)
+        scale = sum_scale(np.asarray(v.scale) / grid.scale, bound, CODES + largest * abs(ratio), True, finest)
+        if scale is None or scale.fraction < 4:
+            return None
+        unit = 2.0 ** (bits + scale.fraction)
+        factor = round(ratio * unit)
+        if largest * abs(factor / unit - ratio) > LOST:
+            return None
+        return self._rescale_sum("add_residual", v, [r.name], scale, grid, r_zero_point=0, r_multiplier=factor)
+
     def _add_residual(self, a: Accumulator, r: Quantized, grid: Grid) -> str:
-        name, bound = self.accumulate(a)
         r = self.relayout(r, a.axes)
+        words = self._add_residual_word(a, r, grid)
+        if words:
+            return words
+        name, bound = self.accumulate(a)
         factor, ratio = np.atleast_1d(np.asarray(a.scale) / grid.scale), float(r.scale) / grid.scale
         largest = float(np.abs(factor).max())
         top = largest * bound + r.magnitude * abs(ratio) + 2

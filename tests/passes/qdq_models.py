@@ -130,7 +130,7 @@ def check(model: onnx.ModelProto, steps: float = 1.0, feeds=None, mean: float = 
 
 def kind(op: str) -> str:
     """All ways to rescale are one kind."""
-    return "requantize" if op.startswith("requantize") else op
+    return op.removesuffix("_word").removesuffix("_sum")
 
 
 def ops(program: Program) -> Counter:

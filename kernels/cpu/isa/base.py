@@ -83,12 +83,40 @@ class Isa:
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
         """saturate(round(word * m / 2^15) >> fraction, zero_point, qmin, qmax), word = x >> shift in 16 bits."""
+        y = self._fifteenth(self._word(T.shift_right(x, splat(shift, "int32", lanes_of(x)))), m)
+        return Isa.saturate_shifted(self, y, fraction, zero_point, qmin, qmax, dtype)
+
+    def add_residual_word(
+        self,
+        x: Expr,
+        m: Expr,
+        r: Expr,
+        factor: Expr,
+        shift: Expr,
+        fraction: Expr,
+        zero_point: Expr,
+        qmin: Expr,
+        qmax: Expr,
+        dtype: str,
+    ) -> Expr:
+        """The same with round(r word * factor / 2^15) added to the product, the sum in 16 bits; see residual_word."""
         n = lanes_of(x)
-        low, high = (splat(T.int32(end), "int32", n) for end in RANGES["int16"])
-        word = T.max(T.min(T.shift_right(x, splat(shift, "int32", n)), high), low)
-        product = T.shift_right(word * m + splat(T.int32(1 << 14), "int32", n), splat(T.int32(15), "int32", n))
-        y = T.shift_right(product, splat(fraction, "int32", n))
-        return self.saturate(y, zero_point, qmin, qmax, dtype)
+        word = self._word(T.shift_right(x, splat(shift, "int32", n)))
+        residual = self._fifteenth(cast(residual_word(r), "int32"), splat(factor, "int32", n))
+        total = self._word(self._fifteenth(word, m) + residual)
+        return Isa.saturate_shifted(self, total, fraction, zero_point, qmin, qmax, dtype)
+
+    @staticmethod
+    def _word(x: Expr) -> Expr:
+        """int32 lanes saturated to 16 bits."""
+        low, high = (splat(T.int32(end), "int32", lanes_of(x)) for end in RANGES["int16"])
+        return T.max(T.min(x, high), low)
+
+    @staticmethod
+    def _fifteenth(word: Expr, m: Expr) -> Expr:
+        """round(word * m / 2^15) of int32 lanes that hold 16 bits."""
+        n = lanes_of(word)
+        return T.shift_right(word * m + splat(T.int32(1 << 14), "int32", n), splat(T.int32(15), "int32", n))
 
     @staticmethod
     def shift_left(x: Expr, distance: Expr) -> Expr:
@@ -176,6 +204,15 @@ class BytePieces(Isa):
             return cast(low, "int16") | T.shift_left(cast(high, "int16"), T.int16(8))
         # bytes side by side, 16 lanes at a time: one instruction (punpck, zip) for each half
         return reinterpret(shuffle([low, high], [i // 2 + n * (i % 2) for i in range(2 * n)]), "int16", n)
+
+
+def residual_word(r: Expr) -> Expr:
+    """int16 lanes of centred 16-bit codes, or of 8-bit codes from their zero point in the upper byte."""
+    if dtype_of(r) == "int16":
+        return r
+    n = lanes_of(r)
+    word = T.shift_left(cast(r, "int16"), splat(8, "int16", n))
+    return word if dtype_of(r) == "int8" else T.bitwise_xor(word, splat(T.int16(-0x8000), "int16", n))
 
 
 def code_bytes(x: Expr) -> Expr:

@@ -19,7 +19,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
-from qcompile.kernels.cpu.isa.base import BytePieces
+from qcompile.kernels.cpu.isa.base import BytePieces, residual_word
 from tvm.tirx import IntImm
 
 PREFIX = "llvm.aarch64.neon."
@@ -105,13 +105,35 @@ class Neon(BytePieces):
     def requantize_word(
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
-        """sqshrn narrows with the shift, sqrdmulh rounds; with a fraction of 8 bits the result is the upper byte."""
-        n = lanes_of(x)
-        known = all(isinstance(v, IntImm) for v in (shift, fraction, zero_point))
-        if dtype != "int8" or n % 8 or not known or zero_point.value:
+        """sqshrn narrows with the shift, sqrdmulh rounds."""
+        if not self._takes_words(x, shift, fraction, zero_point, dtype):
             return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
+        return self._codes(self._product_words(x, m, shift), fraction, zero_point, qmin, qmax)
+
+    def add_residual_word(self, x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype):
+        n = lanes_of(x)
+        if not self._takes_words(x, shift, fraction, zero_point, dtype):
+            return super().add_residual_word(x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype)
+        residual = self.mul_round(bind(residual_word(r)), splat(factor, "int16", n))
+        total = by_parts(
+            8,
+            lambda a, b: intrinsic("int16x8", PREFIX + "sqadd.v8i16", a, b),
+            self._product_words(x, m, shift),
+            bind(residual),
+        )
+        return self._codes(bind(total), fraction, zero_point, qmin, qmax)
+
+    @staticmethod
+    def _takes_words(x: Expr, shift: Expr, fraction: Expr, zero_point: Expr, dtype: str) -> bool:
+        known = all(isinstance(v, IntImm) for v in (shift, fraction, zero_point))
+        return dtype == "int8" and lanes_of(x) % 8 == 0 and known and zero_point.value == 0
+
+    def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
         words = self._shifted_words(x, shift) if shift.value else self._saturated_words(x)
-        words = bind(self.mul_round(words, cast(m, "int16")))
+        return bind(self.mul_round(words, cast(m, "int16")))
+
+    def _codes(self, words: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
+        """int8 of words with a fraction; one of 8 bits leaves the upper byte."""
 
         def upper_bytes(part: Expr) -> Expr:
             registers = [reinterpret(extract(part, at, 8), "int8", 16) for at in range(0, lanes_of(part), 8)]
@@ -121,7 +143,7 @@ class Neon(BytePieces):
             return intrinsic("int8x8", PREFIX + "sqshrn.v8i8", part, fraction)
 
         if fraction.value == 8:
-            y = by_parts(min(n, 16), upper_bytes, words)
+            y = by_parts(min(lanes_of(words), 16), upper_bytes, words)
         elif fraction.value:
             y = by_parts(8, shifted, words)
         else:

@@ -18,7 +18,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
-from qcompile.kernels.cpu.isa.base import BytePieces, Isa
+from qcompile.kernels.cpu.isa.base import BytePieces, Isa, residual_word
 from tvm.tirx import IntImm
 
 SIGN = -128  # the bit that int8 and uint8 codes differ by
@@ -96,20 +96,29 @@ class Avx2(BytePieces, X86):
     ) -> Expr:
         if lanes_of(x) != 16 or not _centred(zero_point, dtype):
             return super().requantize_sum(x, m, zero_point, qmin, qmax, dtype)
-        return _limit(self._signed_bytes(bind(self._words(self.mulhi(x, m))), dtype), qmin, qmax)
+        return _limit(self._signed_bytes(self._words(self.mulhi(x, m)), dtype, T.int32(0)), qmin, qmax)
 
     def requantize_word(
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
         if lanes_of(x) != 16 or not _centred(zero_point, dtype):
             return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
+        return _limit(self._signed_bytes(self._product_words(x, m, shift), dtype, fraction), qmin, qmax)
+
+    def add_residual_word(self, x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype):
+        if lanes_of(x) != 16 or not _centred(zero_point, dtype):
+            return super().add_residual_word(x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype)
+        residual = bind(self.mul_round(bind(residual_word(r)), splat(factor, "int16", 16)))
+        total = intrinsic("int16x16", "llvm.sadd.sat.v16i16", self._product_words(x, m, shift), residual)
+        return _limit(self._signed_bytes(total, dtype, fraction), qmin, qmax)
+
+    def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
         words = self._words(T.shift_right(x, splat(shift, "int32", 16)))
-        words = self.mul_round(words, cast(m, "int16"))
-        words = bind(T.shift_right(words, splat(cast(fraction, "int16"), "int16", 16)))
-        return _limit(self._signed_bytes(words, dtype), qmin, qmax)
+        return bind(self.mul_round(words, cast(m, "int16")))
 
     @staticmethod
-    def _signed_bytes(words: Expr, dtype: str) -> Expr:
+    def _signed_bytes(words: Expr, dtype: str, fraction: Expr) -> Expr:
+        words = bind(T.shift_right(words, splat(cast(fraction, "int16"), "int16", 16)))
         codes = intrinsic("int8x16", "llvm.x86.sse2.packsswb.128", extract(words, 0, 8), extract(words, 8, 8))
         return _recoded(codes, dtype)
 
@@ -196,11 +205,45 @@ class Avx512(X86):
         n = lanes_of(x)
         if n not in (32, 64) or not _centred(zero_point, dtype):
             return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
-        words = self._words(T.shift_right(x, splat(shift, "int32", n)))
-        bits = bind(splat(cast(fraction, "int16"), "int16", 32))
+        return self._codes(self._product_words(x, m, shift), fraction, qmin, qmax, dtype, n)
+
+    def add_residual_word(self, x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype):
+        n = lanes_of(x)
+        if n not in (32, 64) or not _centred(zero_point, dtype):
+            return super().add_residual_word(x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype)
+        scalar = bind(splat(factor, "int16", 32))
+        words = [
+            intrinsic("int16x32", "llvm.sadd.sat.v32i16", w, bind(self.mul_round(k, scalar)))
+            for w, k in zip(self._product_words(x, m, shift), self._residual_words(bind(r)))
+        ]
+        return self._codes(words, fraction, qmin, qmax, dtype, n)
+
+    def _product_words(self, x: Expr, m: Expr, shift: Expr) -> list[Expr]:
+        words = self._words(T.shift_right(x, splat(shift, "int32", lanes_of(x))))
         # multipliers take the same order as words
-        words = [bind(T.shift_right(self.mul_round(w, k), bits)) for w, k in zip(words, self._words(m))]
-        return _limit(bind(_recoded(self._pack_bytes(words, "int8", n), dtype)), qmin, qmax)
+        return [bind(self.mul_round(w, k)) for w, k in zip(words, self._words(m))]
+
+    def _codes(self, words: list[Expr], fraction: Expr, qmin: Expr, qmax: Expr, dtype: str, n: int) -> Expr:
+        """n codes of words with a fraction, in the order of _words."""
+        bits = bind(splat(cast(fraction, "int16"), "int16", 32))
+        codes = self._pack_bytes([bind(T.shift_right(w, bits)) for w in words], "int8", n)
+        return _limit(bind(_recoded(codes, dtype)), qmin, qmax)
+
+    @staticmethod
+    def _residual_words(r: Expr) -> list[Expr]:
+        """residual_word in the order of _words."""
+        n = lanes_of(r)
+        if dtype_of(r) == "int16":
+            halves = [reinterpret(extract(r, at, 32), "int64", 8) for at in range(0, n, 32)]
+            return [bind(reinterpret(shuffle([h], (0, 4, 1, 5, 2, 6, 3, 7)), "int16", 32)) for h in halves]
+        r = bind(concat([r] * (64 // n)))
+        dwords = shuffle([reinterpret(r, "int32", 16)], [4 * (i % 4) + i // 4 for i in range(16)])
+        codes = bind(_recoded(reinterpret(dwords, "int8", 64), dtype_of(r)))
+        codes, zeros = bind(reinterpret(codes, "int8", 64)), bind(splat(0, "int8", 64))
+        # unpacks work within 128-bit quarters, and give their lower or upper 8 bytes
+        bytes_of = [[16 * (i // 8) + 8 * half + i % 8 for i in range(32)] for half in range(n // 32)]
+        pairs = [shuffle([zeros, codes], [j for i in part for j in (i, 64 + i)]) for part in bytes_of]
+        return [bind(reinterpret(pair, "int16", 32)) for pair in pairs]
 
     def _words(self, x: Expr) -> list[Expr]:
         """Pairs of registers as saturated int16, in the order that packs give."""

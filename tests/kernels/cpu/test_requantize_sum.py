@@ -29,11 +29,14 @@ def rescaled(c: Cases, value: str, channels: int, shifts: dict, narrow: bool) ->
     return Node(name, op, (value, name + "_m"), attrs), {name + "_m": multiplier}
 
 
-@pytest.mark.parametrize(
-    "shifts",
-    [{}, *({"shift": s, "fraction": f} for s, f in ((0, 0), (0, 5), (3, 8), (5, 3), (16, 8)))],
-    ids=lambda shifts: "-".join(map(str, shifts.values())) or "wide",
-)
+SHIFTS = [{"shift": s, "fraction": f} for s, f in ((0, 0), (0, 5), (3, 8), (5, 3), (16, 8))]
+
+
+def names(shifts: dict[str, int]) -> str:
+    return "-".join(map(str, shifts.values())) or "wide"
+
+
+@pytest.mark.parametrize("shifts", [{}, *SHIFTS], ids=names)
 def test_rescaled_sums(target: Target, tmp_path: Path, shifts: dict[str, int]) -> None:
     c = Cases(target)
     cases: list[Case] = []
@@ -45,4 +48,19 @@ def test_rescaled_sums(target: Target, tmp_path: Path, shifts: dict[str, int]) -
     step, constants = rescaled(c, head[0].name, 24, shifts, narrow=False)
     lut, table = c.lut(step.name)
     cases.append(c.fuse(head, [step, lut], {}, constants | table))
+    check_cases(cases, target, tmp_path)
+
+
+@pytest.mark.parametrize("shifts", SHIFTS, ids=names)
+def test_sums_with_residuals(target: Target, tmp_path: Path, shifts: dict[str, int]) -> None:
+    c = Cases(target)
+    cases: list[Case] = []
+    for k, (m, n) in enumerate(((1, 1), (1, 64), (2, 3), (3, 8), (5, 17), (9, 48), (7, 100), (4, 128))):
+        head = c.dense(m, 30, n)
+        step, constants = rescaled(c, head[0].name, n if k % 3 else 1, shifts, narrow=bool(k % 2))
+        wide = k % 2
+        r = c.rng.integers(-32768, 32768, (m, n)).astype(np.int16) if wide else c.activation((m, n))
+        more = {"r_zero_point": 0 if wide else c.low + 128, "r_multiplier": int(c.rng.integers(-32767, 32768))}
+        step = Node(step.name, "add_residual_word", (step.inputs[0], "r", step.inputs[1]), step.attrs | more)
+        cases.append(c.fuse(head, [step], {"r": r}, constants))
     check_cases(cases, target, tmp_path)
