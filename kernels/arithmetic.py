@@ -17,6 +17,7 @@ from qcompile.targets.errors import CompileError
 MAX_SHIFT = 15  # p: the largest rounding shift that ARM's sqrshrn (p + 1 <= 16) takes
 INT32_MAX = 2**31 - 1
 CODES = 132  # that an 8-bit result reaches from zero, with a margin
+MOST_SHIFT = 16  # that sqshrn takes
 SUM_NOISE = 1 / 32  # that the cheaper rescaling of sums may add, of the noise that rounding to a step is
 RANGES = {
     "int8": (-128, 127),
@@ -68,30 +69,29 @@ def dyadic(factor, accumulator_bound: int = 0) -> Dyadic:
 
 @dataclass(frozen=True)
 class SumScale:
-    """Real factors of sums that go to 8 bits, for sums whose bias holds what else there is to add: the result's zero
-    point and `half` of its steps, and `before` of the sum's own, so that every floor on the way rounds.
+    """Real factors of sums that go to 8 bits through words of 16: floor(round(word * multiplier / 2^15) / 2^fraction),
+    word = floor(a / 2^shift) saturated; one shift, or one for each factor.
 
-    words: floor(round(floor(a / 2^shift) * multiplier / 2^15) / 2^fraction), with a saturated word of 16 bits in the
-    middle; else floor(a * multiplier / 2^31).
+    The sums' bias must hold what else there is to add: the result's zero point and `half` of its steps, and `before` of
+    the sum's own, so that every floor on the way rounds.
     """
 
     multiplier: np.ndarray
-    words: bool = False
-    shift: int = 0
-    fraction: int = 0
+    shift: np.ndarray
+    fraction: int
 
     @property
     def half(self) -> float:
         """Of a step of the result: a half, less the half of a last bit that the product's own rounding adds."""
-        return 0.5 - (0.5**self.fraction / 2 if self.words else 0)
+        return 0.5 - 0.5**self.fraction / 2
 
     @property
-    def before(self) -> int:
+    def before(self) -> np.ndarray:
         return 1 << self.shift >> 1
 
 
-def sum_scale(factor, bound: float, codes: float = CODES, words_only: bool = False, finest: int = 8) -> SumScale | None:
-    """The cheapest scale for sums |a| <= bound that adds at most SUM_NOISE; None where there is none.
+def sum_scale(factor, bound: float, codes: float = CODES, finest: int = 8, one_shift: bool = False) -> SumScale | None:
+    """The scale for sums |a| <= bound, with one shift where that adds little noise; None where all add too much.
 
     codes: how far from zero a result may lie that still matters; finest: the largest fraction.
     """
@@ -100,31 +100,20 @@ def sum_scale(factor, bound: float, codes: float = CODES, words_only: bool = Fal
         return None
     size = np.abs(factor)
     reach = np.minimum(bound, codes / np.maximum(size, 1e-300))
-    for scale in (_word_scale(factor, float(reach.max()), finest), None if words_only else _wide_scale(factor)):
-        if scale:
-            bits = scale.shift + scale.fraction + 15 if scale.words else 31
-            missed = np.abs(scale.multiplier / 2.0**bits - factor) * reach
-            # steps of the bias, the word and the product, each rounded once: their squares are in proportion to noise
-            noise = size**2 + (2 * scale.before * size) ** 2 + scale.words * 0.25**scale.fraction + 12 * missed**2
-            if noise.max() <= SUM_NOISE:
-                return scale
+    limit = RANGES["int16"][1]
+    shifts = np.maximum(0, np.ceil(np.log2(np.maximum(reach, 1) / limit))).astype(np.int64)
+    for shift in (shifts.max(keepdims=True), *([] if one_shift else [shifts])):
+        most = limit / float((np.maximum(size, 1e-30) * 2.0 ** (shift + 15)).max())
+        if shift.max() > MOST_SHIFT or most < 1:
+            continue
+        fraction = min(finest, int(np.log2(most)))
+        multiplier = np.rint(factor * 2.0 ** (shift + 15 + fraction))
+        missed = np.abs(multiplier / 2.0 ** (shift + 15 + fraction) - factor) * reach
+        # steps of the bias, the word and the product, each rounded once: their squares are in proportion to noise
+        noise = size**2 + (size * (2**shift >> 1 << 1)) ** 2 + 0.25**fraction + 12 * missed**2
+        if noise.mean() <= SUM_NOISE and noise.max() <= 4 * SUM_NOISE:
+            return SumScale(multiplier.astype(np.int32), shift.astype(np.int32), fraction)
     return None
-
-
-def _word_scale(factor: np.ndarray, reach: float, finest: int) -> SumScale | None:
-    top, limit = float(np.abs(factor).max()), RANGES["int16"][1]
-    shift = max(0, int(np.ceil(np.log2(max(reach, 1) / limit))))
-    most = limit / (max(top, 1e-30) * 2.0 ** (shift + 15))
-    if shift > 16 or most < 1:
-        return None
-    fraction = min(finest, int(np.log2(most)))
-    multiplier = np.rint(factor * 2.0 ** (shift + 15 + fraction)).astype(np.int32)
-    return SumScale(multiplier, True, shift, fraction)
-
-
-def _wide_scale(factor: np.ndarray) -> SumScale | None:
-    multiplier = np.rint(factor * 2.0**31)
-    return SumScale(multiplier.astype(np.int32)) if np.abs(multiplier).max() < 2**30 else None
 
 
 def mulhi(a, m) -> np.ndarray:

@@ -70,19 +70,11 @@ def _rescaled(node: Node, intervals: list[Interval], constants: list[np.ndarray 
     return _clamped(node)
 
 
-def _rescaled_sum(
-    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
-) -> Interval:
-    multiplier = constants[1]
-    assert multiplier is not None
-    _fits(node, "twice the multiplier", 2 * int(multiplier.min()), 2 * int(multiplier.max()))
-    return _clamped(node)
-
-
 def _rescaled_word(
     node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
 ) -> Interval:
-    (multiplier, *_), (low, high) = [c for c in constants if c is not None][-1:], RANGES["int16"]
+    multiplier, (low, high) = constants[OPS[node.op].arguments.index("multiplier")], RANGES["int16"]
+    assert multiplier is not None
     known = [multiplier.min(initial=0), multiplier.max(initial=0), node.attrs.get("r_multiplier", 0)]
     if min(known) <= low or max(known) > high:
         raise CompileError(f"{node.name}: a multiplier of {node.op} leaves [{low + 1}, {high}]")
@@ -201,8 +193,8 @@ RULES: dict[str, Rule] = {
     "dense": _weighted,
     "matmul": _matmul,
     "requantize": _rescaled,
-    "requantize_sum": _rescaled_sum,
     "requantize_word": _rescaled_word,
+    "requantize_words": _rescaled_word,
     "prelu": _rescaled,
     "mul": _mul,
     "add": _add,

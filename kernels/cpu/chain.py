@@ -21,7 +21,7 @@ from qcompile.kernels.lowering import Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
-WORDS = ("requantize_word", "add_residual_word")
+WORDS = ("requantize_word", "requantize_words", "add_residual_word")
 CONSTANT_PADDING = 64  # per-channel constants are this many zeros longer, since vectors read whole
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -187,10 +187,10 @@ class Chain:
         zero point that makes int8 codes uint8."""
         fixed: dict[str, int] = {n: values[n] for n in ("pre", "shift") if self.immediate and n in values}
         centre = RANGES[dtype][0] - RANGES["int8"][0]
-        if op in (*WORDS, "requantize_sum") and values["zero_point"] == centre:
+        if op in WORDS and values["zero_point"] == centre:
             fixed["zero_point"] = centre
         if op in WORDS and self.isa.immediate_words:
-            fixed |= {n: values[n] for n in ("shift", "fraction")}
+            fixed |= {n: values[n] for n in ("shift", "fraction") if n in values}
         for name, limit in zip(("qmin", "qmax"), RANGES[dtype]):
             if self.isa.immediate_bounds and values.get(name) == limit:
                 fixed[name] = limit
@@ -224,8 +224,6 @@ class Chain:
                 if node.op == "interpolate" and table:
                     array = self.isa.pieces(array)
                     dtype = str(array.dtype)
-                if node.op == "requantize_sum":
-                    array = self.isa.sum_multipliers(array)
                 operand = Constant(self._constant(array, table, self._types[node.inputs[0]].dtype))
             self._memories[key] = Memory(len(self.parameters), kind, dtype, inner)
             self.parameters.append((f"e{len(self.parameters)}", dtype + "*"))

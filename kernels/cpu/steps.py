@@ -91,12 +91,12 @@ def _requantize(e: Environment, x: Expr, multiplier: Expr) -> Expr:
     return e.requantize(_centred(e, x, "x_zero_point"), multiplier)
 
 
-def _requantize_sum(e: Environment, x: Expr, multiplier: Expr) -> Expr:
-    return e.isa.requantize_sum(x, multiplier, *(e.scalar(n) for n in BOUNDS), e.dtype)
-
-
 def _requantize_word(e: Environment, x: Expr, multiplier: Expr) -> Expr:
-    return e.isa.requantize_word(x, multiplier, *(e.scalar(n) for n in ("shift", "fraction", *BOUNDS)), e.dtype)
+    return _requantize_words(e, x, multiplier, e.scalar("shift"))
+
+
+def _requantize_words(e: Environment, x: Expr, multiplier: Expr, shift: Expr) -> Expr:
+    return e.isa.requantize_word(x, multiplier, shift, *(e.scalar(n) for n in ("fraction", *BOUNDS)), e.dtype)
 
 
 def _prelu(e: Environment, x: Expr, positive: Expr, negative: Expr) -> Expr:
@@ -208,8 +208,8 @@ def _cast(e: Environment, x: Expr) -> Expr:
 
 STEPS: dict[str, Rule] = {
     "requantize": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _requantize),
-    "requantize_sum": Rule(_numbers(*BOUNDS), _requantize_sum),
     "requantize_word": Rule(_numbers("shift", "fraction", *BOUNDS), _requantize_word),
+    "requantize_words": Rule(_numbers("fraction", *BOUNDS), _requantize_words),
     "prelu": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _prelu),
     "mul": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "r_zero_point", "pre")), _mul),
     "add": Rule(_add_scalars, _add),

@@ -29,27 +29,15 @@ class Requantize:
         )
 
 
-@integer_op("requantize_sum", parameters=("multiplier",), elementwise=True)
-class RequantizeSum:
-    """y = clamp(zero_point + floor(x * multiplier / 2^31)): sums whose bias rounds and adds the zero point (see
-    arithmetic.SumScale), so that nothing is added here.
-
-    x int32, multiplier int32 [C] or [1] below 2^30 -> `dtype`, int8 or uint8; zero_point moves int8 codes to uint8.
-    """
-
-    def infer(x, multiplier, *, zero_point, qmin, qmax, dtype):
-        return Type(x.shape, dtype)
-
-    def evaluate(x, multiplier, *, zero_point, qmin, qmax, dtype):
-        return saturate(mulhi(x, 2 * multiplier.astype(np.int64)), zero_point, qmin, qmax, dtype)
-
-
 @integer_op("requantize_word", parameters=("multiplier",), elementwise=True)
 class RequantizeWord:
-    """The same through 16 bits: y = clamp(zero_point + floor(round(word * multiplier / 2^15) / 2^fraction)), where word
-    is floor(x / 2^shift) saturated to int16 and round(v) = floor(v + 1/2).
+    """Sums whose bias rounds and adds the zero point (see arithmetic.SumScale), through 16 bits:
 
-    x int32, multiplier int32 [C] or [1] in [-32767, 32767], shift in [0, 16], fraction in [0, 8] -> `dtype`.
+    y = clamp(zero_point + floor(round(word * multiplier / 2^15) / 2^fraction)), word = floor(x / 2^shift) saturated to
+    int16, round(v) = floor(v + 1/2)
+
+    x int32, multiplier int32 [C] or [1] in [-32767, 32767], shift in [0, 16], fraction in [0, 8] -> `dtype`, int8 or
+    uint8; zero_point moves int8 codes to uint8.
     """
 
     def infer(x, multiplier, *, shift, fraction, zero_point, qmin, qmax, dtype):
@@ -57,8 +45,19 @@ class RequantizeWord:
 
     def evaluate(x, multiplier, *, shift, fraction, zero_point, qmin, qmax, dtype):
         word = np.clip(x.astype(np.int64) >> shift, *RANGES["int16"])
-        scaled = round_shift(word * multiplier, 15) >> fraction
-        return saturate(scaled, zero_point, qmin, qmax, dtype)
+        return saturate(round_shift(word * multiplier, 15) >> fraction, zero_point, qmin, qmax, dtype)
+
+
+@integer_op("requantize_words", parameters=("multiplier", "shift"), elementwise=True)
+class RequantizeWords:
+    """The same where channels differ too much for one shift: shift int32 [C] or [1]."""
+
+    def infer(x, multiplier, shift, *, fraction, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, multiplier, shift, *, fraction, zero_point, qmin, qmax, dtype):
+        word = np.clip(x.astype(np.int64) >> shift, *RANGES["int16"])
+        return saturate(round_shift(word * multiplier, 15) >> fraction, zero_point, qmin, qmax, dtype)
 
 
 @integer_op("add_residual", parameters=("multiplier",), elementwise=True)

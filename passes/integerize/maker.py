@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import CODES, INT32_MAX, MAX_SHIFT, RANGES, SumScale, dyadic, sum_scale
@@ -181,16 +182,16 @@ class Maker:
         return v, v.bound + float(np.max((np.abs(bias) + grid.scale) / np.abs(v.scale)))
 
     def _rescale_sum(
-        self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: int
+        self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: Any
     ) -> str:
         """`op` of sums with the zero point in their bias, and of `others`."""
         bias = v.bias + scale.half * grid.scale + scale.before * np.asarray(v.scale)
         name, _ = self.accumulate(replace(v, bias=bias))
-        if scale.words:
-            attrs |= {"shift": scale.shift, "fraction": scale.fraction}
         inputs = [name, *others, self.b.constant(scale.multiplier, "multiplier")]
-        kind = f"{op}_word" if scale.words else f"{op}_sum"
-        return self.b.emit(kind, inputs, **attrs, **grid.attrs() | {"zero_point": 0})
+        attrs |= {"fraction": scale.fraction, **grid.attrs(), "zero_point": 0}
+        if scale.shift.size == 1:
+            return self.b.emit(f"{op}_word", inputs, shift=scale.shift[0], **attrs)
+        return self.b.emit(f"{op}_words", [*inputs, self.b.constant(scale.shift, "shift")], **attrs)
 
     def _rescale_quantized(self, v: Quantized, grid: Grid) -> str:
         same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype
@@ -272,7 +273,7 @@ class Maker:
         bits, largest = (7, 128) if byte else (15, r.magnitude)  # of the residual's multiplier before the fraction
         finest = int(min(7, np.floor(np.log2(RANGES["int16"][1] / (abs(ratio) * 2.0**bits)))))
         v, bound = self._centred(a, grid, r.zero_point * ratio)
-        scale = sum_scale(np.asarray(v.scale) / grid.scale, bound, CODES + largest * abs(ratio), True, finest)
+        scale = sum_scale(np.asarray(v.scale) / grid.scale, bound, CODES + largest * abs(ratio), finest, True)
         if scale is None or scale.fraction < 4:
             return None
         unit = 2.0 ** (bits + scale.fraction)

@@ -130,7 +130,7 @@ def check(model: onnx.ModelProto, steps: float = 1.0, feeds=None, mean: float = 
 
 def kind(op: str) -> str:
     """All ways to rescale are one kind."""
-    return op.removesuffix("_word").removesuffix("_sum")
+    return op.removesuffix("_words").removesuffix("_word")
 
 
 def ops(program: Program) -> Counter:

@@ -69,21 +69,12 @@ class Isa:
         """saturate(rescale(x << pre, m, shift), zero_point, qmin, qmax); pre > 0 only where shift is 1."""
         return self.saturate(self.rescale(self.shift_left(x, pre), m, shift), zero_point, qmin, qmax, dtype)
 
-    def requantize_sum(
-        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        """saturate(mulhi(x, m), zero_point, qmin, qmax); m as sum_multipliers gave them."""
-        return self.saturate(self.mulhi(x, m), zero_point, qmin, qmax, dtype)
-
-    def sum_multipliers(self, multiplier: np.ndarray) -> np.ndarray:
-        """The constant that requantize_sum reads, from multipliers of 1 / 2^31."""
-        return multiplier * np.int32(2)
-
     def requantize_word(
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
-        """saturate(round(word * m / 2^15) >> fraction, zero_point, qmin, qmax), word = x >> shift in 16 bits."""
-        y = self._fifteenth(self._word(T.shift_right(x, splat(shift, "int32", lanes_of(x)))), m)
+        """saturate(round(word * m / 2^15) >> fraction, zero_point, qmin, qmax), word = x >> shift in 16 bits; shift an
+        int32 scalar, or a vector as m."""
+        y = self._fifteenth(self._word(self.shift_right(x, shift)), m)
         return Isa.saturate_shifted(self, y, fraction, zero_point, qmin, qmax, dtype)
 
     def add_residual_word(
@@ -101,7 +92,7 @@ class Isa:
     ) -> Expr:
         """The same with round(r word * factor / 2^15) added to the product, the sum in 16 bits; see residual_word."""
         n = lanes_of(x)
-        word = self._word(T.shift_right(x, splat(shift, "int32", n)))
+        word = self._word(self.shift_right(x, shift))
         residual = self._fifteenth(cast(residual_word(r), "int32"), splat(factor, "int32", n))
         total = self._word(self._fifteenth(word, m) + residual)
         return Isa.saturate_shifted(self, total, fraction, zero_point, qmin, qmax, dtype)
@@ -117,6 +108,12 @@ class Isa:
         """round(word * m / 2^15) of int32 lanes that hold 16 bits."""
         n = lanes_of(word)
         return T.shift_right(word * m + splat(T.int32(1 << 14), "int32", n), splat(T.int32(15), "int32", n))
+
+    @staticmethod
+    def shift_right(x: Expr, distance: Expr) -> Expr:
+        """x >> distance, an int32 scalar or a vector like x."""
+        n = lanes_of(x)
+        return T.shift_right(x, splat(distance, "int32", n) if lanes_of(distance) != n else distance)
 
     @staticmethod
     def shift_left(x: Expr, distance: Expr) -> Expr:

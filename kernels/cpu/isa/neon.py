@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -90,18 +89,6 @@ class Neon(BytePieces):
             )
         return self._saturate_words(words, zero_point, qmin, qmax)
 
-    def requantize_sum(
-        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        """sqdmulh = floor(x m / 2^31)."""
-        n = lanes_of(x)
-        if n < self.lanes:
-            product = cast(x, "int64") * cast(m, "int64")
-            y = cast(T.shift_right(product, splat(T.int64(31), "int64", n)), "int32")
-        else:
-            y = self._doubled_mulhi(x, m)
-        return self.saturate(y, zero_point, qmin, qmax, dtype)
-
     def requantize_word(
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
@@ -125,11 +112,15 @@ class Neon(BytePieces):
 
     @staticmethod
     def _takes_words(x: Expr, shift: Expr, fraction: Expr, zero_point: Expr, dtype: str) -> bool:
-        known = all(isinstance(v, IntImm) for v in (shift, fraction, zero_point))
+        known = all(isinstance(v, IntImm) for v in (fraction, zero_point))
+        known = known and (isinstance(shift, IntImm) or lanes_of(shift) == lanes_of(x))
         return dtype == "int8" and lanes_of(x) % 8 == 0 and known and zero_point.value == 0
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
-        words = self._shifted_words(x, shift) if shift.value else self._saturated_words(x)
+        if isinstance(shift, IntImm) and shift.value:
+            words = self._shifted_words(x, shift)
+        else:
+            words = self._saturated_words(x if isinstance(shift, IntImm) else self.shift_right(x, shift))
         return bind(self.mul_round(words, cast(m, "int16")))
 
     def _codes(self, words: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
@@ -153,9 +144,6 @@ class Neon(BytePieces):
     @staticmethod
     def _shifted_words(x: Expr, shift: Expr) -> Expr:
         return by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqshrn.v4i16", part, shift), bind(x))
-
-    def sum_multipliers(self, multiplier: np.ndarray) -> np.ndarray:
-        return multiplier
 
     def add_scaled(
         self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool

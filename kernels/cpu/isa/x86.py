@@ -91,13 +91,6 @@ class Avx2(BytePieces, X86):
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
 
-    def requantize_sum(
-        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        if lanes_of(x) != 16 or not _centred(zero_point, dtype):
-            return super().requantize_sum(x, m, zero_point, qmin, qmax, dtype)
-        return _limit(self._signed_bytes(self._words(self.mulhi(x, m)), dtype, T.int32(0)), qmin, qmax)
-
     def requantize_word(
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
     ) -> Expr:
@@ -113,7 +106,7 @@ class Avx2(BytePieces, X86):
         return _limit(self._signed_bytes(total, dtype, fraction), qmin, qmax)
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
-        words = self._words(T.shift_right(x, splat(shift, "int32", 16)))
+        words = self._words(self.shift_right(x, shift))
         return bind(self.mul_round(words, cast(m, "int16")))
 
     @staticmethod
@@ -188,16 +181,7 @@ class Avx512(X86):
             intrinsic("int16x32", "llvm.sadd.sat.v32i16", pair, splat(zero_point, "int16", 32))
             for pair in self._words(x)
         ]
-        return _limit(self._pack_bytes(words, dtype, n), qmin, qmax)
-
-    def requantize_sum(
-        self, x: Expr, m: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        n = lanes_of(x)
-        if n not in (32, 64) or not _centred(zero_point, dtype):
-            return super().requantize_sum(x, m, zero_point, qmin, qmax, dtype)
-        codes = self._pack_bytes(self._words(self.mulhi(x, m)), "int8", n)
-        return _limit(bind(_recoded(codes, dtype)), qmin, qmax)
+        return self._in_order(bind(_limit(self._pack_bytes(words, dtype), qmin, qmax)), n)
 
     def requantize_word(
         self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
@@ -219,15 +203,15 @@ class Avx512(X86):
         return self._codes(words, fraction, qmin, qmax, dtype, n)
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> list[Expr]:
-        words = self._words(T.shift_right(x, splat(shift, "int32", lanes_of(x))))
+        words = self._words(self.shift_right(x, shift))
         # multipliers take the same order as words
         return [bind(self.mul_round(w, k)) for w, k in zip(words, self._words(m))]
 
     def _codes(self, words: list[Expr], fraction: Expr, qmin: Expr, qmax: Expr, dtype: str, n: int) -> Expr:
         """n codes of words with a fraction, in the order of _words."""
         bits = bind(splat(cast(fraction, "int16"), "int16", 32))
-        codes = self._pack_bytes([bind(T.shift_right(w, bits)) for w in words], "int8", n)
-        return _limit(bind(_recoded(codes, dtype)), qmin, qmax)
+        codes = self._pack_bytes([bind(T.shift_right(w, bits)) for w in words], "int8")
+        return self._in_order(bind(_limit(bind(_recoded(codes, dtype)), qmin, qmax)), n)
 
     @staticmethod
     def _residual_words(r: Expr) -> list[Expr]:
@@ -252,13 +236,16 @@ class Avx512(X86):
         return [bind(self._pack_words(a, b)) for a, b in zip(registers[::2], registers[1::2])]
 
     @staticmethod
-    def _pack_bytes(words: list[Expr], dtype: str, n: int) -> Expr:
-        """n saturated bytes of int16 in the order of _words."""
+    def _pack_bytes(words: list[Expr], dtype: str) -> Expr:
+        """64 saturated bytes of int16 in the order of _words."""
         pack = "llvm.x86.avx512.packuswb.512" if dtype == "uint8" else "llvm.x86.avx512.packsswb.512"
-        packed = bind(intrinsic(f"{dtype}x64", pack, words[0], words[-1]))
-        # packs work within 128-bit quarters: of quarter q, dword v is register v's
+        return bind(intrinsic(f"{dtype}x64", pack, words[0], words[-1]))
+
+    @staticmethod
+    def _in_order(packed: Expr, n: int) -> Expr:
+        """Packs work within 128-bit quarters: of quarter q, dword v is register v's."""
         dwords = reinterpret(packed, "int32", 16)
-        ordered = reinterpret(shuffle([dwords], [4 * (i % 4) + i // 4 for i in range(16)]), dtype, 64)
+        ordered = reinterpret(shuffle([dwords], [4 * (i % 4) + i // 4 for i in range(16)]), dtype_of(packed), 64)
         return extract(ordered, 0, n)
 
     def _saturate_16(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:

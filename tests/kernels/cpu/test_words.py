@@ -1,4 +1,4 @@
-"""Rescaling of sums whose bias rounds them, at the end of products of all widths, on every instruction set."""
+"""Rescaling of sums through 16-bit words, at the end of products of all widths, on every instruction set."""
 
 from __future__ import annotations
 
@@ -15,39 +15,53 @@ from qcompile.targets import Target
 def rescaled(c: Cases, value: str, channels: int, shifts: dict, narrow: bool) -> tuple[Node, dict[str, np.ndarray]]:
     """Sums of some 2^17 come to some hundred codes: many lie inside their limits, and many are clamped."""
     name = c.name("rs")
-    limit = 1 << (11 - shifts["shift"] + shifts["fraction"] + 8 if shifts else 17)
-    multiplier = c.rng.integers(-min(limit, 32767) if shifts else -limit, limit, channels).astype(np.int32)
-    multiplier = np.clip(multiplier, -32767, 32767) if shifts else multiplier
-    multiplier[:1] = 32767 if shifts else (1 << 30) - 1
+    limit = min(1 << 19 - shifts["shift"] + shifts["fraction"], 32767)
+    multiplier = c.rng.integers(-limit, limit, channels).astype(np.int32)
+    multiplier[:1] = 32767
     attrs = shifts | {
         "zero_point": c.low + 128,
         "qmin": c.low + (20 if narrow else 0),
         "qmax": c.low + 255 - (9 if narrow else 0),
         "dtype": c.dtype,
     }
-    op = "requantize_word" if shifts else "requantize_sum"
-    return Node(name, op, (value, name + "_m"), attrs), {name + "_m": multiplier}
+    return Node(name, "requantize_word", (value, name + "_m"), attrs), {name + "_m": multiplier}
+
+
+def of_channels(c: Cases, step: Node, channels: int) -> tuple[Node, dict[str, np.ndarray]]:
+    """The same with a shift for each channel."""
+    attrs = {k: v for k, v in step.attrs.items() if k != "shift"}
+    shift = c.rng.integers(0, 17, channels).astype(np.int32)
+    return Node(step.name, "requantize_words", (*step.inputs, step.name + "_s"), attrs), {step.name + "_s": shift}
 
 
 SHIFTS = [{"shift": s, "fraction": f} for s, f in ((0, 0), (0, 5), (3, 8), (5, 3), (16, 8))]
 
 
 def names(shifts: dict[str, int]) -> str:
-    return "-".join(map(str, shifts.values())) or "wide"
+    return "-".join(map(str, shifts.values()))
 
 
-@pytest.mark.parametrize("shifts", [{}, *SHIFTS], ids=names)
-def test_rescaled_sums(target: Target, tmp_path: Path, shifts: dict[str, int]) -> None:
+@pytest.mark.parametrize("one", [True, False], ids=["one-shift", "shifts"])
+@pytest.mark.parametrize("shifts", SHIFTS, ids=names)
+def test_rescaled_sums(target: Target, tmp_path: Path, shifts: dict[str, int], one: bool) -> None:
     c = Cases(target)
     cases: list[Case] = []
     for k, (m, n) in enumerate(((1, 1), (1, 64), (2, 3), (3, 8), (5, 17), (9, 48), (7, 100), (4, 128))):
         head = c.dense(m, 30, n)
         step, constants = rescaled(c, head[0].name, n if k % 3 else 1, shifts, narrow=bool(k % 2))
+        if not one:
+            step, more = of_channels(c, step, n if k % 4 else 1)
+            constants |= more
         cases.append(c.fuse(head, [step], {}, constants))
-    head = c.conv((1, 6, 7, 24), 24, (3, 3), pads=(1, 1, 1, 1), groups=24)
-    step, constants = rescaled(c, head[0].name, 24, shifts, narrow=False)
-    lut, table = c.lut(step.name)
-    cases.append(c.fuse(head, [step, lut], {}, constants | table))
+    for channels in (24, 8, 5):
+        head = c.conv((1, 6, 7, channels), channels, (3, 3), pads=(1, 1, 1, 1), groups=channels)
+        step, constants = rescaled(c, head[0].name, channels, shifts, narrow=False)
+        if not one:
+            step, more = of_channels(c, step, channels)
+            constants |= more
+        lut, table = c.lut(step.name)
+        steps, constants = ([step, lut], constants | table) if channels > 8 else ([step], constants)
+        cases.append(c.fuse(head, steps, {}, constants))
     check_cases(cases, target, tmp_path)
 
 
