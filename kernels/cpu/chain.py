@@ -151,6 +151,20 @@ class Chain:
         dtypes = [self.source_dtype, *(m.dtype for m in self._memories.values())]
         return max(np.dtype(d).itemsize for d in dtypes)
 
+    def arranged(self, channels: np.ndarray) -> list[Buffer | Constant] | None:
+        """Operands for a kernel that counts channels in another order: its channel i is `channels[i]`.
+
+        None where the chain reads more of a channel than constants.
+        """
+        operands = list(self.operands)
+        for memory in self._memories.values():
+            constant = operands[memory.index]
+            if memory.kind == "channel" and isinstance(constant, Constant):
+                operands[memory.index] = Constant(self._constant(constant.array[channels], False, memory.dtype))
+            elif memory.kind not in ("scalar", "table"):
+                return None
+        return operands
+
     def start(self, arguments: Sequence[Argument]) -> Emitter:
         """To be called inside the kernel, with its variables for `parameters`."""
         return Emitter(self, list(arguments))

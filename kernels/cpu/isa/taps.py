@@ -1,7 +1,6 @@
-"""Depthwise steps: neighbouring taps of 16 channels are zipped together, then summed by the dot-product instructions.
+"""Depthwise steps: neighbouring taps of a block of channels are zipped, then summed by the dot-product instructions.
 
-Activations lie in blocks of 16 channels, so that the taps of a kernel row are 16 bytes apart. A zipped group serves
-every output row that uses it. Accumulators are in channel order: 16 / lanes registers for one pixel.
+A zipped group serves every output that reads any of its taps. Accumulators are registers of `lanes` channels.
 """
 
 from __future__ import annotations
@@ -9,38 +8,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, bind, cast, extract, intrinsic, shuffle
+from qcompile.kernels.cpu.builder import Expr, Pointer, bind, cast, extract, intrinsic, lanes_of, shuffle
 from qcompile.kernels.cpu.isa.neon import PREFIX
 
-BLOCK = 16  # channels
+QUARTER = 16  # bytes within which registers of any size are zipped
 
 
 class TapDot:
-    """`group` taps make a step; `outputs`: pixels that one pass keeps in registers."""
+    """`group` taps make a step for `block` channels, which lie in accumulators of `lanes` channels.
+
+    registers: for accumulators and zipped groups; the others hold weights and constants. longest: outputs of a pass
+    along the zipped axis. order: the channel of a block at each place in the accumulators, None: in order. zips:
+    instructions to zip a group.
+    """
 
     name = ""
     group = 4
     lanes = 4
-    outputs = 4
-    aligned_outputs = 0  # columns of a pass that share zipped groups, where kernel rows are long; see depthwise.py
-    shared = False  # zipped groups serve outputs that begin anywhere in them; see linear/depthwise_zip.py
-
+    block = 16
+    registers = 24
+    longest = 4
+    zips = 8
+    order: np.ndarray | None = None
+    stages = False  # long lines of one block are copied next to each other first: see Walk.stage
+    zips_ahead = True  # all groups of a line are zipped before the first is used, rather than each when it is
     @property
     def units(self) -> int:
         """Accumulators of one pixel."""
-        return BLOCK // self.lanes
+        return self.block // self.lanes
 
     def pack(self, taps: np.ndarray) -> np.ndarray:
-        """Weights of one block, int8 [16, group] -> as `dots` reads them."""
+        """Weights of one block, int8 [block, group] -> as `dots` reads them."""
         return taps
 
-    def zipped(self, x: Pointer, at: Expr, distance: int, taps: int) -> list[Expr]:
-        """`taps` taps of 16 channels, `distance` bytes apart; those missing from the group repeat the first."""
-        parts = [bind(x.load(at + t * distance, BLOCK)) for t in range(taps)]
-        return self.zip(parts + [parts[0]] * (self.group - taps))
-
     def zip(self, parts: list[Expr]) -> list[Expr]:
-        raise NotImplementedError
+        """The taps of a group as operands of `dots`, by two rounds of zips."""
+        ab, cd = _zip(parts[0], parts[1], 1), _zip(parts[2], parts[3], 1)
+        return [*_zip(ab[0], cd[0], 2), *_zip(ab[1], cd[1], 2)]
 
     def weights(self, w: Pointer, at: Expr) -> list[Expr]:
         size = self.group * self.lanes
@@ -51,23 +55,31 @@ class TapDot:
         raise NotImplementedError
 
 
+def _zip(a: Expr, b: Expr, size: int) -> list[Expr]:
+    """Elements of `size` bytes of the lower and of the upper halves of each 16 bytes, those of a and b by turns."""
+    n = lanes_of(a)
+
+    def lanes(half: int) -> list[int]:
+        firsts = [q + half + k for q in range(0, n, QUARTER) for k in range(0, QUARTER // 2, size)]
+        return [s * n + first + e for first in firsts for s in (0, 1) for e in range(size)]
+
+    return [bind(shuffle([a, b], lanes(half))) for half in (0, QUARTER // 2)]
+
+
 class VnniTaps(TapDot):
-    """vpdpbusd over four zipped taps."""
+    """vpdpbusd over four zipped taps of a whole register of channels."""
 
-    def __init__(self, name: str, lanes: int, aligned_outputs: int) -> None:
-        self.name, self.lanes, self.aligned_outputs = name, lanes, aligned_outputs
+    stages = True
+    zips_ahead = False
 
-    def zipped(self, x, at, distance, taps):
-        if distance != BLOCK:
-            return super().zipped(x, at, distance, taps)
-        # one load; bytes of taps that do not exist meet zero weights
-        return self.zip([bind(x.load(at, 4 * BLOCK))])
+    def __init__(self, name: str, lanes: int, registers: int, longest: int) -> None:
+        self.name, self.lanes, self.block = name, lanes, 4 * lanes
+        self.registers, self.longest = registers, longest
+        # zips work within 16 bytes: accumulator u has channels 4u ... 4u + 3 of each
+        self.order = np.arange(self.block).reshape(-1, 4, 4).transpose(1, 0, 2).reshape(-1)
 
-    def zip(self, parts):
-        return [
-            bind(shuffle(parts, [t * BLOCK + u * self.lanes + c for c in range(self.lanes) for t in range(4)]))
-            for u in range(self.units)
-        ]
+    def pack(self, taps):
+        return taps[self.order]
 
     def dots(self, acc, first, zipped, weights):
         for u in range(self.units):
@@ -89,11 +101,13 @@ class MaddTaps(TapDot):
 
     name = "madd_taps"
     group = 2
+    zips = 4
     lanes = 8
+    registers = 12
 
     def zip(self, parts):
         return [
-            bind(cast(shuffle(parts, [t * BLOCK + u * 8 + c for c in range(8) for t in range(2)]), "int16"))
+            bind(cast(shuffle(parts, [t * self.block + u * 8 + c for c in range(8) for t in range(2)]), "int16"))
             for u in range(2)
         ]
 
@@ -107,14 +121,9 @@ class MaddTaps(TapDot):
 
 
 class SdotTaps(TapDot):
-    """Two rounds of zips, then sdot."""
+    """sdot over four zipped taps."""
 
     name = "sdot_taps"
-    shared = True
-
-    def zip(self, parts):
-        ab, cd = _zip(parts[0], parts[1], 1), _zip(parts[2], parts[3], 1)
-        return [*_zip(ab[0], cd[0], 2), *_zip(ab[1], cd[1], 2)]
 
     def dots(self, acc, first, zipped, weights):
         for u in range(4):
@@ -122,24 +131,12 @@ class SdotTaps(TapDot):
             acc.store(o, intrinsic("int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), zipped[u], weights[u]))
 
 
-def _zip(a: Expr, b: Expr, size: int) -> list[Expr]:
-    """zip1 and zip2 of 16-byte registers with elements of `size` bytes."""
-    return [
-        bind(
-            shuffle(
-                [a, b],
-                [s * 16 + half * 8 + k * size + e for k in range(8 // size) for s in (0, 1) for e in range(size)],
-            )
-        )
-        for half in (0, 1)
-    ]
-
-
 class SmullTaps(TapDot):
     """ARMv8.0: two taps in an int16 sum, which |w| <= 127 keeps exact, then widened. Nothing is zipped."""
 
     name = "smull_taps"
     group = 2
+    zips = 6
 
     def pack(self, taps):
         return taps.T
@@ -148,7 +145,7 @@ class SmullTaps(TapDot):
         return [extract(p, 8 * half, 8) for half in range(2) for p in parts]
 
     def weights(self, w, at):
-        return [bind(w.load(at + t * BLOCK + half * 8, 8)) for half in range(2) for t in range(2)]
+        return [bind(w.load(at + t * self.block + half * 8, 8)) for half in range(2) for t in range(2)]
 
     def dots(self, acc, first, zipped, weights):
         for half in range(2):
@@ -162,11 +159,11 @@ class SmullTaps(TapDot):
                 acc.store(o, acc.load(o, 4) + cast(extract(products, 4 * u, 4), "int32"))
 
 
-_VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16, 12), SdotTaps()
+_VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16, 28, 4), SdotTaps()
 TAP_DOTS: dict[str, TapDot] = {
     "avx512vnni": _VNNI_512,
     "avx512vbmi": _VNNI_512,
-    "avxvnni": VnniTaps("vnni256_taps", 8, 4),
+    "avxvnni": VnniTaps("vnni256_taps", 8, 13, 2),
     "avx2": MaddTaps(),
     "neon": SmullTaps(),
     "neon_dotprod": _SDOT,

@@ -1,12 +1,12 @@
-"""Depthwise convolutions: one filter a channel.
+"""Depthwise convolutions: one filter a channel, on padded images [N, H, W, C].
 
-The image is first copied into a frame of blocks [N, C/16, H, W, 16] with its padding, so that taps lie at constant
-distances. The kernel then walks along rows with several output rows at once, which share what was zipped.
+Blocks of channels are walked one after another over a chunk of rows, whose lines of all channels stay in the cache.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,116 +15,86 @@ from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
     T,
+    aligned_local,
     bind,
     concat,
+    dtype_of,
     extract,
+    function,
     local,
+    reinterpret,
+    resident,
+    shuffle,
     store_lanes,
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
-from qcompile.kernels.cpu.isa.taps import BLOCK, TAP_DOTS, TapDot
-from qcompile.kernels.cpu.linear.depthwise_zip import depthwise_function, depthwise_zip_calls
-from qcompile.kernels.cpu.linear.frame import fill_frame
+from qcompile.kernels.cpu.isa.taps import TAP_DOTS, TapDot
+from qcompile.kernels.cpu.linear.depthwise_walk import Walk, block_channels, choose_walk, pack_taps, stage_bytes
+from qcompile.kernels.cpu.linear.padding import Frame, pad_image
 from qcompile.kernels.dialect import Type
-from qcompile.kernels.lowering import Buffer, Constant, Kernel, KernelCall
+from qcompile.kernels.lowering import Buffer, Constant, Kernel, KernelCall, Workspace
 
-UNROLLED_GROUPS = 32  # taller kernels loop over their rows
 PARALLEL_MACS = 1 << 15  # for each int32 lane of a register
-SIZES = ("tasks", "blocks", "row_groups", "height", "width", "pitch", "block_bytes", "channels")
-
-
-@dataclass(frozen=True)
-class Window:
-    """What the code depends on: the kernel, how it steps, and the rows x columns of outputs of one pass."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    rows: int
-    columns: int
-    tail: int  # valid channels of the last block, 0: all
-    only_tail: bool
-    parallel: bool
-    aligned: bool = False  # zipped groups serve all columns of a pass, whose weights are moved by up to three taps
-
-    def groups(self, size: int, moved: int = 0) -> int:
-        """Groups of `size` taps that a kernel row takes, moved by so many taps."""
-        return -(-(self.kernel[1] + moved) // size)
-
-    @property
-    def unrolled(self) -> bool:
-        return self.kernel[0] * -(-self.kernel[1] // 2) <= UNROLLED_GROUPS
+PARALLEL_TASKS = 16
+CHUNK_BYTES = 1 << 17  # of the image that a chunk of rows reads, where blocks are many
+SIZES = ("tasks", "blocks", "chunks", "chunk_lines", "height", "width", "image", "pitch", "channels")
+UNROLLED_DOTS = 640
 
 
 def depthwise_calls(
     chain: Chain, source: Buffer, x: Type, out: Type, weight: np.ndarray, bias: np.ndarray, a: dict
 ) -> list[KernelCall]:
     """conv2d with groups == C == O; weight int8 [C, KH, KW, 1], bias int32 with the zero point folded in."""
-    if TAP_DOTS[chain.isa.name].shared:
-        return depthwise_zip_calls(chain, source, x, out, weight, bias, a)
     n, h, w, c = x.shape
-    _, oh, ow, _ = out.shape
-    top, left, bottom, right = a["pads"]
-    height, width = h + top + bottom, w + left + right
-    blocks = -(-c // BLOCK)
-    dot = TAP_DOTS[chain.isa.name]
-    window = _choose_window(dot, weight.shape[1:3], x, out, a)
-    row_groups = -(-oh // window.rows)
-    tasks = n * blocks * row_groups
-    window = replace(window, parallel=out.size * weight[0].size >= PARALLEL_MACS * chain.isa.lanes and tasks > 1)
-    frame, fill = fill_frame(source, x, a["pads"], a["x_zero_point"], chain.isa)
-    sizes = np.array([tasks, blocks, row_groups, oh, ow, width * BLOCK, height * width * BLOCK, c], np.int32)
-    return [
-        fill,
-        KernelCall(
-            _kernel(window, dot, chain, x.dtype),
-            (
-                frame,
-                Constant(_pack(weight[..., 0], window, dot, blocks)),
-                Constant(bias),
-                Buffer(chain.result),
-                Constant(sizes),
-                *chain.operands,
-            ),
-        ),
-    ]
+    oh, ow = out.shape[1:3]
+    kernel, strides, dilations = weight.shape[1:3], tuple(a["strides"]), tuple(a["dilations"])
+    pads, calls = list(a["pads"]), list[KernelCall]()
+    data: Buffer | Workspace = source
+    if any(pads):
+        data, calls = pad_image(source, x.shape, pads, a["x_zero_point"], x.dtype)
+        _, h, w, _ = Frame(tuple(pads), 0).shape(x.shape)
+    taps = weight[..., 0]
+    if w == ow == kernel[1] == 1:  # a column is a row, seen differently
+        h, w, oh, ow, taps = w, h, ow, oh, taps.transpose(0, 2, 1)
+        kernel, strides, dilations = kernel[::-1], strides[::-1], dilations[::-1]
+    dot, arranges = TAP_DOTS[chain.isa.name], chain.arranged(np.arange(c)) is not None
+    walk = choose_walk(dot, kernel, strides, dilations, (oh, ow), c, folds=arranges)
+    walk = replace(walk, stage=stage_bytes(walk, dot, w))
+    channels = block_channels(c, walk, dot)
+    places = channels if dot.order is None else channels[:, dot.order]
+    operands = chain.operands
+    if arranges and (walk.fold > 1 or dot.order is not None):
+        walk, operands = replace(walk, arranged=True), chain.arranged(places.reshape(-1)) or []
+    macs, blocks, lines = out.size * kernel[0] * kernel[1], len(channels), -(-oh // walk.lines.outputs)
+    line_bytes = walk.lines.outputs * walk.lines.stride * w * c
+    chunk_lines = max(1, CHUNK_BYTES // line_bytes) if blocks > 1 else lines
+    parallel = macs >= PARALLEL_MACS * chain.isa.lanes
+    if parallel:
+        chunk_lines = min(chunk_lines, -(-lines * n * blocks // PARALLEL_TASKS))
+    chunks = -(-lines // chunk_lines)
+    tasks = n * blocks * chunks
+    walk = replace(walk, parallel=parallel and tasks > 1)
+    sizes = np.array([tasks, blocks, chunks, chunk_lines, oh, ow, h * w * c, w * c, c], np.int32)
+    packed = pack_taps(taps if walk.rows else taps.transpose(0, 2, 1), walk, dot)
+    constants = Constant(packed), Constant(bias[places.reshape(-1)]), Buffer(chain.result), Constant(sizes)
+    kernel_ = _kernel(walk, dot, chain, x.dtype)
+    return [*calls, KernelCall(kernel_, (data, *constants, *operands))]
 
 
-def _choose_window(dot: TapDot, kernel: tuple[int, int], x: Type, out: Type, a: dict) -> Window:
-    """Outputs of a pass: several rows share what was zipped, or, for long kernel rows, many columns do."""
-    c, (_, oh, ow, _) = x.shape[-1], out.shape
-    window = Window(kernel, tuple(a["strides"]), tuple(a["dilations"]), 1, 1, c % BLOCK, c < BLOCK, False)
-    if dot.aligned_outputs and kernel[1] > dot.group and window.strides[1] == window.dilations[1] == 1:
-        columns = max(p for p in range(1, dot.aligned_outputs + 1) if p <= ow)
-        return replace(window, columns=columns, aligned=True)
-    rows = max(r for r in (1, 2, 4) if r <= min(oh, dot.outputs)) if kernel[0] > 1 and window.unrolled else 1
-    return replace(window, rows=rows, columns=max(p for p in (1, 2, 4) if p <= min(ow, dot.outputs // rows)))
-
-
-def _pack(weight: np.ndarray, window: Window, dot: TapDot, blocks: int) -> np.ndarray:
-    """[C, KH, KW] -> [C/16][KH][moved by 0 ... 3 taps][groups], zeros where nothing is."""
-    c, kh, kw = weight.shape
-    full = np.zeros((blocks * BLOCK, kh, kw + 2 * dot.group), np.int8)
-    full[:c, :, dot.group : dot.group + kw] = weight
-    parts = []
-    for block in full.reshape(blocks, BLOCK, kh, -1):
-        for row in range(kh):
-            for moved in range(dot.group if window.aligned else 1):
-                for g in range(window.groups(dot.group, moved)):
-                    first = (g + 1) * dot.group - moved
-                    parts.append(dot.pack(block[:, row, first : first + dot.group]).ravel())
-    return np.concatenate(parts)
-
-
-def _kernel(window: Window, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
-    """Parameters: frame, packed weights, int32 bias (padded), y, int32 table of SIZES, then the chain's."""
-    code = hashlib.sha256(repr((window, dot.name, chain.isa.name, chain.key, dtype)).encode()).hexdigest()[:10]
-    (kh, kw), (sh, _) = window.kernel, window.strides
+def _kernel(walk: Walk, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
+    """Parameters: x (padded), packed weights, int32 bias as accumulators lie, y, int32 table of SIZES, then the
+    chain's."""
+    code = hashlib.sha256(repr((walk, dot.name, chain.isa.name, chain.key, dtype)).encode()).hexdigest()[:10]
+    (kh, kw), sh = (walk.lines.kernel, walk.columns.kernel), walk.lines.stride
     name = f"depthwise_{dtype}_{kh}x{kw}s{sh}_{chain.isa.name}_{code}"
 
     def build() -> Any:
-        return depthwise_function(
-            name, chain, dtype, lambda *pointers: _Body(window, dot, chain, *pointers).emit()
+        pointers = [("x", dtype), ("w", "int8"), ("bias", "int32"), ("y", chain.dtype), ("sizes", "int32")]
+        parameters = [*((n, d + "*") for n, d in pointers), *chain.parameters]
+        return function(
+            name,
+            parameters,
+            lambda x, w, bias, y, sizes, *rest: _Body(walk, dot, chain, x, w, bias, y, sizes, rest).emit(),
         )
 
     return Kernel(name, build)
@@ -134,7 +104,7 @@ def _kernel(window: Window, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
 class _Body:
     """Emission of one kernel."""
 
-    window: Window
+    walk: Walk
     dot: TapDot
     chain: Chain
     x: Pointer
@@ -144,113 +114,153 @@ class _Body:
     sizes: Pointer
     chain_arguments: tuple
 
-    def size(self, name: str) -> Expr:
-        return self.sizes.load(SIZES.index(name))
-
     def emit(self) -> None:
-        v = self.window
-        tasks = bind(self.size("tasks"))
-        with (T.parallel if v.parallel else T.serial)(0, tasks) as task:
-            blocks, row_groups = bind(self.size("blocks")), bind(self.size("row_groups"))
-            plane, group = bind(T.truncdiv(task, row_groups)), bind(T.truncmod(task, row_groups))
-            image, block = bind(T.truncdiv(plane, blocks)), bind(T.truncmod(plane, blocks))
-            height, width = bind(self.size("height")), bind(self.size("width"))
-            line = bind(T.min(group * v.rows, height - v.rows))
-            pitch = bind(self.size("pitch"))
-            origin = bind(plane * self.size("block_bytes") + line * (v.strides[0] * pitch))
+        walk, size = self.walk, {name: self.sizes.load(i) for i, name in enumerate(SIZES)}
+        rows, columns = walk.lines.outputs, walk.columns.outputs
+        with (T.parallel if walk.parallel else T.serial)(0, bind(size["tasks"])) as task:
+            blocks, chunks = bind(size["blocks"]), bind(size["chunks"])
+            rest, block = bind(T.truncdiv(task, blocks)), bind(T.truncmod(task, blocks))
+            image, chunk = bind(T.truncdiv(rest, chunks)), bind(T.truncmod(rest, chunks))
+            height, width = bind(size["height"]), bind(size["width"])
+            self.pitch, self.channels = bind(size["pitch"]), bind(size["channels"])
+            lanes, size_b = bind(self.channels * walk.fold), self.dot.block
+            channel = bind(T.min(block * size_b, lanes - size_b) if walk.valid == size_b else T.int32(0))
+            weights = bind(block * (walk.other.kernel * walk.panels(self.dot)[1]))
+            self.constants = bind(block * size_b)
+            start = bind(image * size["image"] + channel)
             emitter = self.chain.start(self.chain_arguments)
-            pixel = bind((image * height + line) * width)
-            passes = bind(T.truncdiv(width + (v.columns - 1), T.int32(v.columns)))
-
-            def walk(valid: int) -> None:
+            self.bias_here = resident(
+                [self.bias.load(self.constants + at, self.dot.lanes) for at in range(0, size_b, self.dot.lanes)]
+            )
+            first, lines = bind(chunk * size["chunk_lines"]), bind(T.truncdiv(height + (rows - 1), T.int32(rows)))
+            self.source, self.step = self.x, self.channels
+            if walk.stage:
+                self.source, self.step = aligned_local(walk.stage, self.x.dtype), T.int32(self.dot.block)
+            span = columns * walk.fold
+            passes = bind(T.truncdiv(width + (span - 1), T.int32(span)))
+            with T.serial(0, T.min(size["chunk_lines"], lines - first)) as i:
+                line = bind(T.min((first + i) * rows, height - rows))
+                origin = bind(start + line * (walk.lines.stride * self.pitch))
+                pixel = bind((image * height + line) * width)
+                if walk.stage:
+                    self._stage(origin)
+                    origin = T.int32(0)
                 with T.serial(0, passes) as step:
-                    column = bind(T.min(step * v.columns, width - v.columns))
-                    self._pass(
-                        bind(origin + column * (v.strides[1] * BLOCK)),
-                        pitch,
-                        block,
-                        bind(pixel + column),
-                        width,
-                        valid,
-                        emitter,
-                    )
+                    column = bind(T.min(step * span, width - span))
+                    at = bind(origin + column * (walk.columns.stride // walk.fold * self.step))
+                    self._pass(at, weights, channel, bind(pixel + column), width, emitter)
 
-            if v.tail and not v.only_tail:
-                with T.If(block < blocks - 1):
-                    with T.Then():
-                        walk(BLOCK)
-                    with T.Else():
-                        walk(v.tail)
-            else:
-                walk(v.tail or BLOCK)
+    def _pass(self, at: Expr, weights: Expr, channel: Expr, pixel: Expr, width: Expr, emitter: Emitter) -> None:
+        """All outputs of a pass, one after another along the other axis."""
+        walk, dot = self.walk, self.dot
+        z, o = walk.zipped, walk.other
+        z_pixels, o_pixels = (width, T.int32(walk.fold)) if walk.rows else (T.int32(walk.fold), width)
+        groups, (panel, total) = z.groups(dot.group), walk.panels(dot)
+        def add(acc: Pointer, g: int, parts: list[Expr], tap: Expr | int) -> None:
+            for j in range(z.outputs):
+                if (j, g) in panel:
+                    dot.dots(acc, j * dot.block, parts, dot.weights(self.w, weights + (tap * total + panel[j, g])))
 
-    def _pass(
-        self, origin: Expr, pitch: Expr, block: Expr, pixel: Expr, width: Expr, valid: int, emitter: Emitter
-    ) -> None:
-        v, dot = self.window, self.dot
-        acc = local(v.rows * v.columns * BLOCK, "int32")
-        bias = bind(self.bias.load(block * BLOCK, BLOCK))
-        for o in range(v.rows * v.columns):
-            for u in range(dot.units):
-                acc.store(
-                    o * BLOCK + u * dot.lanes,
-                    extract(bias, u * dot.lanes, dot.lanes),
-                )
-        group_bytes = dot.group * BLOCK
-        row_bytes = sum(v.groups(dot.group, m) for m in range(dot.group if v.aligned else 1)) * group_bytes
-        panel = bind(block * (v.kernel[0] * row_bytes))
-        if v.aligned:
-            with T.serial(0, v.kernel[0]) as r:
-                self._aligned_row(acc, bind(origin + r * (v.dilations[0] * pitch)), bind(panel + r * row_bytes))
-        elif v.unrolled:
-            # every input row serves the output rows that reach it
-            reach: dict[int, list[tuple[int, int]]] = {}
-            for o in range(v.rows):
-                for r in range(v.kernel[0]):
-                    reach.setdefault(o * v.strides[0] + r * v.dilations[0], []).append((o, r))
-            for line, uses in sorted(reach.items()):
-                self._row(acc, bind(origin + line * pitch), [(o, bind(panel + r * row_bytes)) for o, r in uses])
-        else:
-            with T.serial(0, v.kernel[0]) as r:
-                self._row(acc, bind(origin + r * (v.dilations[0] * pitch)), [(0, bind(panel + r * row_bytes))])
-        channels, channel = bind(self.size("channels")), block * BLOCK
-        outputs = [(o, p) for o in range(v.rows) for p in range(v.columns)]
-        together = max(1, self.chain.width // BLOCK)
-        for at in range(0, len(outputs), together):
-            few = outputs[at : at + together]
-            sums = [
-                acc.load((at + i) * BLOCK + u * dot.lanes, dot.lanes) for i in range(len(few)) for u in range(dot.units)
-            ]
-            rows = [bind(pixel + (o * width + p)) for o, p in few]
-            pixels = [(row, bind(row * channels + channel)) for row in rows]
-            result = bind(emitter.emit_pixels(concat(sums), pixels, channel))
-            for i, (_, flat) in enumerate(pixels):
-                store_lanes(self.y, flat, extract(result, i * BLOCK, BLOCK), valid)
+        def finish(acc: Pointer, k: int) -> None:
+            together = max(1, self.chain.width // dot.block)
+            for first in range(0, z.outputs, together):
+                outputs = range(first, min(first + together, z.outputs))
+                sums = [concat([acc.load(j * dot.block + u * dot.lanes, dot.lanes) for u in range(dot.units)])
+                        for j in outputs]
+                rows = [bind(pixel + (j * z_pixels + k * o_pixels)) for j in outputs]
+                pixels = [(row, bind(row * self.channels + channel)) for row in rows]
+                for (_, flat), result in zip(pixels, self._results(emitter, sums, pixels, channel)):
+                    store_lanes(self.y, flat, result, walk.valid)
 
-    def _aligned_row(self, acc: Pointer, at: Expr, weights: Expr) -> None:
-        """Adds one input row to all columns: column p begins p // 4 groups and p % 4 taps into the first group."""
-        v, dot = self.window, self.dot
-        size = dot.group
-        begins = [sum(v.groups(size, m) for m in range(moved)) for moved in range(size)]
-        for g in range((v.columns - 1) // size + v.groups(size, size - 1)):
-            zipped = dot.zipped(self.x, at + g * (size * BLOCK), BLOCK, size)
-            for p in range(v.columns):
-                moved, own = p % size, g - p // size
-                if 0 <= own < v.groups(size, moved):
-                    panel = weights + (begins[moved] + own) * (size * BLOCK)
-                    dot.dots(acc, p * BLOCK, zipped, dot.weights(self.w, panel))
+        if walk.dots(dot) > UNROLLED_DOTS and o.outputs == 1:
+            acc = self._start()
+            with T.serial(0, o.kernel) as t:
+                zipped = self._zipper(bind(at + t * (o.dilation * (self.step if walk.rows else self.pitch))), [0])
+                for g in range(groups):
+                    add(acc, g, zipped(g, 0), t)
+            finish(acc, 0)
+            return
+        zipped = self._zipper(at, o.positions)
+        sums: dict[int, Pointer] = {}
+        kept: dict[int, list[list[Expr]]] = {}
+        gathers = walk.gathers(dot)
+        for position in o.positions:
+            if gathers:
+                kept[position] = [zipped(g, position) for g in range(groups)]
+                for k in range(o.outputs):
+                    if position == o.reads(k)[-1]:
+                        sums[k] = self._start()
+                        for tap, p in enumerate(o.reads(k)):
+                            for g in range(groups):
+                                add(sums[k], g, kept[p][g], tap)
+                        finish(sums[k], k)
+                continue
+            for some in [range(groups)] if dot.zips_ahead else [range(g, g + 1) for g in range(groups)]:
+                here = {g: zipped(g, position) for g in some}
+                for k in [k for k in range(o.outputs) if position in o.reads(k)]:
+                    tap = o.reads(k).index(position)
+                    if tap == some[0] == 0:
+                        sums[k] = self._start()
+                    for g in some:
+                        add(sums[k], g, here[g], tap)
+                    if position == o.reads(k)[-1] and some[-1] == groups - 1:
+                        finish(sums[k], k)
 
-    def _row(self, acc: Pointer, at: Expr, uses: list[tuple[int, Expr]]) -> None:
-        """Adds one input row to each output row in `uses` (output row, offset of its kernel row's weights)."""
-        v, dot = self.window, self.dot
-        for g in range(-(-v.kernel[1] // dot.group)):
-            taps = min(dot.group, v.kernel[1] - g * dot.group)
-            distance = v.dilations[1] * BLOCK
-            for p in range(v.columns):
-                zipped = dot.zipped(
-                    self.x, at + (p * v.strides[1] * BLOCK + g * dot.group * distance), distance, taps
-                )
-                for o, weights in uses:
-                    dot.dots(
-                        acc, (o * v.columns + p) * BLOCK, zipped, dot.weights(self.w, weights + g * dot.group * BLOCK)
-                    )
+    def _zipper(self, at: Expr, positions: Sequence[int]) -> Callable[[int, int], list[Expr]]:
+        """(group along the zip axis, position along the other one) -> the zipped taps of a pass that begins at `at`."""
+        walk, dot, z = self.walk, self.dot, self.walk.zipped
+        z_step, o_step = (self.pitch, self.step) if walk.rows else (self.step, self.pitch)
+        distance = bind(z_step * z.dilation)
+        starts = {position: bind(at + position * o_step) for position in positions}
+        pieces, apart = walk.pieces, walk.columns.stride // walk.fold
+
+        def part(begin: Expr) -> Expr:
+            """One tap of a block, that of folded pixels put together where they are no neighbours."""
+            at = [begin + i * apart * self.step for i in range(pieces)]
+            return bind(concat([self.source.load(a, dot.block // pieces) for a in at]))
+
+        def zipped(g: int, position: int) -> list[Expr]:
+            first = bind(starts[position] + g * dot.group * distance)
+            parts = [part(first + t * distance) for t in range(min(dot.group, z.span - g * dot.group))]
+            return dot.zip(parts + parts[:1] * (dot.group - len(parts)))  # what is missing meets zero weights
+
+        return zipped
+
+    def _stage(self, origin: Expr) -> None:
+        """Copies a block's part of a line to the stack."""
+        block = self.dot.block
+        with T.serial(0, T.truncdiv(self.pitch, self.channels)) as k:
+            self.source.store(k * block, self.x.load(origin + k * self.channels, block))
+
+    def _start(self) -> Pointer:
+        """Accumulators of the outputs along the zip axis, at the bias."""
+        outputs, lanes = self.walk.zipped.outputs, self.dot.lanes
+        acc = local(outputs * self.dot.block, "int32")
+        for j in range(outputs):
+            for u in range(self.dot.units):
+                acc.store(j * self.dot.block + u * lanes, self.bias_here.load(u * lanes, lanes))
+        return acc
+
+    def _results(
+        self, emitter: Emitter, sums: Sequence[Expr], pixels: Sequence[tuple[Expr, Expr]], channel: Expr
+    ) -> list[Expr]:
+        """What becomes of the accumulators of pixels, given by their rows and flats: their channels in order."""
+        dot, width = self.dot, min(self.dot.block, self.chain.width)
+        at = self.constants if self.walk.arranged else channel
+        sums = [bind(value if self.walk.arranged else self._in_order(value)) for value in sums]
+        parts = []
+        for p in range(0, dot.block, width):
+            value = concat([extract(value, p, width) for value in sums])
+            parts.append(bind(emitter.emit_pixels(value, [(row, flat + p) for row, flat in pixels], at + p)))
+        results = [concat([extract(part, i * width, width) for part in parts]) for i in range(len(sums))]
+        return [self._in_order(result) if self.walk.arranged else result for result in results]
+
+    def _in_order(self, value: Expr) -> Expr:
+        if self.dot.order is None:
+            return value
+        value, places = bind(value), np.argsort(self.dot.order)
+        if dtype_of(value) not in ("int8", "uint8"):
+            return bind(shuffle([value], places.tolist()))
+        # four channels at a time: one instruction, or none where the epilogue ends with its like
+        fours = reinterpret(value, "int32", self.dot.block // 4)
+        return bind(reinterpret(shuffle([fours], (places[::4] // 4).tolist()), dtype_of(value), self.dot.block))

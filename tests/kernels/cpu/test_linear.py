@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kernel_harness import Case, check_cases
 from linear_cases import Cases, epilogue_cases
+from qcompile.kernels.program import Node
 from qcompile.targets import Target
 
 
@@ -77,7 +78,33 @@ def test_depthwise(target: Target, tmp_path: Path) -> None:
     heads.append(c.conv((1, 4, 40, 16), 16, (1, 5), (1, 2), (1, 3), (0, 6, 0, 6), groups=16))  # stride no multiple
     heads.append(c.conv((1, 16, 16, 20), 20, (15, 15), pads=(7, 7, 7, 7), groups=20))  # too many taps to unroll
     heads.append(c.conv((1, 6, 6, 32), 32, (3, 3), pads=(1, 1, 1, 1), groups=32, edges=True))
+    for channels, strides in ((8, (2, 2)), (32, (1, 2)), (24, (1, 1)), (144, (1, 1)), (96, (2, 2)), (70, (1, 1))):
+        heads.append(c.conv((2, 9, 13, channels), channels, (3, 3), strides, pads=(1, 1, 1, 1), groups=channels))
+    heads.append(c.conv((2, 3, 40, 80), 80, (1, 21), (1, 2), (1, 2), (0, 20, 0, 20), 80))  # lines that are staged
+    heads.append(c.conv((1, 1, 33, 64), 64, (1, 33), groups=64))
     check_cases(plain(heads), target, tmp_path)
+
+
+def test_depthwise_operands(target: Target, tmp_path: Path) -> None:
+    """Epilogues with constants of a channel, in the kernel's order, and with operands that must lie as they do."""
+    c = Cases(target)
+    cases = []
+    for channels in (16, 24, 64, 100):
+        head = c.conv((2, 6, 7, channels), channels, (3, 3), pads=(1, 1, 1, 1), groups=channels)
+        rq, constants = c.requantize(head[0].name, channels, shift=12)
+        lut, table = c.lut(rq.name)
+        cases.append(c.fuse(head, [rq, lut], {}, constants | table))
+        for dtype in ("int16", "int32"):
+            head = c.conv((1, 6, 7, channels), channels, (3, 3), groups=channels)
+            rq, constants = c.requantize(head[0].name, channels, shift=1, dtype=dtype)
+            cases.append(c.fuse(head, [rq], {}, constants))
+        head = c.conv((2, 6, 7, channels), channels, (3, 3), pads=(1, 1, 1, 1), groups=channels)
+        name = c.name("res")
+        attrs = {"r_zero_point": c.low + 9, "r_multiplier": 5000, "shift": 11, "pre": 1, **c.bounds()}
+        add = Node(name, "add_residual", (head[0].name, name + "_r", name + "_m"), attrs)
+        residual = {name + "_r": c.activation((2, 6, 7, channels))}
+        cases.append(c.fuse(head, [add], residual, {name + "_m": c.multiplier(channels) // 8}))
+    check_cases(cases, target, tmp_path)
 
 
 def test_matmul(target: Target, tmp_path: Path) -> None:

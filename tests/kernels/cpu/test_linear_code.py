@@ -12,7 +12,7 @@ from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.compile import assembly, compile_module
 from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.kernels.cpu.isa.taps import TAP_DOTS
-from qcompile.kernels.cpu.linear.depthwise_zip import choose_walk
+from qcompile.kernels.cpu.linear.depthwise_walk import choose_walk
 from qcompile.kernels.cpu.linear.packing import fold_bias, pack_weights
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
 from qcompile.kernels.program import Node
