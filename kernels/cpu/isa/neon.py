@@ -117,10 +117,10 @@ class Neon(BytePieces):
         return dtype == "int8" and lanes_of(x) % 8 == 0 and known and zero_point.value == 0
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
-        if isinstance(shift, IntImm) and shift.value:
-            words = self._shifted_words(x, shift)
+        if not isinstance(shift, IntImm):
+            words = self._words_of_channels(x, shift)
         else:
-            words = self._saturated_words(x if isinstance(shift, IntImm) else self.shift_right(x, shift))
+            words = self._shifted_words(x, shift) if shift.value else self._saturated_words(x)
         return bind(self.mul_round(words, cast(m, "int16")))
 
     def _codes(self, words: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
@@ -140,6 +140,18 @@ class Neon(BytePieces):
         else:
             return self._saturate_words(words, zero_point, qmin, qmax)
         return self._limit(y, qmin, qmax)
+
+    @staticmethod
+    def _words_of_channels(x: Expr, shift: Expr) -> Expr:
+        """x >> shift saturated to 16 bits, each lane by its own: a saturating left shift leaves it in the upper half."""
+        left = bind(splat(T.int32(16), "int32", lanes_of(x)) - shift)
+        upper = by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqshl.v4i32", a, b), x, left)
+
+        def halves(part: Expr) -> Expr:
+            registers = [reinterpret(extract(part, at, 4), "int16", 8) for at in (0, 4)]
+            return shuffle(registers, [2 * i + 1 for i in range(8)])
+
+        return by_parts(8, halves, bind(upper))
 
     @staticmethod
     def _shifted_words(x: Expr, shift: Expr) -> Expr:
