@@ -193,6 +193,16 @@ def intrinsic(result: str, name: str, *arguments: Expr) -> Expr:
     return T.call_llvm_pure_intrin(result, name, *arguments)
 
 
+def store_part(pointer: Pointer, offset: Expr, value: Expr, start: int, lanes: int) -> None:
+    """Stores lanes start ... start+lanes-1; four bytes as one word, since LLVM takes such short vectors apart."""
+    dtype = dtype_of(value)
+    if lanes == 4 and dtype in ("int8", "uint8") and lanes_of(value) % 4 == start % 4 == 0:
+        word = extract(reinterpret(value, "int32", lanes_of(value) // 4), start // 4, 1)
+        pointer.store(offset, reinterpret(word, dtype, 4))
+    else:
+        pointer.store(offset, extract(value, start, lanes))
+
+
 def store_lanes(pointer: Pointer, offset: Expr, value: Expr, valid: int) -> None:
     """Stores the first `valid` lanes, in powers of two: never a byte more."""
     at = 0
@@ -203,5 +213,5 @@ def store_lanes(pointer: Pointer, offset: Expr, value: Expr, valid: int) -> None
     value = bind(value)
     while at < valid:
         size = 1 << ((valid - at).bit_length() - 1)
-        pointer.store(offset + at, extract(value, at, size))
+        store_part(pointer, offset + at, value, at, size)
         at += size

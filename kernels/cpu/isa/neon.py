@@ -143,7 +143,7 @@ class Neon(BytePieces):
 
     @staticmethod
     def _words_of_channels(x: Expr, shift: Expr) -> Expr:
-        """x >> shift saturated to 16 bits, each lane by its own: a saturating left shift leaves it in the upper half."""
+        """x >> shift saturated to 16 bits, each by its own: a saturating left shift leaves it in the upper half."""
         left = bind(splat(T.int32(16), "int32", lanes_of(x)) - shift)
         upper = by_parts(4, lambda a, b: intrinsic("int32x4", PREFIX + "sqshl.v4i32", a, b), x, left)
 

@@ -86,7 +86,7 @@ class Avx2(BytePieces, X86):
         """8 bits: through saturated int16, where the rest takes half the registers; no clamped result changes."""
         if dtype not in ("uint8", "int8") or lanes_of(x) != 16:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
-        y = intrinsic("int16x16", "llvm.sadd.sat.v16i16", self._words(x), splat(zero_point, "int16", 16))
+        y = intrinsic("int16x16", "llvm.sadd.sat.v16i16", self._narrowed(x), splat(zero_point, "int16", 16))
         y = bind(_limit(y, qmin, qmax))
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
@@ -106,7 +106,7 @@ class Avx2(BytePieces, X86):
         return _limit(self._signed_bytes(total, dtype, fraction), qmin, qmax)
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
-        words = self._words(self.shift_right(x, shift))
+        words = self._narrowed(self.shift_right(x, shift))
         return bind(self.mul_round(words, cast(m, "int16")))
 
     @staticmethod
@@ -116,7 +116,7 @@ class Avx2(BytePieces, X86):
         return _recoded(codes, dtype)
 
     @staticmethod
-    def _words(x: Expr) -> Expr:
+    def _narrowed(x: Expr) -> Expr:
         """16 lanes as saturated int16; vpackssdw works within 128-bit halves: quarters 1 and 2 trade places."""
         x = bind(x)
         packed = intrinsic("int16x16", "llvm.x86.avx2.packssdw", extract(x, 0, 8), extract(x, 8, 8))

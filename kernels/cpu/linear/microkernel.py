@@ -26,6 +26,7 @@ from qcompile.kernels.cpu.builder import (
     resident,
     splat,
     store_lanes,
+    store_part,
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
@@ -377,7 +378,10 @@ class Body:
                 result = bind(result) if len(rows) > 1 else result
                 for k, (_, flat) in enumerate(pixels):
                     place = bind(places[k] + at) if places else flat
-                    store_lanes(self.y, place, extract(result, k * count, count), valid - at)
+                    if valid - at >= count:
+                        store_part(self.y, place, result, k * count, count)
+                    else:
+                        store_lanes(self.y, place, extract(result, k * count, count), valid - at)
 
             pick = slice(at // lanes, (at + count) // lanes)
             if loops:
@@ -391,8 +395,8 @@ class Body:
                         next(steps)
             else:
                 rows = list(range(len(sums)))
-                # quarters of a result are stored at a cost that halves are not
-                together = 2 if self.chain.isa.joins_pixels and 2 * count == self.chain.isa.width else 1
+                # two pixels take as many instructions as one; more than two would have to be taken apart to be stored
+                together = 2 if self.chain.isa.joins_pixels and 2 * count <= self.chain.isa.width else 1
                 for start in range(0, len(rows), together):
                     part = rows[start : start + together]
                     finish(part, [concat(sums[i][pick]) for i in part], places[start : start + together])
