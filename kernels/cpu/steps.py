@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, splat
 from qcompile.kernels.cpu.isa import Isa
-from qcompile.kernels.cpu.isa.base import code_bytes
+from qcompile.kernels.cpu.isa.base import WordScale, code_bytes
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.ops.elementwise import FRACTION, PIECES
 from qcompile.kernels.program import Node
@@ -39,6 +39,10 @@ class Environment:
 
     def saturate(self, x: Expr) -> Expr:
         return self.isa.saturate(x, self.scalar("zero_point"), self.scalar("qmin"), self.scalar("qmax"), self.dtype)
+
+    def words(self, shift: Expr) -> WordScale:
+        fraction, zero_point, qmin, qmax = (self.scalar(n) for n in ("fraction", *BOUNDS))
+        return WordScale(shift, fraction, zero_point, qmin, qmax, self.dtype)
 
     def requantize(self, x: Expr, multiplier: Expr) -> Expr:
         pre = self.scalar("pre") if self.has("pre") else T.int32(0)
@@ -96,7 +100,7 @@ def _requantize_word(e: Environment, x: Expr, multiplier: Expr) -> Expr:
 
 
 def _requantize_words(e: Environment, x: Expr, multiplier: Expr, shift: Expr) -> Expr:
-    return e.isa.requantize_word(x, multiplier, shift, *(e.scalar(n) for n in ("fraction", *BOUNDS)), e.dtype)
+    return e.isa.requantize_word(x, multiplier, e.words(shift))
 
 
 def _prelu(e: Environment, x: Expr, positive: Expr, negative: Expr) -> Expr:
@@ -150,8 +154,7 @@ def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
 
 
 def _add_residual_word(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
-    numbers = (e.scalar(n) for n in ("r_multiplier", "shift", "fraction", *BOUNDS))
-    return e.isa.add_residual_word(x, multiplier, r, *numbers, e.dtype)
+    return e.isa.add_residual_word(x, multiplier, r, e.scalar("r_multiplier"), e.words(e.scalar("shift")))
 
 
 def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:

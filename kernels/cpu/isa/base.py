@@ -6,6 +6,8 @@ registers. Everything here is exact; each override returns the same bits by anot
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import (
@@ -21,6 +23,18 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from tvm.tirx import IntImm
+
+
+@dataclass(frozen=True)
+class WordScale:
+    """How 16-bit words become codes: shift (an int32 scalar, or a vector like the sums), fraction, limits, dtype."""
+
+    shift: Expr
+    fraction: Expr
+    zero_point: Expr
+    qmin: Expr
+    qmax: Expr
+    dtype: str
 
 
 class Isa:
@@ -69,33 +83,18 @@ class Isa:
         """saturate(rescale(x << pre, m, shift), zero_point, qmin, qmax); pre > 0 only where shift is 1."""
         return self.saturate(self.rescale(self.shift_left(x, pre), m, shift), zero_point, qmin, qmax, dtype)
 
-    def requantize_word(
-        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        """saturate(round(word * m / 2^15) >> fraction, zero_point, qmin, qmax), word = x >> shift in 16 bits; shift an
-        int32 scalar, or a vector as m."""
-        y = self._fifteenth(self._word(self.shift_right(x, shift)), m)
-        return Isa.saturate_shifted(self, y, fraction, zero_point, qmin, qmax, dtype)
+    def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
+        """saturate(round(word * m / 2^15) >> fraction, zero_point, qmin, qmax), word = x >> shift in 16 bits."""
+        return self._saturate_word(self._fifteenth(self._word(self.shift_right(x, to.shift)), m), to)
 
-    def add_residual_word(
-        self,
-        x: Expr,
-        m: Expr,
-        r: Expr,
-        factor: Expr,
-        shift: Expr,
-        fraction: Expr,
-        zero_point: Expr,
-        qmin: Expr,
-        qmax: Expr,
-        dtype: str,
-    ) -> Expr:
+    def add_residual_word(self, x: Expr, m: Expr, r: Expr, factor: Expr, to: WordScale) -> Expr:
         """The same with round(r word * factor / 2^15) added to the product, the sum in 16 bits; see residual_word."""
-        n = lanes_of(x)
-        word = self._word(self.shift_right(x, shift))
-        residual = self._fifteenth(cast(residual_word(r), "int32"), splat(factor, "int32", n))
-        total = self._word(self._fifteenth(word, m) + residual)
-        return Isa.saturate_shifted(self, total, fraction, zero_point, qmin, qmax, dtype)
+        word = self._word(self.shift_right(x, to.shift))
+        residual = self._fifteenth(cast(residual_word(r), "int32"), splat(factor, "int32", lanes_of(x)))
+        return self._saturate_word(self._word(self._fifteenth(word, m) + residual), to)
+
+    def _saturate_word(self, x: Expr, to: WordScale) -> Expr:
+        return Isa.saturate_shifted(self, x, to.fraction, to.zero_point, to.qmin, to.qmax, to.dtype)
 
     @staticmethod
     def _word(x: Expr) -> Expr:

@@ -18,7 +18,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
-from qcompile.kernels.cpu.isa.base import BytePieces, residual_word
+from qcompile.kernels.cpu.isa.base import BytePieces, WordScale, residual_word
 from tvm.tirx import IntImm
 
 PREFIX = "llvm.aarch64.neon."
@@ -89,32 +89,29 @@ class Neon(BytePieces):
             )
         return self._saturate_words(words, zero_point, qmin, qmax)
 
-    def requantize_word(
-        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
+    def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
         """sqshrn narrows with the shift, sqrdmulh rounds."""
-        if not self._takes_words(x, shift, fraction, zero_point, dtype):
-            return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
-        return self._codes(self._product_words(x, m, shift), fraction, zero_point, qmin, qmax)
+        if not self._takes_words(x, to):
+            return super().requantize_word(x, m, to)
+        return self._codes(self._product_words(x, m, to.shift), to)
 
-    def add_residual_word(self, x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype):
-        n = lanes_of(x)
-        if not self._takes_words(x, shift, fraction, zero_point, dtype):
-            return super().add_residual_word(x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype)
-        residual = self.mul_round(bind(residual_word(r)), splat(factor, "int16", n))
+    def add_residual_word(self, x: Expr, m: Expr, r: Expr, factor: Expr, to: WordScale) -> Expr:
+        if not self._takes_words(x, to):
+            return super().add_residual_word(x, m, r, factor, to)
+        residual = self.mul_round(bind(residual_word(r)), splat(factor, "int16", lanes_of(x)))
         total = by_parts(
             8,
             lambda a, b: intrinsic("int16x8", PREFIX + "sqadd.v8i16", a, b),
-            self._product_words(x, m, shift),
+            self._product_words(x, m, to.shift),
             bind(residual),
         )
-        return self._codes(bind(total), fraction, zero_point, qmin, qmax)
+        return self._codes(bind(total), to)
 
     @staticmethod
-    def _takes_words(x: Expr, shift: Expr, fraction: Expr, zero_point: Expr, dtype: str) -> bool:
-        known = all(isinstance(v, IntImm) for v in (fraction, zero_point))
-        known = known and (isinstance(shift, IntImm) or lanes_of(shift) == lanes_of(x))
-        return dtype == "int8" and lanes_of(x) % 8 == 0 and known and zero_point.value == 0
+    def _takes_words(x: Expr, to: WordScale) -> bool:
+        known = isinstance(to.shift, IntImm) or lanes_of(to.shift) == lanes_of(x)
+        known = known and isinstance(to.fraction, IntImm) and isinstance(to.zero_point, IntImm)
+        return to.dtype == "int8" and lanes_of(x) % 8 == 0 and known and to.zero_point.value == 0
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
         if not isinstance(shift, IntImm):
@@ -123,23 +120,21 @@ class Neon(BytePieces):
             words = self._shifted_words(x, shift) if shift.value else self._saturated_words(x)
         return bind(self.mul_round(words, cast(m, "int16")))
 
-    def _codes(self, words: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr) -> Expr:
+    def _codes(self, words: Expr, to: WordScale) -> Expr:
         """int8 of words with a fraction; one of 8 bits leaves the upper byte."""
+        fraction = to.fraction.value
 
         def upper_bytes(part: Expr) -> Expr:
             registers = [reinterpret(extract(part, at, 8), "int8", 16) for at in range(0, lanes_of(part), 8)]
             return shuffle(registers, [2 * i + 1 for i in range(lanes_of(part))])
 
         def shifted(part: Expr) -> Expr:
-            return intrinsic("int8x8", PREFIX + "sqshrn.v8i8", part, fraction)
+            return intrinsic("int8x8", PREFIX + "sqshrn.v8i8", part, to.fraction)
 
-        if fraction.value == 8:
-            y = by_parts(min(lanes_of(words), 16), upper_bytes, words)
-        elif fraction.value:
-            y = by_parts(8, shifted, words)
-        else:
-            return self._saturate_words(words, zero_point, qmin, qmax)
-        return self._limit(y, qmin, qmax)
+        if not fraction:
+            return self._saturate_words(words, to.zero_point, to.qmin, to.qmax)
+        y = by_parts(min(lanes_of(words), 16), upper_bytes, words) if fraction == 8 else by_parts(8, shifted, words)
+        return self._limit(y, to.qmin, to.qmax)
 
     @staticmethod
     def _words_of_channels(x: Expr, shift: Expr) -> Expr:

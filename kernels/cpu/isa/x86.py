@@ -18,7 +18,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
-from qcompile.kernels.cpu.isa.base import BytePieces, Isa, residual_word
+from qcompile.kernels.cpu.isa.base import BytePieces, Isa, WordScale, residual_word
 from tvm.tirx import IntImm
 
 SIGN = -128  # the bit that int8 and uint8 codes differ by
@@ -91,29 +91,28 @@ class Avx2(BytePieces, X86):
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
 
-    def requantize_word(
-        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        if lanes_of(x) != 16 or not _centred(zero_point, dtype):
-            return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
-        return _limit(self._signed_bytes(self._product_words(x, m, shift), dtype, fraction), qmin, qmax)
+    def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
+        if lanes_of(x) != 16 or not _centred(to.zero_point, to.dtype):
+            return super().requantize_word(x, m, to)
+        return self._codes(self._product_words(x, m, to.shift), to)
 
-    def add_residual_word(self, x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype):
-        if lanes_of(x) != 16 or not _centred(zero_point, dtype):
-            return super().add_residual_word(x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype)
+    def add_residual_word(self, x: Expr, m: Expr, r: Expr, factor: Expr, to: WordScale) -> Expr:
+        if lanes_of(x) != 16 or not _centred(to.zero_point, to.dtype):
+            return super().add_residual_word(x, m, r, factor, to)
         residual = bind(self.mul_round(bind(residual_word(r)), splat(factor, "int16", 16)))
-        total = intrinsic("int16x16", "llvm.sadd.sat.v16i16", self._product_words(x, m, shift), residual)
-        return _limit(self._signed_bytes(total, dtype, fraction), qmin, qmax)
+        words = self._product_words(x, m, to.shift)
+        return self._codes(intrinsic("int16x16", "llvm.sadd.sat.v16i16", words, residual), to)
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
         words = self._narrowed(self.shift_right(x, shift))
         return bind(self.mul_round(words, cast(m, "int16")))
 
     @staticmethod
-    def _signed_bytes(words: Expr, dtype: str, fraction: Expr) -> Expr:
-        words = bind(T.shift_right(words, splat(cast(fraction, "int16"), "int16", 16)))
+    def _codes(words: Expr, to: WordScale) -> Expr:
+        """16 codes of words with a fraction."""
+        words = bind(T.shift_right(words, splat(cast(to.fraction, "int16"), "int16", 16)))
         codes = intrinsic("int8x16", "llvm.x86.sse2.packsswb.128", extract(words, 0, 8), extract(words, 8, 8))
-        return _recoded(codes, dtype)
+        return _limit(_recoded(codes, to.dtype), to.qmin, to.qmax)
 
     @staticmethod
     def _narrowed(x: Expr) -> Expr:
@@ -183,35 +182,31 @@ class Avx512(X86):
         ]
         return self._in_order(bind(_limit(self._pack_bytes(words, dtype), qmin, qmax)), n)
 
-    def requantize_word(
-        self, x: Expr, m: Expr, shift: Expr, fraction: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
-        n = lanes_of(x)
-        if n not in (32, 64) or not _centred(zero_point, dtype):
-            return super().requantize_word(x, m, shift, fraction, zero_point, qmin, qmax, dtype)
-        return self._codes(self._product_words(x, m, shift), fraction, qmin, qmax, dtype, n)
+    def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
+        if lanes_of(x) not in (32, 64) or not _centred(to.zero_point, to.dtype):
+            return super().requantize_word(x, m, to)
+        return self._codes(self._product_words(x, m, to.shift), to, lanes_of(x))
 
-    def add_residual_word(self, x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype):
-        n = lanes_of(x)
-        if n not in (32, 64) or not _centred(zero_point, dtype):
-            return super().add_residual_word(x, m, r, factor, shift, fraction, zero_point, qmin, qmax, dtype)
+    def add_residual_word(self, x: Expr, m: Expr, r: Expr, factor: Expr, to: WordScale) -> Expr:
+        if lanes_of(x) not in (32, 64) or not _centred(to.zero_point, to.dtype):
+            return super().add_residual_word(x, m, r, factor, to)
         scalar = bind(splat(factor, "int16", 32))
         words = [
             intrinsic("int16x32", "llvm.sadd.sat.v32i16", w, bind(self.mul_round(k, scalar)))
-            for w, k in zip(self._product_words(x, m, shift), self._residual_words(bind(r)))
+            for w, k in zip(self._product_words(x, m, to.shift), self._residual_words(bind(r)))
         ]
-        return self._codes(words, fraction, qmin, qmax, dtype, n)
+        return self._codes(words, to, lanes_of(x))
 
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> list[Expr]:
         words = self._words(self.shift_right(x, shift))
         # multipliers take the same order as words
         return [bind(self.mul_round(w, k)) for w, k in zip(words, self._words(m))]
 
-    def _codes(self, words: list[Expr], fraction: Expr, qmin: Expr, qmax: Expr, dtype: str, n: int) -> Expr:
+    def _codes(self, words: list[Expr], to: WordScale, n: int) -> Expr:
         """n codes of words with a fraction, in the order of _words."""
-        bits = bind(splat(cast(fraction, "int16"), "int16", 32))
-        codes = self._pack_bytes([bind(T.shift_right(w, bits)) for w in words], "int8")
-        return self._in_order(bind(_limit(bind(_recoded(codes, dtype)), qmin, qmax)), n)
+        bits = bind(splat(cast(to.fraction, "int16"), "int16", 32))
+        codes = bind(_recoded(self._pack_bytes([bind(T.shift_right(w, bits)) for w in words], "int8"), to.dtype))
+        return self._in_order(bind(_limit(codes, to.qmin, to.qmax)), n)
 
     @staticmethod
     def _residual_words(r: Expr) -> list[Expr]:
