@@ -75,6 +75,36 @@ class X86(Isa):
         # the upper half of each product
         return shuffle([even, odd], [i + 1 if i % 2 == 0 else 2 * half + i for i in range(2 * half)])
 
+    def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
+        if lanes_of(x) != 16 or not _centred(to.zero_point, to.dtype):
+            return super().requantize_word(x, m, to)
+        return self._codes_16(self._product_16(x, m, to.shift), to)
+
+    def add_residual_word(self, x: Expr, m: Expr, r: Expr, factor: Expr, to: WordScale) -> Expr:
+        if lanes_of(x) != 16 or not _centred(to.zero_point, to.dtype):
+            return super().add_residual_word(x, m, r, factor, to)
+        residual = bind(self.mul_round(bind(residual_word(r)), splat(factor, "int16", 16)))
+        words = self._product_16(x, m, to.shift)
+        return self._codes_16(intrinsic("int16x16", "llvm.sadd.sat.v16i16", words, residual), to)
+
+    def _product_16(self, x: Expr, m: Expr, shift: Expr) -> Expr:
+        words = self._narrowed(self.shift_right(x, shift))
+        return bind(self.mul_round(words, cast(m, "int16")))
+
+    @staticmethod
+    def _codes_16(words: Expr, to: WordScale) -> Expr:
+        """16 codes of words with a fraction."""
+        words = bind(T.shift_right(words, splat(cast(to.fraction, "int16"), "int16", 16)))
+        codes = intrinsic("int8x16", "llvm.x86.sse2.packsswb.128", extract(words, 0, 8), extract(words, 8, 8))
+        return _limit(_recoded(codes, to.dtype), to.qmin, to.qmax)
+
+    @staticmethod
+    def _narrowed(x: Expr) -> Expr:
+        """16 lanes as saturated int16; vpackssdw works within 128-bit halves: quarters 1 and 2 trade places."""
+        x = bind(x)
+        packed = intrinsic("int16x16", "llvm.x86.avx2.packssdw", extract(x, 0, 8), extract(x, 8, 8))
+        return reinterpret(shuffle([reinterpret(packed, "int64", 4)], (0, 2, 1, 3)), "int16", 16)
+
 
 class Avx2(BytePieces, X86):
     name = "avx2"
@@ -90,36 +120,6 @@ class Avx2(BytePieces, X86):
         y = bind(_limit(y, qmin, qmax))
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
-
-    def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
-        if lanes_of(x) != 16 or not _centred(to.zero_point, to.dtype):
-            return super().requantize_word(x, m, to)
-        return self._codes(self._product_words(x, m, to.shift), to)
-
-    def add_residual_word(self, x: Expr, m: Expr, r: Expr, factor: Expr, to: WordScale) -> Expr:
-        if lanes_of(x) != 16 or not _centred(to.zero_point, to.dtype):
-            return super().add_residual_word(x, m, r, factor, to)
-        residual = bind(self.mul_round(bind(residual_word(r)), splat(factor, "int16", 16)))
-        words = self._product_words(x, m, to.shift)
-        return self._codes(intrinsic("int16x16", "llvm.sadd.sat.v16i16", words, residual), to)
-
-    def _product_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
-        words = self._narrowed(self.shift_right(x, shift))
-        return bind(self.mul_round(words, cast(m, "int16")))
-
-    @staticmethod
-    def _codes(words: Expr, to: WordScale) -> Expr:
-        """16 codes of words with a fraction."""
-        words = bind(T.shift_right(words, splat(cast(to.fraction, "int16"), "int16", 16)))
-        codes = intrinsic("int8x16", "llvm.x86.sse2.packsswb.128", extract(words, 0, 8), extract(words, 8, 8))
-        return _limit(_recoded(codes, to.dtype), to.qmin, to.qmax)
-
-    @staticmethod
-    def _narrowed(x: Expr) -> Expr:
-        """16 lanes as saturated int16; vpackssdw works within 128-bit halves: quarters 1 and 2 trade places."""
-        x = bind(x)
-        packed = intrinsic("int16x16", "llvm.x86.avx2.packssdw", extract(x, 0, 8), extract(x, 8, 8))
-        return reinterpret(shuffle([reinterpret(packed, "int64", 4)], (0, 2, 1, 3)), "int16", 16)
 
     def look_up_byte(self, table: Pointer, at: int, index: Expr, size: int) -> Expr:
         """pshufb over 16 bytes of the table each; the upper bits of the index choose among them."""
