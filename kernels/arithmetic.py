@@ -5,6 +5,8 @@ A real factor f becomes an int32 multiplier M and a shift S = 32 + p (HAWQ-V3, s
     requantize(a) = floor((a * 2^pre * M + 2^(S-1)) / 2^S)
 
 which equals ((a << pre) * M >> 32) + 2^(p-1) >> p, since floors of nested divisions compose. Ties go toward +infinity.
+
+A layer's sums that go to 8 bits are cheaper: `SumScale`, words of 16 bits, with all that is added in the layer's bias.
 """
 
 from __future__ import annotations
@@ -102,7 +104,10 @@ def sum_scale(factor, bound: float, codes: float = CODES, finest: int = 8, one_s
     reach = np.minimum(bound, codes / np.maximum(size, 1e-300))
     limit = RANGES["int16"][1]
     shifts = np.maximum(0, np.ceil(np.log2(np.maximum(reach, 1) / limit))).astype(np.int64)
-    for shift in (shifts.max(keepdims=True), *([] if one_shift else [shifts])):
+    # words shifted further need larger multipliers, which are finer
+    largest = float((size * 2.0**shifts).max())
+    further = np.floor(np.log2(largest / np.maximum(size, 1e-300))).clip(0, MOST_SHIFT).astype(np.int64)
+    for shift in (shifts.max(keepdims=True), *([] if one_shift else [np.maximum(shifts, further)])):
         most = limit / float((np.maximum(size, 1e-30) * 2.0 ** (shift + 15)).max())
         if shift.max() > MOST_SHIFT or most < 1:
             continue
