@@ -53,6 +53,7 @@ class Dot:
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
     begins_at_bias = True  # of those channels
     multiplies_bytes = False  # vectors of bytes, each modulo 256
+    straight_steps = 0  # runs of so many steps are code without a loop
     digits = False  # packed weights are signed digits of 4 bits, a byte two of them
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
     unpack_cycles = 1.0  # to a register
@@ -106,8 +107,10 @@ class Dot:
     def split_limit(self) -> int:
         return 4
 
-    def steps(self, groups: int) -> tuple[bool, int] | None:
-        """Whether `groups` of a run hold whole steps, and how many these leave over, if the code is to know it."""
+    def steps(self, groups: int, runs: bool = False) -> tuple[int | None, int] | None:
+        """(whole steps, groups that they leave over) of a run of `groups`, if the code is to know them; None steps: a
+        loop of at least one. runs: there are several, else their weights, the same for all tiles, would be kept on the
+        stack."""
         return None
 
     def groups_a_step(self, tile: Tile) -> int:

@@ -14,6 +14,7 @@ class Sdot(Dot):
     multiplies_bytes = True
     resident_bias = True
     unroll = 4
+    straight_steps = 4
     latency = 4
     tiles: tuple[tuple[int, int], ...] = (
         (8, 8),
@@ -43,15 +44,17 @@ class Sdot(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows / 4 + columns / self.lanes
 
-    def steps(self, groups: int) -> tuple[bool, int]:
-        return groups >= self.unroll, groups % self.unroll
+    def steps(self, groups: int, runs: bool = False) -> tuple[int | None, int]:
+        whole = groups // self.unroll
+        return whole if whole <= runs * self.straight_steps else None, groups % self.unroll
 
     def step(self, tile, acc, rows, w, groups):
         n = tile.columns // 4
         for first in range(0, groups, 4):
             count = min(4, groups - first)
             # fewer groups: what the load reads beyond them is not used
-            pixels = [bind(row.load(first * 4, 16)) for row in rows]
+            loads = [row.load(first * 4, 16) for row in rows]
+            pixels = [bind(_whole(load) if count == 1 else load) for load in loads]
             for g in range(count):
                 for j, weights in enumerate(self.weights(tile, w, first + g)):
                     for i, pixel in enumerate(pixels):
@@ -75,6 +78,13 @@ class SdotDigits(Digits, Sdot):
 def _lane(pixel: Expr, g: int) -> Expr:
     """Four bytes of a register in all lanes, which LLVM folds into the instruction's index."""
     return reinterpret(T.broadcast(extract(reinterpret(pixel, "int32", 4), g, 1), 4), "int8", 16)
+
+
+def _whole(load: Expr) -> Expr:
+    """The load of a register of which one lane is used: LLVM would load that lane into all, which takes a slot of the
+    vector units. A fence is no instruction; it is there for floats, whose bits pass unchanged."""
+    fenced = intrinsic("float32x4", "llvm.arithmetic.fence", reinterpret(load, "float32", 4))
+    return reinterpret(fenced, "int8", 16)
 
 
 class Smull(Dot):

@@ -185,7 +185,7 @@ def matrix_calls(
         image=bool(width),
         framed=frame is not None,
         wraps=bool(written % tiling.rows),
-        steps=tiling.dot.steps(sizes["run_groups"]),
+        steps=tiling.dot.steps(sizes["run_groups"], all_runs > 1),
         runs=all_runs > 1,
         taps=taps > 1,
         outer=images * groups > 1,

@@ -76,17 +76,17 @@ class Geometry:
 
     single: all pixels are one tile; image: pixels are read from rows of an image; framed: they are written to rows of
     an image, `y_gap` elements apart; wraps: the pixels of a tile may lie on several rows;
-    runs: K has more than one run; steps: whether a run has whole steps, and how many groups they leave over, where the
-    code knows it; taps: two loops of runs; outer: several images or groups; parallel: tasks may run on several threads;
-    row_term: one more int32 per pixel is added to all its channels; factor: sums are multiplied by a number before the
-    bias is added.
+    runs: K has more than one run; steps: how many whole steps a run has (None: a loop of at least one), and how many
+    groups they leave over, where the code knows it; taps: two loops of runs; outer: several images or groups;
+    parallel: tasks may run on several threads; row_term: one more int32 per pixel is added to all its channels;
+    factor: sums are multiplied by a number before the bias is added.
     """
 
     single: bool = False
     image: bool = False
     framed: bool = False
     wraps: bool = False
-    steps: tuple[bool, int] | None = None
+    steps: tuple[int | None, int] | None = None
     runs: bool = False
     taps: bool = False
     outer: bool = False
@@ -306,10 +306,11 @@ class Body:
         group_ahead = bind(self.size("group_ahead"))
         many = dot.groups_a_step(tile)
         groups = bind(self.size("run_groups"))
-        whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
         known = self.geometry.steps
+        straight = known[0] if known else None
+        whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
         if known:  # a loop that runs at least once needs no test before it
-            whole = bind(T.max(whole, T.int32(1))) if known[0] else T.int32(0)
+            whole = bind(T.max(whole, T.int32(1))) if straight is None else T.int32(straight)
 
         def one_run(x_at: Expr, w_at: Expr, ahead: Expr) -> None:
             rows = [(self.x.pointed if dot.row_pointers else self.x.moved)(o + x_at) for o in here.offsets]
@@ -320,7 +321,10 @@ class Body:
                 pixels = [row.moved(done * dot.group) for row in rows]
                 dot.step(tile, acc, pixels, self.panel.moved(w_at + done * group_bytes), count)
 
-            if not known or known[0]:
+            if straight is not None:
+                for s in range(straight):
+                    step(T.int32(s * many), many)
+            else:
                 with T.serial(0, whole) as s:
                     step(s * many, many)
             if known and known[1]:
