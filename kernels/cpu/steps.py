@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, splat
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, reinterpret, splat
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.isa.base import WordScale, code_bytes
 from qcompile.kernels.dialect import Type
@@ -200,11 +200,16 @@ def _interpolate(e: Environment, x: Expr, table: Pointer) -> Expr:
 def _cast_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
     low, high = RANGES[node.attrs["dtype"]]
     offset = node.attrs["offset"]
+    if (types[0].dtype, offset, node.attrs["dtype"]) in (("int8", 128, "uint8"), ("uint8", -128, "int8")):
+        return {}, ("sign",)
     low, high = (min(max(v - offset, -INT32_MAX - 1), INT32_MAX) for v in (low, high))
     return {"low": low, "high": high, "offset": offset}, ()
 
 
 def _cast(e: Environment, x: Expr) -> Expr:
+    if e.has("sign"):  # the codes differ by their upper bit
+        bits = T.bitwise_xor(reinterpret(x, "int8", e.lanes), splat(T.int8(-128), "int8", e.lanes))
+        return reinterpret(bits, e.dtype, e.lanes)
     y = T.max(T.min(widen(x), e.vector("high")), e.vector("low")) + e.vector("offset")
     return y if e.dtype == "int32" else cast(y, e.dtype)
 
