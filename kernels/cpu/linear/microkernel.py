@@ -31,7 +31,7 @@ from qcompile.kernels.cpu.builder import (
 from qcompile.kernels.cpu.chain import Chain, Emitter
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.linear.decode import decode_panel, digit_sums, inline_sums
-from qcompile.kernels.cpu.linear.pixels import PixelWalk
+from qcompile.kernels.cpu.linear.pixels import PixelWalk, tile_places
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -158,12 +158,15 @@ def matrix_kernel(
 @dataclass
 class Place:
     """Where a tile reads and writes: offsets of its pixels in x, of its weights and of those of the next panel that it
-    fetches ahead; its first pixel within the image and among all, its first channel; where the image begins in y."""
+    fetches ahead; its first pixel within the image (also as line and column) and among all, its first channel; where
+    the image begins in y."""
 
     offsets: list[Expr]
     weights: Expr
     ahead: Expr
     start: Expr
+    line: Expr
+    column: Expr
     row: Expr
     channel: Expr
     image: Expr
@@ -231,10 +234,11 @@ class Body:
         self.resident_bias = resident(self._bias(channel, widest)) if keep else None
         if self.chain.isa.loops_over_rows:
             self.cell = aligned_local(rows * max(self.chain.width, self.tiling.dot.lanes), "int32")
-        def one_tile(t: Expr, number: Expr, start: Expr) -> None:
-            offsets = self._offsets(number, start, x_base)
+
+        def one_tile(t: Expr, number: Expr, start: Expr, line: Expr, column: Expr) -> None:
+            offsets = self._offsets(number, line, column, x_base)
             ahead = bind(w_base + self.size("panel_bytes") + t * self.size("tile_ahead"))
-            here = Place(offsets, first_weight, ahead, start, bind(first_row + start), channel, y_image)
+            here = Place(offsets, first_weight, ahead, start, line, column, bind(first_row + start), channel, y_image)
             tile, tail = self.tiling.tile, self.tiling.tail
             if tile and tail:
                 with T.If(panel < panels - 1):
@@ -248,14 +252,18 @@ class Body:
                 self._tile(tail, self.tiling.tail_valid, here, emitter)
 
         if self.geometry.single:
-            one_tile(T.int32(0), T.int32(0), T.int32(0))
+            one_tile(*[T.int32(0)] * 5)
             return
+        image = self.geometry.image or self.geometry.framed
+        width, last = bind(self.size("width")), bind(self.size("rows") - rows)
+        places = tile_places(bind(rest * block_tiles * rows), rows, width, self.geometry.wraps) if image else None
         with T.serial(0, T.min(block_tiles, tiles - rest * block_tiles)) as t:
             number = bind(rest * block_tiles + t)
-            one_tile(t, number, bind(T.min(number * rows, self.size("rows") - rows)))
+            start = bind(T.min(number * rows, last))
+            one_tile(t, number, start, *(places(start) if places else (T.int32(0), T.int32(0))))
 
-    def _offsets(self, number: Expr, start: Expr, base: Expr) -> list[Expr]:
-        """Where each pixel of the tile of that number begins in x; `start`: its first pixel."""
+    def _offsets(self, number: Expr, line: Expr, column: Expr, base: Expr) -> list[Expr]:
+        """Where each pixel of the tile of that number, which begins at a line and a column, begins in x."""
         pixel_step = bind(self.size("pixel_step"))
         if not self.geometry.image:
             # the products do not change from tile to tile, and LLVM cannot merge them with the sums
@@ -263,7 +271,6 @@ class Body:
             first = bind(base + T.min(number * (self.tiling.rows * pixel_step), limit))
             return [bind(first + i * pixel_step) for i in range(self.tiling.rows)]
         width, row_step = bind(self.size("width")), bind(self.size("row_step"))
-        column, line = bind(T.truncmod(start, width)), bind(T.truncdiv(start, width))
         wrap_step = bind(row_step - (width - 1) * pixel_step) if self.geometry.wraps else None
         walk = PixelWalk(base + line * row_step + column * pixel_step, column, width, pixel_step, wrap_step)
         return walk.offsets(self.tiling.rows)
@@ -273,10 +280,10 @@ class Body:
         if not self.geometry.framed:
             return None
         channels, width = self.size("channels"), bind(self.size("width"))
-        gap, start = bind(self.size("y_gap")), here.start
-        first = here.image + here.channel + start * channels + T.truncdiv(start, width) * gap
+        gap = bind(self.size("y_gap"))
+        first = here.image + here.channel + here.start * channels + here.line * gap
         wrap_step = bind(channels + gap) if self.geometry.wraps else None
-        return PixelWalk(first, T.truncmod(start, width), width, channels, wrap_step)
+        return PixelWalk(first, here.column, width, channels, wrap_step)
 
     def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
         """Computes and stores one tile, of whose channels `valid` exist."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, local
@@ -52,3 +52,26 @@ class PixelWalk:
         wraps = bind(columns.load(here) + 1 >= self.width)
         offsets.store(there, offsets.load(here) + T.Select(wraps, self.wrap_step, self.step))
         columns.store(there, T.Select(wraps, T.int32(0), columns.load(here) + 1))
+
+
+def tile_places(first: Expr, rows: int, width: Expr, wraps: bool) -> Callable[[Expr], tuple[Expr, Expr]]:
+    """(line, column) where tiles of `rows` pixels begin, by their first pixels, `first` being that of the first tile
+    asked for. wraps: the pixels of a tile may lie on several lines.
+
+    Where lines are whole tiles, one follows the other, and they are counted: a division takes longer than all else
+    that begins a tile.
+    """
+    if wraps:
+        return lambda start: (bind(T.truncdiv(start, width)), bind(T.truncmod(start, width)))
+    counted = local(2, "int32")
+    counted.store(0, T.truncdiv(first, width))
+    counted.store(1, T.truncmod(first, width))
+
+    def place(start: Expr) -> tuple[Expr, Expr]:
+        line, column = bind(counted.load(0)), bind(counted.load(1))
+        over = bind(column + rows >= width)
+        counted.store(0, T.Select(over, line + 1, line))
+        counted.store(1, T.Select(over, T.int32(0), column + rows))
+        return line, column
+
+    return place
