@@ -399,11 +399,12 @@ class Body:
                 cell = self.cell
                 for i, vectors in enumerate(sums):
                     cell.store(i * count, concat(vectors[pick]))
-                steps = written.steps() if written else None
-                with T.serial(0, len(sums)) as i:
-                    finish([i], [cell.load(i * count, count)], [next(steps)] if steps else [])
-                    if steps:
-                        next(steps)
+                following = written.steps() if written else None
+                fits = max(1, self.chain.isa.width // count)
+                together = next(n for n in (4, 2, 1) if n <= fits and len(sums) % n == 0)
+                with T.serial(0, len(sums) // together) as i:
+                    part = [bind(i * together + j) for j in range(together)]
+                    finish(part, [cell.load(j * count, count) for j in part], following(together) if following else [])
             else:
                 rows = list(range(len(sums)))
                 # two pixels take as many instructions as one; more than two would have to be taken apart to be stored

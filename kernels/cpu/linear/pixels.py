@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, local
@@ -32,18 +32,20 @@ class PixelWalk:
             self._advance(offsets, columns, i - 1, i)
         return [bind(offsets.load(i)) for i in range(count)]
 
-    def steps(self) -> Iterator[Expr]:
-        """For a loop over pixels: first its pixel's offset, then (no value) the code that moves to the next."""
+    def steps(self) -> Callable[[int], list[Expr]]:
+        """For a loop over pixels: the offsets of the next so many."""
         offsets, columns = local(1, "int32"), local(1, "int32")
         offsets.store(0, self.first)
         columns.store(0, self.column)
 
-        def walk() -> Iterator[Expr]:
-            yield bind(offsets.load(0))
-            self._advance(offsets, columns, 0, 0)
-            yield None
+        def walk(count: int) -> list[Expr]:
+            places = []
+            for _ in range(count):
+                places.append(bind(offsets.load(0)))
+                self._advance(offsets, columns, 0, 0)
+            return places
 
-        return walk()
+        return walk
 
     def _advance(self, offsets: Pointer, columns: Pointer, here: int, there: int) -> None:
         if self.wrap_step is None:
