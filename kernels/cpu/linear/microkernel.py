@@ -400,7 +400,8 @@ class Body:
                 for i, vectors in enumerate(sums):
                     cell.store(i * count, concat(vectors[pick]))
                 following = written.steps() if written else None
-                fits = max(1, self.chain.isa.width // count)
+                # LLVM does not come to an end over parts of parts of a joined vector
+                fits = max(1, self.chain.isa.width // count) if valid - at >= count else 1
                 together = next(n for n in (4, 2, 1) if n <= fits and len(sums) % n == 0)
                 with T.serial(0, len(sums) // together) as i:
                     part = [bind(i * together + j) for j in range(together)]
