@@ -34,7 +34,7 @@ def of_channels(c: Cases, step: Node, channels: int) -> tuple[Node, dict[str, np
     return Node(step.name, "requantize_words", (*step.inputs, step.name + "_s"), attrs), {step.name + "_s": shift}
 
 
-SHIFTS = [{"shift": s, "fraction": f} for s, f in ((0, 0), (0, 5), (3, 8), (5, 3), (16, 8))]
+SHIFTS = [{"shift": s, "fraction": f} for s, f in ((0, 0), (3, 8), (5, 3))]
 
 
 def names(shifts: dict[str, int]) -> str:
