@@ -13,7 +13,15 @@ SOURCES = [(name, "float") for name in NAMES] + [(name, "int8_qdq_from_tflite") 
 # Share of output elements that equal ONNX Runtime's, and the largest difference in 8-bit steps of the output. Plain
 # integer nets differ by a tie here and there; behind softmax and layer normalisation ONNX Runtime rounds what we keep,
 # and GELU is made of straight pieces. (vit_mnist: 35.9 dB from ONNX Runtime with pieces and with whole tables alike.)
-AGREEMENT = {"fsdd_quartz_ctc": (0.10, 5), "vit_mnist": (0.10, 5), "minilm_l6": (0.005, 16)}
+# One code more or less in ad_autoencoder's 8 numbers in the middle moves many of its 640 outputs; a logit's code
+# moves ic_resnet8's probabilities by several.
+AGREEMENT = {
+    "ic_resnet8": (0.6, 16),
+    "ad_autoencoder": (0.5, 2),
+    "fsdd_quartz_ctc": (0.10, 5),
+    "vit_mnist": (0.10, 5),
+    "minilm_l6": (0.005, 16),
+}
 EXACT = (0.75, 1)
 
 
