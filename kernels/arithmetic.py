@@ -112,12 +112,13 @@ def sum_scale(factor, bound: float, codes: float = CODES, finest: int = 8, one_s
         if shift.max() > MOST_SHIFT or most < 1:
             continue
         fraction = min(finest, int(np.log2(most)))
-        multiplier = np.rint(factor * 2.0 ** (shift + 15 + fraction))
-        missed = np.abs(multiplier / 2.0 ** (shift + 15 + fraction) - factor) * reach
+        unit = 2.0 ** (shift + 15 + fraction)
+        scale = SumScale(np.rint(factor * unit).astype(np.int32), shift.astype(np.int32), fraction)
+        missed = np.abs(scale.multiplier / unit - factor) * reach
         # steps of the bias, the word and the product, each rounded once: their squares are in proportion to noise
-        noise = size**2 + (size * (2**shift >> 1 << 1)) ** 2 + 0.25**fraction + 12 * missed**2
+        noise = size**2 + (2 * scale.before * size) ** 2 + 0.25**fraction + 12 * missed**2
         if noise.mean() <= SUM_NOISE and noise.max() <= 4 * SUM_NOISE:
-            return SumScale(multiplier.astype(np.int32), shift.astype(np.int32), fraction)
+            return scale
     return None
 
 

@@ -85,6 +85,14 @@ class Program:
             known[node.name] = infer_node(node, known)
         return known
 
+    def readers(self) -> dict[str, list[Node]]:
+        """The nodes that read each tensor, in order."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in set(node.inputs):
+                found.setdefault(name, []).append(node)
+        return found
+
     def run(self, inputs: dict[str, np.ndarray], keep: bool = False) -> dict[str, np.ndarray]:
         """Integers in, integers out; keep=True returns every intermediate tensor as well."""
         values: dict[str, np.ndarray] = dict(self.constants)

@@ -19,11 +19,7 @@ Framable = Callable[[Node, dict[str, Type]], bool]
 
 def frames(program: Program, framable: Framable) -> Program:
     """framable(node, types) says whether a target's kernels can store the node's result inside a frame."""
-    types = program.types()
-    readers: dict[str, list[Node]] = {}
-    for node in program.nodes:
-        for name in set(node.inputs):
-            readers.setdefault(name, []).append(node)
+    types, readers = program.types(), program.readers()
     framed: dict[str, tuple[list[int], int]] = {}  # tensor -> pads and the value of its margins
     for node in program.nodes:
         if node.name in program.outputs or not framable(node, types):

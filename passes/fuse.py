@@ -17,11 +17,7 @@ Fusable = Callable[[Node, str, dict[str, Type]], bool]
 
 def fuse(program: Program, fusable: Fusable) -> Program:
     """fusable(step, value name, types) says whether a target's kernels can run `step` on a value in registers."""
-    types = program.types()
-    users: dict[str, list[Node]] = {}
-    for node in program.nodes:
-        for i in set(node.inputs):
-            users.setdefault(i, []).append(node)
+    types, users = program.types(), program.readers()
     taken: set[str] = set()
     groups: dict[str, list[Node]] = {}  # last node of a group -> its nodes
     for head in program.nodes:

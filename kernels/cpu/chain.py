@@ -21,7 +21,6 @@ from qcompile.kernels.lowering import Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
-WORDS = ("requantize_word", "requantize_words", "add_residual_word")
 CONSTANT_PADDING = 64  # per-channel constants are this many zeros longer, since vectors read whole
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -201,9 +200,9 @@ class Chain:
         zero point that makes int8 codes uint8."""
         fixed: dict[str, int] = {n: values[n] for n in ("pre", "shift") if self.immediate and n in values}
         centre = RANGES[dtype][0] - RANGES["int8"][0]
-        if op in WORDS and values["zero_point"] == centre:
+        if STEPS[op].words and values["zero_point"] == centre:
             fixed["zero_point"] = centre
-        if op in WORDS and self.isa.immediate_words:
+        if STEPS[op].words and self.isa.immediate_words:
             fixed |= {n: values[n] for n in ("shift", "fraction") if n in values}
         for name, limit in zip(("qmin", "qmax"), RANGES[dtype]):
             if self.isa.immediate_bounds and values.get(name) == limit:
@@ -211,7 +210,7 @@ class Chain:
         return fixed
 
     def _memory(self, node: Node, name: str, is_parameter: bool, table: bool) -> Memory:
-        key = f"{name}:{node.op if is_parameter else ''}"
+        key = f"{name}:{node.op if table else ''}"
         if key not in self._memories:
             type_ = self._types[name]
             if table:

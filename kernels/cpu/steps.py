@@ -54,11 +54,12 @@ class Environment:
 class Rule:
     """scalars(node, types) -> (numbers for the table, flags that change the code).
 
-    emit(environment, *inputs) -> result.
+    emit(environment, *inputs) -> result. words: through 16 bits, from centred codes to centred codes.
     """
 
     scalars: Callable[[Node, list[Type]], tuple[dict[str, int], tuple[str, ...]]]
     emit: Callable[..., Expr]
+    words: bool = False
 
 
 def _wrap(value: int) -> int:
@@ -216,13 +217,15 @@ def _cast(e: Environment, x: Expr) -> Expr:
 
 STEPS: dict[str, Rule] = {
     "requantize": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _requantize),
-    "requantize_word": Rule(_numbers("shift", "fraction", *BOUNDS), _requantize_word),
-    "requantize_words": Rule(_numbers("fraction", *BOUNDS), _requantize_words),
+    "requantize_word": Rule(_numbers("shift", "fraction", *BOUNDS), _requantize_word, words=True),
+    "requantize_words": Rule(_numbers("fraction", *BOUNDS), _requantize_words, words=True),
     "prelu": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "pre")), _prelu),
     "mul": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "r_zero_point", "pre")), _mul),
     "add": Rule(_add_scalars, _add),
     "add_residual": Rule(_residual_scalars, _add_residual),
-    "add_residual_word": Rule(_numbers("r_multiplier", "shift", "fraction", *BOUNDS), _add_residual_word),
+    "add_residual_word": Rule(
+        _numbers("r_multiplier", "shift", "fraction", *BOUNDS), _add_residual_word, words=True
+    ),
     "lut": Rule(_lut_scalars, _lut),
     "interpolate": Rule(_interpolate_scalars, _interpolate),
     "cast": Rule(_cast_scalars, _cast),

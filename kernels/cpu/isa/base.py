@@ -50,7 +50,7 @@ class Isa:
     immediate_bounds = False  # `saturate` gains by knowing bounds that clamp nothing
     immediate_words = False  # `requantize_word` gains by knowing its shifts
     immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
-    joins_pixels = False  # an epilogue handles two pixels at a time where each has half of `width` channels
+    joins_pixels = False  # an epilogue handles two pixels at a time where each has at most half of `width` channels
     loops_over_rows = False  # an epilogue goes through memory and a loop over pixels: a fifth of the code
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 
@@ -172,9 +172,7 @@ class Isa:
 
     def mul_round(self, a: Expr, b: Expr) -> Expr:
         """floor((a * b + 2^14) / 2^15) of int16 vectors; b >= 0."""
-        n = lanes_of(a)
-        product = cast(a, "int32") * cast(b, "int32") + splat(1 << 14, "int32", n)
-        return cast(T.shift_right(product, splat(15, "int32", n)), "int16")
+        return cast(self._fifteenth(cast(a, "int32"), cast(b, "int32")), "int16")
 
 
 class BytePieces(Isa):

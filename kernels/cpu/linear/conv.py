@@ -59,7 +59,7 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
             f"{head.name}: the convolution's result {list(out.shape)} is empty; its kernel is larger than its input"
         )
     folded = fold_bias(bias, weight, a["x_zero_point"])
-    if a["groups"] == x.shape[-1] == out.shape[-1]:
+    if _depthwise(head, x, out):
         return depthwise_calls(chain, Buffer(head.inputs[0]), x, out, weight, folded, a)
     source: Buffer | Workspace = Buffer(head.inputs[0])
     shape, calls = x.shape, list[KernelCall]()
@@ -74,8 +74,11 @@ def framable(node: Node, types: dict[str, Type]) -> bool:
     head, out = node.body[0] if node.body else node, types[node.name]
     if head.op not in ("conv2d", "dense") or len(out.shape) != 4 or out.dtype not in ("int8", "uint8"):
         return False
-    depthwise = head.op == "conv2d" and head.attrs["groups"] == types[head.inputs[0]].shape[-1] == out.shape[-1]
-    return not depthwise
+    return head.op == "dense" or not _depthwise(head, types[head.inputs[0]], out)
+
+
+def _depthwise(conv: Node, x: Type, out: Type) -> bool:
+    return conv.attrs["groups"] == x.shape[-1] == out.shape[-1]
 
 
 def conv_calls(
