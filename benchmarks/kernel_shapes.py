@@ -123,9 +123,9 @@ def softmax(rows: int, length: int) -> Program:
 
 def layer_norm(rows: int, size: int, dtype: str) -> Program:
     b = _Builder()
-    gamma = b.constant(b.rng.integers(2**18, 2**20, size).astype(np.int32))
+    gamma = b.constant(b.rng.integers(2**12, 2**14, size).astype(np.int16))
     beta = b.constant(b.rng.integers(-4000, 4000, size).astype(np.int32))
-    attrs = {"x_zero_point": 2, "epsilon": 1000, "rms": False, "per_row": False, "shift": 6}
+    attrs = {"x_zero_point": 2, "epsilon": 1000, "rms": False, "per_row": False, "shift": 18}
     return b.done(b.emit("layer_norm", [b.activation((rows, size), dtype), gamma, beta], **attrs, **BOUNDS))
 
 

@@ -167,6 +167,15 @@ def _attention(
     return _clamped(node)
 
 
+def _layer_norm(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    half = 1 << node.attrs["shift"] >> 1
+    gamma, beta = (max(abs(low), abs(high)) for low, high in intervals[1:])
+    _fits(node, "the scaled element", -(gamma << 15) - beta, (gamma << 15) + beta + half)
+    return _clamped(node)
+
+
 def _hull(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
     return min(i[0] for i in intervals), max(i[1] for i in intervals)
 
@@ -214,7 +223,7 @@ RULES: dict[str, Rule] = {
     "argmax": lambda n, i, c, t: (0, t[0].shape[1] - 1),
     "softmax": lambda n, i, c, t: _clamped(n),
     "log_softmax": lambda n, i, c, t: _clamped(n),
-    "layer_norm": lambda n, i, c, t: _clamped(n),
+    "layer_norm": _layer_norm,
     "resize_linear": lambda n, i, c, t: _clamped(n),
     **dict.fromkeys(("reshape", "transpose", "slice", "broadcast", "take", "max_pool2d", "reduce_max"), _first),
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, dyadic
-from qcompile.kernels.ops.norm import NORM_BITS
+from qcompile.kernels.arithmetic import INT32_MAX, RANGES
+from qcompile.kernels.ops.norm import deviation
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.values import Deferred, Grid, Quantized, Real, identity
 from qcompile.targets.errors import CompileError
 
-SHORT_ROW = 256  # shorter rows of 8-bit elements are normalised in 16 bits
+MOST_SHIFT = 24  # of a result's steps
 
 
 def _normalise(
@@ -29,8 +29,6 @@ def _normalise(
     d = rows[-1]
     if d * 65535 > INT32_MAX:
         raise CompileError(f"a normalisation over {d} elements overflows 32 bits")
-    if x.dtype == "int8" and d < SHORT_ROW:  # the integer root of a short row of bytes is coarse
-        x = r.make.quantize(x, Grid(float(x.scale) / 128, 0, "int16", -32767, 32767))
     x = r.make.plain(x)
     name = r.builder.emit("reshape", [x.name], shape=list(rows))
     eps = min(int(np.rint(epsilon * d * d / float(x.scale) ** 2)), 1 << 60)
@@ -38,22 +36,15 @@ def _normalise(
     sign = float(np.sign(x.scale))
 
     def make(grid: Grid) -> str:
-        g = dyadic(sign * gamma / (2.0**NORM_BITS * grid.scale), int(2**NORM_BITS * np.sqrt(d)) + 1)
-        if g.pre:
-            raise CompileError("the output scale of a normalisation is too small")
-        shift, multiplier = g.shift, g.multiplier
-        while (
-            shift > 1
-            and (np.abs(beta).max() + np.abs(gamma).max() * np.sqrt(d)) / grid.scale * 2.0**shift > INT32_MAX / 2
-        ):
-            shift -= 1
-        multiplier = np.rint(sign * gamma / (2.0**NORM_BITS * grid.scale) * 2.0 ** (32 + shift)).astype(np.int32)
-        offset = np.rint(beta / grid.scale * 2.0**shift)
-        if np.abs(offset).max() > INT32_MAX / 2:
-            raise CompileError("the output scale of a normalisation is too small for its bias")
+        factor = sign * gamma / (deviation(d) * grid.scale)
+        largest = max(float(np.abs(factor).max()) / RANGES["int16"][1], float(np.abs(beta).max()) / grid.scale / 2**29)
+        if largest > 1:
+            raise CompileError("the output scale of a normalisation is too small for its scale and bias")
+        shift = min(MOST_SHIFT, int(np.floor(-np.log2(largest)))) if largest else 0
+        parameters = {"gamma": (factor, np.int16), "beta": (beta / grid.scale, np.int32)}
         y = r.builder.emit(
             "layer_norm",
-            [name, r.builder.constant(multiplier, "gamma"), r.builder.constant(offset.astype(np.int32), "beta")],
+            [name, *(r.builder.constant(np.rint(v * 2.0**shift).astype(t), n) for n, (v, t) in parameters.items())],
             x_zero_point=x.zero_point,
             epsilon=eps,
             rms=rms,

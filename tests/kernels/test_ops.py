@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from qcompile.kernels.arithmetic import dyadic
 from qcompile.kernels.dialect import OPS
+from qcompile.kernels.ops.norm import deviation
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, exp2_negative, log2_fixed
 
 LIMITS = {"zero_point": -3, "qmin": -120, "qmax": 125, "dtype": "int8"}
@@ -182,8 +183,9 @@ def test_norm_is_within_a_step_of_float(size, rms):
     x[0] = 5  # no variance at all
     scale, out, eps = 0.05, 0.03, 1e-5
     gamma, beta = rng(1).normal(1, 0.3, size), rng(2).normal(0, 0.5, size)
-    shift = 9
-    g = np.rint(gamma / out * 2.0 ** (32 - 20 + shift)).astype(np.int32)
+    g = gamma / out / deviation(size)
+    shift = int(np.log2(32767 / np.abs(g).max()))
+    g = np.rint(g * 2.0**shift).astype(np.int16)
     b = np.rint(beta / out * 2**shift).astype(np.int32)
     y = run("layer_norm", x, g, b, x_zero_point=2, epsilon=round(eps * size**2 / scale**2), rms=rms, per_row=False,
             shift=shift, **LIMITS)  # fmt: skip

@@ -1,6 +1,6 @@
-"""LayerNorm and RMSNorm: a vector pass for the sums, one root and one division a row, a vector pass for the result.
+"""LayerNorm and RMSNorm: a vector pass for the sums, one root a row, a vector pass for the result.
 
-Each pass is made for a few rows before the next, so that the roots, which are long chains of divisions, overlap.
+Each pass is made for a few rows before the next, so that the roots, which are long chains of steps, overlap.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX
+from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -42,12 +42,11 @@ from qcompile.kernels.cpu.general.common import (
 )
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
-from qcompile.kernels.ops.norm import NORM_BITS
+from qcompile.kernels.ops.norm import MEAN_BITS, ROOTS, mean_factor, row_octaves
 
 LANES = 16
 BLOCK = 8  # rows
 PARALLEL_ELEMENTS = 1 << 15
-LARGEST_TERM = 1 << 28  # bound of mulhi(n, gamma) and of the rounding, so that beta's clamp below changes no result
 
 
 def bit_length(value: Expr) -> Expr:
@@ -55,27 +54,9 @@ def bit_length(value: Expr) -> Expr:
     return T.int32(64) - T.cast(T.clz(value), "int32")
 
 
-def integer_sqrt(value: Expr) -> Expr:
-    """floor(sqrt(value)) of a uint64 in [1, 2^63): the precision doubles with each of four divisions, from two bits on.
-
-    The scheme of CPython's math.isqrt (M. Dickinson); the estimate is exact or one too large.
-    """
-
-    def u64(v):
-        return T.IntImm("uint64", v)
-
-    shift = pin(T.bitwise_and(T.cast(T.clz(value), "uint64"), u64(62)))
-    n = pin(T.shift_left(value, shift))
-    root = pin(u64(1) + T.shift_right(n, u64(62)))
-    for grow, drop in ((1, 59), (3, 53), (7, 41), (15, 17)):
-        root = pin(T.shift_left(root, u64(grow)) + T.truncdiv(T.shift_right(n, u64(drop)), root))
-    root = pin(T.shift_right(root, T.shift_right(shift, u64(1))))
-    return pin(root - select(root * root > value, u64(1), u64(0)))
-
-
 def _sums(isa: Isa, x: Pointer, start: Expr, count: Expr) -> tuple[Expr, Expr]:
     """(sum x as int32, sum x^2 as int64) of a row."""
-    if x.dtype == "int16" and isa.multiplies_pairs:
+    if isa.multiplies_pairs:
         return _sums_of_pairs(isa, x, start, count)
     wide = x.dtype == "int16"
     total, squares = local(LANES, "int32"), local(LANES // 2, "uint64") if wide else local(LANES, "int32")
@@ -106,7 +87,7 @@ def _sums_of_pairs(isa: Isa, x: Pointer, start: Expr, count: Expr) -> tuple[Expr
     squares.store(0, splat(0, "uint64", n // 2))
 
     def visit(value: Expr) -> None:
-        value = bind(value)
+        value = bind(cast(value, "int16"))
         total.store(0, total.load(0, n) + isa.pair_products(value, splat(1, "int16", 2 * n)))
         # two squares of 2^30 fit 32 bits without sign
         square = bind(reinterpret(isa.pair_products(value, value), "uint64", n // 2))
@@ -128,21 +109,39 @@ def _visit_row(x: Pointer, start: Expr, count: Expr, width: int, visit: Callable
 
 
 def _row_scale(
-    total: Expr, squares: Expr, count: Expr, zero_point: Expr, epsilon: Expr, rms: bool
+    total: Expr,
+    squares: Expr,
+    count: Expr,
+    zero_point: Expr,
+    numbers: Pointer,
+    roots: Pointer,
+    octaves: Expr,
+    rms: bool,
 ) -> tuple[Expr, Expr, Expr]:
-    """(offset, R, bits): c = count * x - offset; R and the bit length of std as in the op's definition."""
+    """(s, m, f) of a row as in the op's definition, int32; numbers: epsilon and the factor that is 1 / count."""
 
-    def wide(v):
-        return T.cast(v, "int64")
+    def u64(value):
+        return T.IntImm("uint64", value)
 
-    squares = squares - T.int64(2) * wide(zero_point) * wide(total) + wide(count) * wide(zero_point) * wide(zero_point)
-    centred = pin(T.int32(0) if rms else total - count * zero_point)
-    variance = wide(count) * squares - wide(centred) * wide(centred) + epsilon
-    std = integer_sqrt(pin(T.cast(T.max(variance, T.int64(1)), "uint64")))
-    bits = pin(bit_length(std))
-    reciprocal = T.truncdiv(T.shift_left(T.IntImm("uint64", 1), T.cast(bits + 30, "uint64")), std)
-    limit = T.IntImm("uint64", INT32_MAX)
-    return count * zero_point + centred, T.cast(T.min(reciprocal, limit), "int32"), bits
+    def wide(value):
+        return T.cast(value, "int64")
+
+    if rms:
+        squares = squares - T.int64(2) * wide(zero_point) * wide(total) + wide(count) * wide(zero_point * zero_point)
+        variance, mean = wide(count) * squares, T.shift_left(wide(zero_point), T.int64(MEAN_BITS))
+    else:
+        variance, mean = wide(count) * squares - wide(total) * wide(total), wide(total) * numbers.load(1)
+    variance = pin(T.cast(T.max(variance + numbers.load(0), T.int64(1)), "uint64"))
+    half = pin(T.shift_right(T.cast(T.clz(variance), "int32"), T.int32(1)))
+    u = pin(T.shift_right(T.shift_left(variance, T.cast(half * 2, "uint64")), u64(32)))
+    root = pin(T.cast(roots.load(T.cast(T.shift_right(u, u64(24)), "int32") - 64), "uint64"))
+    error = T.shift_right(u * (root * root), u64(32))
+    root = pin(T.shift_right(root * (u64(3 << 30) - error) + u64(1 << 30), u64(31)))
+    factor = T.min(T.max(T.cast(root, "int32") - (1 << 15), T.int32(0)), T.int32(RANGES["int16"][1]))
+    up = pin(T.max(T.min(half - 17 + octaves, T.int32(15)), T.int32(-15)))
+    rounding = T.shift_right(T.int64(1 << (MEAN_BITS - 1)), wide(T.max(up, T.int32(0))))
+    mean = T.shift_right(mean + T.Select(up >= 0, rounding, T.int64(0)), wide(MEAN_BITS - up))
+    return up, T.cast(mean, "int32"), factor
 
 
 def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
@@ -151,11 +150,10 @@ def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
     name, gamma, beta = ctx.node.inputs
     type_, count = ctx.types[name], ctx.out.shape[-1]
     rows = ctx.out.size // max(count, 1)
-    limit = INT32_MAX - LARGEST_TERM
     rounded = ctx.constants[beta].astype(np.int64) + ((1 << a["shift"]) >> 1)
     constants = [
-        Constant(np.concatenate([v, np.zeros(CONSTANT_PADDING, np.int64)]).astype(np.int32))
-        for v in (ctx.constants[gamma].astype(np.int64).reshape(-1), np.clip(rounded, -limit, limit).reshape(-1))
+        Constant(np.concatenate([v.reshape(-1), np.zeros(CONSTANT_PADDING, np.int64)]).astype(dtype))
+        for v, dtype in ((ctx.constants[gamma], np.int16), (rounded, np.int32))
     ]
     call = _kernel(
         isa,
@@ -163,9 +161,10 @@ def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
         ctx.out.dtype,
         bool(a["rms"]),
         bool(a["per_row"]),
-        static(count, 32 if isa.lanes == 16 else LANES),
+        static(count, 2 * isa.lanes if isa.lanes == 16 else LANES),
         rows > 1 and ctx.out.size >= PARALLEL_ELEMENTS,
     )
+    numbers = np.array([a["epsilon"], mean_factor(count)], np.int64)
     return [
         KernelCall(
             call,
@@ -173,10 +172,12 @@ def lower_layer_norm(ctx: NodeContext) -> list[KernelCall]:
                 operand(ctx, name),
                 Buffer(ctx.node.name),
                 *constants,
-                Constant(np.array([a["epsilon"]], np.int64)),
+                Constant(numbers),
+                Constant(ROOTS),
                 rows,
                 count,
                 ctx.types[gamma].size,
+                row_octaves(count),
                 *(int(a[n]) for n in ("x_zero_point", "shift", "zero_point", "qmin", "qmax")),
             ),
         )
@@ -189,10 +190,12 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
         y: Pointer,
         gamma: Pointer,
         beta: Pointer,
-        epsilon: Pointer,
+        numbers: Pointer,
+        roots: Pointer,
         rows: Expr,
         count: Expr,
         groups: Expr,
+        octaves: Expr,
         x_zero_point: Expr,
         shift: Expr,
         zero_point: Expr,
@@ -201,23 +204,24 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
     ) -> None:
         width = 32 if isa.lanes == 16 and not 0 < fixed <= LANES else LANES
 
-        def vector(value):
-            return splat(value, "int32", width)
+        def words(value):
+            return bind(splat(value, "int16", width))
 
-        def normalise_row(row: Expr, offset: Expr, reciprocal: Expr, bits: Expr) -> None:
+        def normalise_row(row: Expr, up: Expr, mean: Expr, factor: Expr) -> None:
             start = bind(row * count)
-            up = pin(T.max(T.int32(NORM_BITS + 2) - bits, T.int32(0)))
-            down = pin(T.max(bits - (NORM_BITS + 2), T.int32(0)))
+            left, right = words(T.max(up, T.int32(0))), words(T.max(0 - up, T.int32(0)))
+            mean, factor = words(mean), words(factor)
             group = pin(T.truncmod(row, groups)) if per_row else None
 
             def load(p, at):
-                return vector(bind(p.load(group))) if per_row else p.load(at, width)
+                return splat(bind(p.load(group)), "int32", width) if per_row else cast(p.load(at, width), "int32")
 
             def normalise(at: Expr) -> Expr:
-                c = widen(x.load(start + at, width)) * vector(count) - vector(offset)
-                n = T.shift_right(isa.mulhi(T.shift_left(c, vector(up)), vector(reciprocal)), vector(down))
-                scaled = isa.mulhi(bind(n), load(gamma, at)) + load(beta, at)
-                return isa.saturate(T.shift_right(scaled, vector(shift)), zero_point, qmin, qmax, y_dtype)
+                c = cast(x.load(start + at, width), "int16")
+                c = bind(T.shift_right(T.shift_left(c, left), right) - mean)
+                n = bind(isa.add_words(c, isa.mul_round(c, factor)))
+                y = cast(n, "int32") * load(gamma, at) + load(beta, at)
+                return isa.saturate_shifted(bind(y), shift, zero_point, qmin, qmax, y_dtype)
 
             if fixed:
                 store_lanes(y, start, normalise(T.int32(0)), fixed)
@@ -234,7 +238,9 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
                 for cell, value in zip((sums, squares), _sums(isa, x, bind((first + i) * count), count)):
                     cell.store(i, value)
             with T.serial(0, few) as i:
-                found = _row_scale(sums.load(i), squares.load(i), count, x_zero_point, epsilon.load(0), rms)
+                found = _row_scale(
+                    sums.load(i), squares.load(i), count, x_zero_point, numbers, roots, octaves, rms
+                )
                 for cell, value in zip(scales, found):
                     cell.store(i, value)
             with T.serial(0, few) as i:
@@ -242,8 +248,8 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
 
     flags = [f for f, on in (("rms", rms), ("rows", per_row), ("p", parallel), (str(fixed), fixed)) if on]
     parameters = [
-        *pointers(x=x_dtype, y=y_dtype, gamma="int32", beta="int32", epsilon="int64"),
-        *scalars("rows", "count", "groups", "x_zero_point", "shift", "zero_point", "qmin", "qmax"),
+        *pointers(x=x_dtype, y=y_dtype, gamma="int16", beta="int32", numbers="int64", roots="int32"),
+        *scalars("rows", "count", "groups", "octaves", "x_zero_point", "shift", "zero_point", "qmin", "qmax"),
     ]
     return kernel("_".join(["layer_norm", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
 

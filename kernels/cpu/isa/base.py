@@ -17,6 +17,7 @@ from qcompile.kernels.cpu.builder import (
     bind,
     cast,
     dtype_of,
+    intrinsic,
     lanes_of,
     reinterpret,
     shuffle,
@@ -169,6 +170,11 @@ class Isa:
         """(base, slope) of each lane's piece; int16 vectors for a uint16 vector below `pieces`, 64 or 128."""
         index = bind(cast(piece, "int32"))
         return table.gather(index), table.gather(index + splat(pieces, "int32", lanes_of(piece)))
+
+    def add_words(self, a: Expr, b: Expr) -> Expr:
+        """The sum of int16 vectors, saturated to int16."""
+        n = lanes_of(a)
+        return intrinsic(f"int16x{n}", f"llvm.sadd.sat.v{n}i16", a, b)
 
     def mul_round(self, a: Expr, b: Expr) -> Expr:
         """floor((a * b + 2^14) / 2^15) of int16 vectors; b >= 0."""

@@ -10,15 +10,15 @@ from general_targets import TARGETS, edge_array, node
 from kernel_harness import Case, check_cases
 
 
-def norm(rng, name, x, per_row=False, rms=False, groups=3, out="int8", epsilon=1000, zero_point=0, shift=6):
+def norm(rng, name, x, per_row=False, rms=False, groups=3, out="int8", epsilon=1000, zero_point=0, shift=21):
     d = x.shape[-1]
     low, high = np.iinfo(out).min, np.iinfo(out).max
     size = groups if per_row else d
     constants = {
-        f"{name}_g": rng.integers(-(2**20), 2**22, size).astype(np.int32),
-        f"{name}_b": rng.integers(-4000, 4000, size).astype(np.int32),
+        f"{name}_g": rng.integers(-(2**15), 2**15, size).astype(np.int16),
+        f"{name}_b": rng.integers(-(2**20), 2**20, size).astype(np.int32),
     }
-    constants[f"{name}_b"][0] = -(2**31)
+    constants[f"{name}_b"][0] = -(2**30) + 2**23
     attrs = {
         "x_zero_point": zero_point,
         "epsilon": epsilon,
