@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.passes.integerize.reader import Reader, handles, integers, scalar, shape_of
+from qcompile.passes.integerize.shapes import plan_reshape
 from qcompile.passes.integerize.values import (
     Accumulator,
     Function,
@@ -91,8 +92,16 @@ def _reshape_input(r: Reader, v: Integers, shape: tuple[int, ...]) -> Value:
 def _reshape(r: Reader, q: Any, shape: tuple[int, ...]) -> Any:
     if isinstance(q, Quantized) and not q.per_tensor:
         q = r.make.settle(q)
-    name = r.make.physical(q.name, q.axes, identity(len(q.shape)))
-    return replace(q, name=r.builder.emit("reshape", [name], shape=list(shape)), axes=identity(len(shape)), shape=shape)
+    plan = plan_reshape(q.shape, q.axes, shape)
+    if plan is None:
+        name = r.make.physical(q.name, q.axes, identity(len(q.shape)))
+        name, axes = r.builder.emit("reshape", [name], shape=list(shape)), identity(len(shape))
+        return replace(q, name=name, axes=axes, shape=shape)
+    name = q.name
+    if plan.moves:
+        name = r.builder.emit("reshape", [name], shape=plan.split)
+        name = r.builder.emit("transpose", [name], axes=plan.order)
+    return replace(q, name=r.builder.emit("reshape", [name], shape=plan.merged), axes=plan.axes, shape=shape)
 
 
 @handles("relax.permute_dims")

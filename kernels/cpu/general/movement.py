@@ -1,210 +1,17 @@
-"""Data movement as strided copies: of runs of bytes, of blocks transposed in registers, or element by element.
-
-A movement is a list of loops (count, source stride, destination stride), in elements. Loops that are one in memory are
-merged, and what then runs innermost chooses the kernel.
-"""
+"""Data movement: each op is one or more strided copies (see moves)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, dtype_of, shuffle, splat, store_lanes
-from qcompile.kernels.cpu.general.common import Source, kernel, loop, operand, pointers, scalars, static, vectors
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, dtype_of
+from qcompile.kernels.cpu.general.common import Source, kernel, loop, operand, pointers, scalars, static
+from qcompile.kernels.cpu.general.moves import PARALLEL_BYTES, Loop, copy_run, kernel_name, merge, move, strides
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.dialect import Type
-from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
-
-PARALLEL_BYTES = 1 << 18
-Loop = tuple[int, int, int]  # count, source stride, destination stride
-
-
-def strides(shape: Sequence[int]) -> list[int]:
-    """Row-major, in elements."""
-    return [int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape))]
-
-
-def merge(loops: Sequence[Loop]) -> list[Loop]:
-    """The same movement with as few loops as possible, the destination's strides falling."""
-    merged: list[Loop] = []
-    for n, sx, sy in loops:
-        if n == 1:
-            continue
-        if merged and merged[-1][1] == n * sx and merged[-1][2] == n * sy:
-            merged[-1] = (merged[-1][0] * n, sx, sy)
-        else:
-            merged.append((n, sx, sy))
-    return merged
-
-
-def move(
-    isa: Isa, itemsize: int, loops: Sequence[Loop], x: Source, y: Source, x_at: int = 0, y_at: int = 0
-) -> list[KernelCall]:
-    """y[y_at + sum i*sy] = x[x_at + sum i*sx] for all i below the counts; elements of `itemsize` bytes."""
-    if any(n == 0 for n, _, _ in loops):
-        return []
-    loops = merge(loops)
-    inner = next((d for d in loops if d[2] == 1), (1, 1, 1))
-    outer = [d for d in loops if d is not inner]
-    source = next((d for d in outer if d[1] == 1), None)
-    if inner[1] == 1:
-        bytes_ = [(n, sx * itemsize, sy * itemsize) for n, sx, sy in outer]
-        return [
-            _call(
-                "copy",
-                _copy,
-                isa,
-                1,
-                bytes_,
-                [inner[0] * itemsize],
-                inner[0] * itemsize,
-                x,
-                y,
-                x_at * itemsize,
-                y_at * itemsize,
-            )
-        ]
-    if inner[1] == 0:
-        return [_call("fill", _fill, isa, itemsize, outer, [inner[0]], inner[0], x, y, x_at, y_at)]
-    if source:
-        outer.remove(source)
-        return [_transpose(isa, itemsize, outer, inner, source, x, y, x_at, y_at)]
-    return [_call("gather", _gather, isa, itemsize, [*outer, inner], [], 1, x, y, x_at, y_at)]
-
-
-def _nest(stack: ExitStack, sizes: Sequence[Expr], x_at: Expr, y_at: Expr, parallel: bool) -> tuple[Expr, Expr]:
-    """Opens the loops described by sizes = (count, source stride, destination stride, ...); the offsets inside them."""
-    for k in range(0, len(sizes), 3):
-        i = stack.enter_context(loop(sizes[k], parallel and k == 0))
-        x_at, y_at = bind(x_at + i * sizes[k + 1]), bind(y_at + i * sizes[k + 2])
-    return x_at, y_at
-
-
-def _name(kind: str, isa: Isa, itemsize: int, rank: int, parallel: bool, *fixed: int) -> str:
-    return "_".join(
-        [kind, isa.name, f"{8 * itemsize}", f"{rank}d", *(["p"] if parallel else []), *(str(f) for f in fixed)]
-    )
-
-
-def _call(
-    kind: str,
-    emit: Callable[..., None],
-    isa: Isa,
-    itemsize: int,
-    outer: Sequence[Loop],
-    extra: list[int],
-    run: int,
-    x: Source,
-    y: Source,
-    x_at: int,
-    y_at: int,
-) -> KernelCall:
-    """A kernel of nested loops around `emit`, which gets the offsets inside them and the numbers in `extra`."""
-    width = isa.lanes * 4 // itemsize
-    parallel = bool(outer) and run * itemsize * int(np.prod([d[0] for d in outer], dtype=np.int64)) >= PARALLEL_BYTES
-    fixed = static(run, width) if extra else 0
-    sizes = [v for d in outer for v in d]
-
-    def body(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, *rest: Expr) -> None:
-        with ExitStack() as stack:
-            at = _nest(stack, rest[: len(sizes)], x_at, y_at, parallel)
-            emit(x, y, *at, width, fixed, *rest[len(sizes) :])
-
-    dtype = f"uint{8 * itemsize}"
-    parameters = [
-        *pointers(x=dtype, y=dtype),
-        *scalars("x_at", "y_at", *(f"s{i}" for i in range(len(sizes) + len(extra)))),
-    ]
-    name = _name(kind, isa, itemsize, len(outer), parallel, *([fixed] if fixed else []))
-    return KernelCall(kernel(name, parameters, body), (x, y, x_at, y_at, *sizes, *extra))
-
-
-def _copy(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, width: int, fixed: int, run: Expr) -> None:
-    if fixed:
-        store_lanes(y, y_at, x.load(x_at, 1 << (fixed - 1).bit_length()), fixed)
-        return
-    with vectors(run, width) as at:
-        y.store(y_at + at, x.load(x_at + at, width))
-
-
-def _fill(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, width: int, fixed: int, run: Expr) -> None:
-    value = bind(splat(bind(x.load(x_at)), y.dtype, width))
-    if fixed:
-        store_lanes(y, y_at, value, fixed)
-        return
-    with vectors(run, width) as at:
-        y.store(y_at + at, value)
-
-
-def _gather(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, width: int, fixed: int) -> None:
-    y.store(y_at, x.load(x_at))
-
-
-def transpose_registers(rows: Sequence[Any]) -> list[Any]:
-    """n vectors of n lanes, n a power of two, transposed by rounds of interleaving."""
-    n = len(rows)
-    low = [lane for i in range(n // 2) for lane in (i, n + i)]
-    high = [lane + n // 2 for lane in low]
-    rows = list(rows)
-    step = n // 2
-    while step:
-        rows = [bind(shuffle([rows[i], rows[i + n // 2]], half)) for i in range(n // 2) for half in (low, high)]
-        step //= 2
-    return rows
-
-
-def _transpose(
-    isa: Isa,
-    itemsize: int,
-    outer: Sequence[Loop],
-    inner: Loop,
-    source: Loop,
-    x: Source,
-    y: Source,
-    x_at: int,
-    y_at: int,
-) -> KernelCall:
-    """Blocks of 16-byte vectors transposed in registers. inner runs along the destination, source along the source."""
-    lanes = 16 // itemsize
-    few_columns, few_rows = static(source[0], lanes), static(inner[0], lanes)
-    outer = [*outer]
-    parallel = (
-        bool(outer)
-        and itemsize * inner[0] * source[0] * int(np.prod([d[0] for d in outer], dtype=np.int64)) >= PARALLEL_BYTES
-    )
-    sizes = [v for d in outer for v in d]
-
-    def body(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, *rest: Expr) -> None:
-        rows, row_step, columns, column_step = rest[len(sizes) :]
-
-        def block(row: Expr, column: Expr) -> None:
-            loads = [
-                bind(x.load(x_at + (row + i) * row_step + column, lanes))
-                if i < (few_rows or lanes)
-                else splat(0, x.dtype, lanes)
-                for i in range(lanes)
-            ]
-            out = transpose_registers(loads)
-            for j in range(few_columns or lanes):
-                store_lanes(y, bind(y_at + (column + j) * column_step + row), out[j], few_rows or lanes)
-
-        with ExitStack() as stack:
-            x_at, y_at = _nest(stack, rest[: len(sizes)], x_at, y_at, parallel)
-            row = T.int32(0) if few_rows else stack.enter_context(vectors(rows, lanes))
-            column = T.int32(0) if few_columns else stack.enter_context(vectors(columns, lanes))
-            block(row, column)
-
-    dtype = f"uint{8 * itemsize}"
-    parameters = [
-        *pointers(x=dtype, y=dtype),
-        *scalars("x_at", "y_at", *(f"s{i}" for i in range(len(sizes))), "rows", "row_step", "columns", "column_step"),
-    ]
-    name = _name("transpose", isa, itemsize, len(outer), parallel, few_rows, few_columns)
-    return KernelCall(
-        kernel(name, parameters, body), (x, y, x_at, y_at, *sizes, inner[0], inner[1], source[0], source[2])
-    )
+from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 
 
 def broadcast_loops(shape: tuple[int, ...], out: tuple[int, ...]) -> list[Loop]:
@@ -272,39 +79,39 @@ def lower_broadcast(ctx: NodeContext) -> list[KernelCall]:
 
 
 def lower_pad(ctx: NodeContext) -> list[KernelCall]:
-    """Constant: fill and copy. Edge and reflect: rows taken by number, axis after axis, as numpy does."""
+    """The interior is copied; constant margins are filled before, others are copied from it, axis after axis."""
     (name,), a = ctx.node.inputs, ctx.node.attrs
-    isa, itemsize, shape = get_isa(ctx.target), itemsize_of(ctx), list(ctx.types[name].shape)
-    sy = strides(ctx.out.shape)
-    source, out = operand(ctx, name), Buffer(ctx.node.name)
+    isa, itemsize, shape = get_isa(ctx.target), itemsize_of(ctx), ctx.types[name].shape
+    sy, out = strides(ctx.out.shape), Buffer(ctx.node.name)
+    first = sum(b * s for b, s in zip(a["before"], sy))
+    calls = move(isa, itemsize, list(zip(shape, strides(shape), sy)), operand(ctx, name), out, y_at=first)
     if a["mode"] == "constant":
         value = Constant(np.full(1, a["value"], ctx.out.dtype))
-        return [
-            *move(isa, itemsize, [(ctx.out.size, 0, 1)], value, out),
-            *move(
-                isa,
-                itemsize,
-                list(zip(shape, strides(shape), sy)),
-                source,
-                out,
-                y_at=sum(b * s for b, s in zip(a["before"], sy)),
-            ),
-        ]
-    padded = [k for k in range(len(shape)) if a["before"][k] or a["after"][k]]
-    if not padded:
-        return move(isa, itemsize, [(ctx.out.size, 1, 1)], source, out)
-    calls: list[KernelCall] = []
-    x: Source = source
-    for k in padded:
-        rows = np.pad(np.arange(shape[k]), (a["before"][k], a["after"][k]), mode=a["mode"]).astype(np.int32)
-        target = (
-            out
-            if k == padded[-1]
-            else Workspace(f"padded {k}", len(rows) * itemsize * int(np.prod(shape)) // shape[k] + 64)
-        )
-        calls.append(take_rows(isa, itemsize, shape, k, "int32", len(rows), x, Constant(rows), target))
-        shape[k], x = len(rows), target
+        return [*move(isa, itemsize, [(ctx.out.size, 0, 1)], value, out), *calls]
+    filled = list(shape)
+    for axis in reversed(range(len(shape))):
+        before, after = a["before"][axis], a["after"][axis]
+        rows = np.pad(np.arange(before, before + shape[axis]), (before, after), mode=a["mode"])
+        others = [(n, s, s) for k, (n, s) in enumerate(zip(filled, sy)) if k != axis]
+        corner = first - before * sy[axis]
+        behind = before + shape[axis]
+        for begin, end in (*_even_runs(rows[:before], 0), *_even_runs(rows[behind:], behind)):
+            step = int(rows[begin + 1] - rows[begin]) if end - begin > 1 else 0
+            loops = [*others[:axis], (end - begin, step * sy[axis], sy[axis]), *others[axis:]]
+            at = corner + int(rows[begin]) * sy[axis], corner + begin * sy[axis]
+            calls += move(isa, itemsize, loops, out, out, *at)
+        filled[axis], first = len(rows), corner
     return calls
+
+
+def _even_runs(rows: np.ndarray, at: int) -> list[tuple[int, int]]:
+    """(begin, end) of the parts of `rows` that rise or fall evenly, counted from `at`."""
+    cuts, begin = [0], 0
+    for i in range(2, len(rows)):
+        if i - begin > 1 and rows[i] - rows[i - 1] != rows[begin + 1] - rows[begin]:
+            cuts.append(i)
+            begin = i
+    return [(a + at, b + at) for a, b in pairwise([*cuts, len(rows)])] if len(rows) else []
 
 
 def clamped(index: Expr, rows: Expr) -> Expr:
@@ -338,10 +145,10 @@ def take_rows(
         with loop(outer * count, parallel) as k:
             o, i = bind(T.truncdiv(k, count)), bind(T.truncmod(k, count))
             row = clamped(indices.load(i), rows)
-            _copy(x, y, bind((o * rows + row) * run), bind(k * run), width, fixed, run)
+            copy_run(x, y, bind((o * rows + row) * run), bind(k * run), width, fixed, run)
 
     parameters = [*pointers(x="uint8", indices=index_dtype, y="uint8"), *scalars("outer", "count", "rows", "run")]
-    name = _name(f"take_{index_dtype}", isa, 1, 1, parallel, *([fixed] if fixed else []))
+    name = kernel_name(f"take_{index_dtype}", isa, 1, 1, parallel, *([fixed] if fixed else []))
     return KernelCall(kernel(name, parameters, body), (x, indices, y, outer, count, shape[axis], run))
 
 
@@ -352,3 +159,5 @@ LOWERINGS = {
     "pad": lower_pad,
     "broadcast": lower_broadcast,
 }
+
+__all__ = ["LOWERINGS", "broadcast_calls", "clamped", "itemsize_of", "merge", "move", "strides", "take_rows"]
