@@ -1,5 +1,5 @@
-"""Removes what the reading of the float graph leaves behind: reshapes between an op and its elementwise steps, dead
-nodes."""
+"""Removes what the reading of the float graph leaves behind: reshapes and moves between an op and its elementwise
+steps, dead nodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from qcompile.kernels.cpu.chain import operand_kind, tensor_inputs
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
+from qcompile.passes.sink_moves import sink_moves
 
 
 def remove_dead(program: Program) -> Program:
@@ -99,4 +100,4 @@ def sink_reshapes(program: Program) -> Program:
 
 
 def tidy(program: Program) -> Program:
-    return sink_reshapes(merge_reshapes(remove_dead(program)))
+    return sink_reshapes(remove_dead(sink_moves(merge_reshapes(remove_dead(program)))))

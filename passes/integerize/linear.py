@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, find_steps, nearest_multipliers
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
+from qcompile.passes.integerize.subpixel import Phases, phase_weights
 from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weights, identity, symmetric_grid
 from qcompile.targets.errors import CompileError
 
@@ -181,7 +182,8 @@ def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
 
 @handles("relax.nn.conv2d_transpose")
 def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
-    """A convolution of the input with zeros put between its pixels, with the flipped kernel."""
+    """A convolution for each place within a stride or, with groups or dilations, one of the input with zeros put
+    between its pixels, with the flipped kernel."""
     x, w, a = r.operand(args[0], "input"), args[1], call.attrs
     if not isinstance(w, Real):
         raise CompileError("a convolution whose weights are computed is not supported")
@@ -194,13 +196,19 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
         return (
             v.reshape(groups, c // groups, og, kh, kw)
             .swapaxes(1, 2)
-            .reshape(groups * og, c // groups, kh, kw)[:, :, ::-1, ::-1]
+            .reshape(groups * og, c // groups, kh, kw)
         )
 
     w = w.map(regroup)
     codes, scale = weight_codes(w.values, w.step, r.notes, x.hi - x.lo < FEW_CODES)
     x = r.make.relayout(x, (0, 3, 1, 2))
+    out = shape_of(call)
     _, _, h, wd = x.shape
+    if groups == dh == dw == 1 and max(sh, sw) > 1:
+        rows, columns = Phases.of(kh, sh, t, h, out[2]), Phases.of(kw, sw, left, wd, out[3])
+        if rows and columns:
+            return _subpixel(r, x, codes, scale, (rows, columns), out)
+    codes = codes[:, :, ::-1, ::-1]
     name = x.name
     for axis, (stride, size) in ((1, (sh, h)), (2, (sw, wd))):  # zero_point rows and columns between the pixels
         if stride == 1:
@@ -232,7 +240,51 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
             x_zero_point=x.zero_point,
         )
 
-    return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), shape_of(call))
+    return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), out)
+
+
+def _subpixel(
+    r: Reader, x: Quantized, codes: np.ndarray, scale: np.ndarray, axes: tuple[Phases, Phases], out: tuple[int, ...]
+) -> Accumulator:
+    """codes int8 [O, C, KH, KW] as the transposed convolution has them; out [N, O, OH, OW]."""
+    rows, columns = axes
+    n, o, oh, ow = out
+    phases = rows.stride * columns.stride
+
+    def emit(codes: np.ndarray, bias: np.ndarray | None) -> str:
+        repeated = None if bias is None else np.tile(np.broadcast_to(bias, (o,)), phases)
+        weight = r.builder.constant(phase_weights(codes, rows, columns), "weight")
+        y = r.builder.emit(
+            "conv2d",
+            [x.name, weight, _bias_constant(r, repeated, o * phases)],
+            strides=[1, 1],
+            dilations=[1, 1],
+            pads=[rows.before, columns.before, rows.after, columns.after],
+            groups=1,
+            x_zero_point=x.zero_point,
+        )
+        y = r.builder.emit("reshape", [y], shape=[n, rows.count, columns.count, rows.stride, columns.stride, o])
+        if rows.stride > 1:
+            y = r.builder.emit("transpose", [y], axes=[0, 1, 3, 2, 4, 5])
+        y = r.builder.emit("reshape", [y], shape=[n, rows.count * rows.stride, columns.count * columns.stride, o])
+        if rows.whole and columns.whole:
+            return y
+        begin, end = [0, rows.crop, columns.crop, 0], [n, rows.crop + oh, columns.crop + ow, o]
+        return r.builder.emit("slice", [y], begin=begin, end=end, step=[1] * 4)
+
+    def emitter(codes: np.ndarray) -> Callable[[np.ndarray | None], str]:
+        return lambda bias: emit(codes, bias)
+
+    return Accumulator(
+        emitter(codes),
+        (0, 3, 1, 2),
+        out,
+        scale * float(x.scale),
+        _accumulator_bound(codes, x),
+        r.where,
+        takes_bias=True,
+        coarsen=lambda k: emitter(coarser(codes, k)),
+    )
 
 
 @handles("relax.matmul")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from qdq_models import Graph, check, ops
+from qcompile.passes.tidy import tidy
+from qdq_models import Graph, check, kind, ops
 
 CONV = {
     "plain": ((6, 8, 3, 3), {}),
@@ -44,6 +45,11 @@ TRANSPOSED = {
     "groups": ((8, 3, 2, 2), {"strides": [2, 2], "group": 2}),
     "stride beyond the kernel": ((8, 6, 2, 2), {"strides": [3, 3]}),
     "dilated": ((8, 6, 3, 3), {"dilations": [2, 2], "pads": [1, 1, 1, 1]}),
+    "kernel of a stride": ((8, 6, 2, 2), {"strides": [2, 2]}),
+    "kernel of two strides": ((8, 6, 4, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "each axis its own": ((8, 6, 5, 3), {"strides": [3, 1], "pads": [2, 0, 1, 1], "output_padding": [1, 0]}),
+    "long kernel": ((8, 6, 9, 8), {"strides": [4, 2], "pads": [3, 2, 2, 3]}),
+    "pads larger than half of the kernel": ((8, 6, 3, 3), {"strides": [2, 2], "pads": [2, 2, 2, 2]}),
     "same": ((8, 6, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
 }
 
@@ -62,7 +68,16 @@ def test_conv_transpose(name):
             g.const(np.int8(0)),
         )
     )
-    check(g.model(g.q(g.op("ConvTranspose", g.data("x", 1, 8, 5, 6, zero_point=3), weight, **attrs), 0.3)))
+    y = g.op("Relu", g.op("ConvTranspose", g.data("x", 1, 8, 5, 6, zero_point=3), weight, **attrs))
+    program = check(g.model(g.q(y, 0.3)))
+    zeros_between = "group" in attrs
+    assert ("pad" in ops(program)) == zeros_between
+    if "strides" in attrs and not zeros_between:
+        kinds = [kind(n.op) for n in tidy(program).nodes if kind(n.op) in ("conv2d", "requantize")]
+        types = tidy(program).types()
+        assert kinds == ["conv2d", "requantize"]
+        moved = [types[n.name].dtype for n in tidy(program).nodes if n.op in ("transpose", "slice", "reshape")]
+        assert set(moved) == {"int8"}, "sums are rounded before they are moved"
 
 
 def test_conv_transpose_1d():
