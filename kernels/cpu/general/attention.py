@@ -12,6 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain
+from qcompile.kernels.cpu.general.attention_blocks import (
+    arranged_bias,
+    arranged_mask,
+    attention_call,
+    choose_blocks,
+)
 from qcompile.kernels.cpu.general.attention_kernel import LARGEST_DISTANCE, SIZES, Body, Plan
 from qcompile.kernels.cpu.general.common import (
     TASKS,
@@ -42,6 +48,16 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
     heads = int(np.prod(lead, dtype=np.int64))
     native = "uint8" if ctx.target.unsigned_activations else "int8"
     calls: list[KernelCall] = []
+    parallel = heads > 1 and heads * m * length * (d + e) >= PARALLEL_MACS * isa.lanes
+    blocks = choose_blocks(isa, m, length, d, e)
+    arranged = _arranged(ctx, names[4:], m, length) if blocks else None
+    if blocks and arranged is not None:
+        k_source, _ = _native(ctx, names[1], native, isa, calls)
+        shapes = [*(t.shape for t in (q, k, v)), *(shape for _, shape in arranged.values())]
+        offsets = [_head_offsets(s[:-2], lead, s[-2] * s[-1]) for s in shapes]
+        signed = a["q_zero_point"] - (128 if q.dtype == "uint8" else 0)
+        extra = {name: source for name, (source, _) in arranged.items()}
+        return [*calls, attention_call(ctx, blocks, (k_source, native), extra, offsets, signed, parallel)]
     q_source, q_zero_point = _native(ctx, names[0], native, isa, calls)
     dots = ACTIVATION_DOTS[isa.name]
     scores = choose_tiling(dots, m, length, d, 1, uniform=True)
@@ -73,7 +89,7 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         "mask" in extras,
         "bias" in extras,
         shift < 0,
-        heads > 1 and heads * m * length * (d + e) >= PARALLEL_MACS * isa.lanes,
+        parallel,
     )
     k_columns, v_columns = plan.columns
     plan = Plan(**{**plan.__dict__, "tail": e % v_columns})
@@ -121,6 +137,24 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
     return [*calls, KernelCall(work, operands)]
 
 
+def _arranged(
+    ctx: NodeContext, names: list[str], m: int, length: int
+) -> dict[str, tuple[np.ndarray | Source, tuple[int, ...]]] | None:
+    """mask and bias as attention_call takes them, with shapes whose last two axes are those of a head; None where one
+    would have to be arranged at run time."""
+    arranged: dict[str, tuple[np.ndarray | Source, tuple[int, ...]]] = {}
+    for kind, name in zip([n for n in ("mask", "bias") if ctx.node.attrs[f"has_{n}"]], names):
+        shape = (1,) * (2 - len(ctx.types[name].shape)) + tuple(ctx.types[name].shape)
+        if name in ctx.constants:
+            array = (arranged_mask if kind == "mask" else arranged_bias)(ctx.constants[name].reshape(shape), m, length)
+            arranged[kind] = array, (*shape[:-2], 1, array[(0,) * len(shape[:-2])].size)
+        elif kind == "mask" and shape[-2:] == (1, length):
+            arranged[kind] = operand(ctx, name), shape
+        else:
+            return None
+    return arranged
+
+
 def _native(ctx: NodeContext, name: str, native: str, isa: Isa, calls: list[KernelCall]) -> tuple[Source, int]:
     """q in the signedness that the dot products read, and its zero point."""
     type_, zero_point = ctx.types[name], ctx.node.attrs["q_zero_point"]
@@ -128,7 +162,7 @@ def _native(ctx: NodeContext, name: str, native: str, isa: Isa, calls: list[Kern
         return operand(ctx, name), zero_point
     offset = 128 if native == "uint8" else -128
     chain = Chain([Node("native", "cast", (name,), {"offset": offset, "dtype": native})], name, {name: type_}, {}, isa)
-    target = Workspace("native q", type_.nbytes + SLACK_BYTES)
+    target = Workspace(f"native {name}", type_.nbytes + SLACK_BYTES)
     calls.append(chain_call(chain, operand(ctx, name), target, Type(type_.shape, native)))
     return target, zero_point + offset
 

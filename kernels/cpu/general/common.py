@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import (
     Expr,
     T,
     bind,
-    cast,
     dtype_of,
     extract,
     function,
     lanes_of,
     local,
+    reinterpret,
     splat,
 )
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, NodeContext, Workspace
@@ -118,10 +119,6 @@ def select(condition: Expr, a: Expr, b: Expr) -> Expr:
 
 def flip(x: Expr, dtype: str) -> Expr:
     """8-bit lanes with the top bit inverted: uint8 n as int8 n - 128, and back."""
-    n = lanes_of(x)
-    return T.reinterpret(dtype if n == 1 else f"{dtype}x{n}", T.bitwise_xor(x, cast_constant(x, 0x80)))
-
-
-def cast_constant(like: Expr, value: int) -> Expr:
-    """`value` in the type of another vector, as bits."""
-    return cast(splat(value, "int32", lanes_of(like)), str(like.ty).split("x")[0])
+    n, own = lanes_of(x), dtype_of(x)
+    flipped = T.bitwise_xor(x, splat(RANGES["int8"][0] if own == "int8" else 128, own, n))
+    return reinterpret(flipped, dtype, n)

@@ -6,6 +6,7 @@ registers. Everything here is exact; each override returns the same bits by anot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,6 +157,21 @@ class Isa:
         """The uint8 lanes added to int32 sums; which to which does not matter, since all are added up in the end."""
         return total + cast(x, "int32")
 
+    def add_groups(self, total: Expr, x: Expr) -> Expr:
+        """total[i] + x[4i] + x[4i+1] + x[4i+2] + x[4i+3] of int32 lanes and four times as many of 8 bits."""
+        n = lanes_of(total)
+        x = bind(x)
+        parts = [cast(shuffle([x], range(e, 4 * n, 4)), "int32") for e in range(4)]
+        return total + ((parts[0] + parts[1]) + (parts[2] + parts[3]))
+
+    def scaled_groups(self, values: Sequence[Expr], m: Expr) -> Expr:
+        """min(255, round(min(v, 32767) * m / 2^15)) of four int32 vectors as uint8, the four of a lane side by side;
+        anything for v < 0, m an int32 scalar in [0, 32767]."""
+        n = lanes_of(values[0])
+        limit, multiplier = splat(RANGES["int16"][1], "int32", n), bind(splat(m, "int16", n))
+        words = [bind(self.mul_round(bind(cast(T.min(v, limit), "int16")), multiplier)) for v in values]
+        return interleave([bind(cast(T.min(w, splat(255, "int16", n)), "uint8")) for w in words])
+
     multiplies_pairs = False
 
     def pair_products(self, a: Expr, b: Expr) -> Expr:
@@ -218,3 +234,23 @@ def residual_word(r: Expr) -> Expr:
 def code_bytes(x: Expr) -> Expr:
     """8-bit lanes as uint8, bits unchanged."""
     return x if dtype_of(x) == "uint8" else reinterpret(x, "uint8", lanes_of(x))
+
+
+def interleave(parts: Sequence[Expr]) -> Expr:
+    """Lane c of each part next to each other, by pairs: c of parts[0], c of parts[1], ..."""
+    parts, size = list(parts), 1
+    while len(parts) > 1:
+        half = len(parts) // 2
+        zipped = []
+        for i in range(half):
+            n = lanes_of(parts[2 * i])
+            zipped.append(
+                bind(
+                    shuffle(
+                        [parts[2 * i], parts[2 * i + 1]],
+                        [s * n + u * size + e for u in range(n // size) for s in (0, 1) for e in range(size)],
+                    )
+                )
+            )
+        parts, size = zipped, size * 2
+    return parts[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qcompile.kernels.cpu.builder import (
     Expr,
     Pointer,
@@ -42,6 +44,20 @@ def _recoded(codes: Expr, dtype: str) -> Expr:
 def _centred(zero_point: Expr, dtype: str) -> bool:
     """Whether a result of signed codes only has to be recoded."""
     return isinstance(zero_point, IntImm) and zero_point.value == (0 if dtype == "int8" else -SIGN)
+
+
+def _add_groups(isa: Isa, total: Expr, x: Expr) -> Expr:
+    """vpdpbusd by ones."""
+    if lanes_of(total) % isa.lanes or dtype_of(x) != "uint8":
+        return Isa.add_groups(isa, total, x)
+    name, x, total = f"llvm.x86.avx512.vpdpbusd.{32 * isa.lanes}", bind(x), bind(total)
+    ones, size = splat(1, "int8", 4 * isa.lanes), isa.lanes
+
+    def register(at: int) -> Expr:
+        parts = extract(total, at, size), extract(x, 4 * at, 4 * size)
+        return intrinsic(f"int32x{size}", name, *parts, ones)
+
+    return concat([register(at) for at in range(0, lanes_of(total), size)])
 
 
 class X86(Isa):
@@ -150,6 +166,9 @@ class Avx2(BytePieces, X86):
 class AvxVnni(Avx2):
     name = "avxvnni"
 
+    def add_groups(self, total: Expr, x: Expr) -> Expr:
+        return _add_groups(self, total, x)
+
 
 class Avx512(X86):
     name = "avx512vnni"
@@ -167,6 +186,18 @@ class Avx512(X86):
             return total + sum(cast(extract(x, i * (n // 4), n // 4), "int32") for i in range(4))
         name = f"llvm.x86.avx512.vpdpbusd.{8 * n}"
         return intrinsic(f"int32x{n // 4}", name, total, x, splat(1, "int8", n))
+
+    def add_groups(self, total: Expr, x: Expr) -> Expr:
+        return _add_groups(self, total, x)
+
+    def scaled_groups(self, values: Sequence[Expr], m: Expr) -> Expr:
+        if lanes_of(values[0]) != 16:
+            return super().scaled_groups(values, m)
+        multiplier = bind(splat(m, "int16", 32))
+        words = [bind(self.mul_round(bind(self._pack_words(*values[i : i + 2])), multiplier)) for i in (0, 2)]
+        # within each 128-bit quarter: four bytes of one vector after the other
+        places = [16 * (i // 16) + 4 * (i % 4) + i % 16 // 4 for i in range(64)]
+        return shuffle([self._pack_bytes(words, "uint8")], places)
 
     def saturate(self, x: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """Narrows two or more registers by saturating packs: a third of the instructions of one by one."""

@@ -20,6 +20,7 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
+from qcompile.kernels.cpu.isa.base import interleave
 from qcompile.kernels.cpu.isa.dot import Dot
 
 
@@ -27,26 +28,6 @@ def _signed(x: Expr) -> Expr:
     """The bytes as int8: u8 - 128 flips the top bit."""
     n = lanes_of(x)
     return reinterpret(T.bitwise_xor(x, splat(128, "uint8", n)), "int8", n) if str(x.ty).startswith("uint8") else x
-
-
-def _interleave(parts: list[Expr]) -> Expr:
-    """Lane c of each part next to each other, by pairs: c of parts[0], c of parts[1], ..."""
-    size = 1
-    while len(parts) > 1:
-        half = len(parts) // 2
-        zipped = []
-        for i in range(half):
-            n = lanes_of(parts[2 * i])
-            zipped.append(
-                bind(
-                    shuffle(
-                        [parts[2 * i], parts[2 * i + 1]],
-                        [s * n + u * size + e for u in range(n // size) for s in (0, 1) for e in range(size)],
-                    )
-                )
-            )
-        parts, size = zipped, size * 2
-    return parts[0]
 
 
 def pack_columns(
@@ -78,7 +59,7 @@ def pack_columns(
         bias.store(terms, bias.load(terms, columns) + sum(wide[1:], wide[0]))
         if order != sorted(order):
             rows = [bind(shuffle([r], order)) for r in rows]
-        packed.store(out + g * (dot.group * columns), _interleave(rows))
+        packed.store(out + g * (dot.group * columns), interleave(rows))
 
 
 def pack_rows(

@@ -1,0 +1,132 @@
+"""Attention with its queries in lanes: when, with which tiles, and the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from qcompile.kernels.cpu.general.attention_lanes import CHUNK, KEYS, LARGEST_DISTANCE, SIZES, Body, Plan
+from qcompile.kernels.cpu.general.common import TASKS, Source, kernel, operand, pointers, scalars
+from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.isa.dot import Dot, Tile
+from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
+
+TILE_OVERHEAD = 15.0  # cycles
+QUERY_CYCLES = 0.2  # to weigh a key
+MOST_SCORES = 1 << 18  # bytes of a block of queries
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Tiles of both products: keys by queries, columns of v by queries."""
+
+    dot: Dot
+    scores: Tile
+    values: Tile
+
+
+def choose_blocks(isa: Isa, m: int, length: int, d: int, e: int) -> Blocks | None:
+    """The cheapest tiles for m queries of d elements and `length` keys with values of e; None: too few queries, or dot
+    products whose accumulators are not neighbouring queries."""
+    dot = ACTIVATION_DOTS[isa.name][0]
+    if not dot.in_order or dot.group != KEYS:
+        return None
+    candidates = []
+    for n in sorted({c for _, c in dot.tiles if c & (c - 1) == 0 and c % dot.lanes == 0 and c <= m}):
+        scores, values = (_best(dot, n, rows, run) for rows, run in ((length, d), (e, length)))
+        if scores and values and (4 * n * length <= MOST_SCORES or not candidates):
+            cost = -(-m // n) * (scores[0] + values[0] + QUERY_CYCLES * n * length)
+            candidates.append((cost, Blocks(dot, scores[1], values[1])))
+    return min(candidates, key=lambda c: c[0])[1] if candidates else None
+
+
+def _best(dot: Dot, n: int, rows: int, run: int) -> tuple[float, Tile] | None:
+    """(cycles, tile) of n columns for a product of so many rows and a run of K."""
+    tiles = [Tile(r, n) for r, c in dot.tiles if c == n and r <= rows]
+    cost = {t: -(-rows // t.rows) * (-(-run // dot.group) * dot.cycles(t) + TILE_OVERHEAD) for t in tiles}
+    return min(((c, t) for t, c in cost.items()), key=lambda c: c[0], default=None)
+
+
+def attention_call(
+    ctx: NodeContext,
+    blocks: Blocks,
+    k: tuple[Source, str],
+    extras: dict[str, np.ndarray | Source],
+    offsets: list[np.ndarray],
+    q_zero_point: int,
+    parallel: bool,
+) -> KernelCall:
+    """k: where it lies in the native signedness, and that. extras: bias and full masks as constants, arranged as
+    `arranged_bias` and `arranged_mask` say, a mask of keys as it lies. offsets: where each head begins in q, k, v and
+    the extras. q_zero_point: of q's signed codes."""
+    isa, a = get_isa(ctx.target), ctx.node.attrs
+    names = list(ctx.node.inputs)
+    q, v = ctx.types[names[0]], ctx.types[names[2]]
+    heads, (m, d), (length, e) = len(offsets[0]), q.shape[-2:], v.shape[-2:]
+    shift = a["score_shift"]
+    mask = extras.get("mask")
+    plan = Plan(
+        isa,
+        blocks.dot,
+        blocks.scores,
+        blocks.values,
+        (q.dtype, k[1], v.dtype, ctx.out.dtype),
+        "" if mask is None else "full" if isinstance(mask, np.ndarray) else "keys",
+        "bias" in extras,
+        shift < 0,
+        q_zero_point == 0,
+        parallel,
+    )
+    tasks = min(TASKS, heads) if parallel else 1
+    scratch = {
+        name: (dtype, Workspace(name, tasks * (-(-count // CHUNK) * CHUNK) * np.dtype(dtype).itemsize + SLACK_BYTES))
+        for name, (dtype, count) in plan.scratch(length, d, e).items()
+    }
+    numbers = {
+        "heads": heads,
+        "tasks": tasks,
+        "m": m,
+        "length": length,
+        "d": d,
+        "e": e,
+        "q_zero_point": q_zero_point,
+        "v_zero_point": a["v_zero_point"] + {"int8uint8": 128, "uint8int8": -128}.get(v.dtype + k[1], 0),
+        "score_shift": min(abs(shift), 31),
+        "score_limit": (LARGEST_DISTANCE >> -shift) + 1 if shift < 0 else 0,
+        **{n: int(a[n]) for n in ("score_multiplier", "shift", "zero_point", "qmin", "qmax")},
+    }
+    parameters = [
+        *pointers(q=q.dtype, k=k[1], v=v.dtype, y=ctx.out.dtype, table="uint8", numerator="int64", starts="int32"),
+        *pointers(**{n: dtype for n, (dtype, _) in scratch.items()}),
+        *pointers(**{n: "int8" if n == "mask" else "int32" for n in extras}),
+        *scalars(*SIZES),
+    ]
+    work = kernel(
+        plan.name, parameters, lambda *arguments: Body(plan, dict(zip((p[0] for p in parameters), arguments))).emit()
+    )
+    operands = (
+        operand(ctx, names[0]),
+        k[0],
+        operand(ctx, names[2]),
+        Buffer(ctx.node.name),
+        operand(ctx, names[3]),
+        Constant(np.array([a["numerator"]], np.int64)),
+        Constant(np.stack(offsets, 1).astype(np.int32)),
+        *(w for _, w in scratch.values()),
+        *(Constant(x) if isinstance(x, np.ndarray) else x for x in extras.values()),
+        *(numbers[n] for n in SIZES),
+    )
+    return KernelCall(work, operands)
+
+
+def arranged_mask(mask: np.ndarray, m: int, length: int) -> np.ndarray:
+    """int8 [..., m, length] as [..., groups of KEYS keys, m, KEYS]: -1 where a query sees a key, 0 elsewhere."""
+    kept = np.where(np.broadcast_to(mask, (*mask.shape[:-2], m, length)) != 0, -1, 0).astype(np.int8)
+    kept = np.concatenate([kept, np.zeros((*kept.shape[:-1], -length % KEYS), np.int8)], -1)
+    return np.ascontiguousarray(kept.reshape(*kept.shape[:-1], -1, KEYS).swapaxes(-2, -3))
+
+
+def arranged_bias(bias: np.ndarray, m: int, length: int) -> np.ndarray:
+    """int32 [..., m, length] as [..., length, m]."""
+    return np.ascontiguousarray(np.broadcast_to(bias, (*bias.shape[:-2], m, length)).swapaxes(-1, -2))
