@@ -50,6 +50,12 @@ class Pointer:
         """The same memory from element `offset` on, by a pointer of its own: x86 then extends no 32-bit sums."""
         return Pointer(T.decl_buffer((UNBOUNDED,), self.dtype, data=T.Bind(self.address(offset))), self.dtype)
 
+    def fresh(self, offset: Expr) -> Pointer:
+        """The same memory from element `offset` on by a pointer that LLVM does not know: what loops do not change is
+        then loaded where it is used, instead of before the loop into registers that must be kept on the stack."""
+        pointer = T.call_llvm_intrin("handle", "llvm.launder.invariant.group", self.address(offset))
+        return Pointer(T.decl_buffer((UNBOUNDED,), self.dtype, data=T.Bind(pointer)), self.dtype)
+
     def as_type(self, dtype: str) -> Pointer:
         """The same memory as elements of another dtype of equal size."""
         return Pointer(T.decl_buffer((UNBOUNDED,), dtype, data=self.buffer.data), dtype)
@@ -97,6 +103,9 @@ class Moved(Pointer):
     def moved(self, offset: Expr) -> Moved:
         return Moved(self.buffer, self.dtype, self.base + offset)
 
+    def address(self, offset: Expr) -> Expr:
+        return super().address(self.base + offset)
+
     def load(self, offset: Expr, lanes: int = 1) -> Expr:
         return super().load(self.base + offset, lanes)
 
@@ -125,6 +134,13 @@ def resident(values: Sequence[Expr]) -> Pointer:
     for i, value in enumerate(values):
         pointer.store(i * lanes, value)
     return pointer
+
+
+def settle(values: Sequence[Expr]) -> None:
+    """A place in the code where these vectors are in registers, and that LLVM's scheduler moves nothing across. Without
+    such places it reorders long code until the registers do not suffice. It is no instruction."""
+    for value in values:
+        T.evaluate(T.call_llvm_intrin("void", "llvm.fake.use", value))
 
 
 def bind(value: Expr) -> Expr:

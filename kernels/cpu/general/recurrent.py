@@ -128,7 +128,7 @@ def _product(
     macs = rows * n * units
     geometry = Geometry(
         single=rows == tiling.rows,
-        steps=tiling.dot.steps(sizes["run_groups"]),
+        walk=tiling.dot.walk(sizes["run_groups"]),
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
     padded = np.concatenate([bias, np.zeros(CONSTANT_PADDING, np.int32)])

@@ -17,6 +17,7 @@ from qcompile.kernels.cpu.builder import (
     lanes_of,
     local,
     reinterpret,
+    settle,
     splat,
 )
 
@@ -31,6 +32,18 @@ class Tile:
     rows: int
     columns: int
     split: int = 1
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What code knows of the walk along K. steps: whole steps of a run, None: a loop of at least one; left: groups
+    that they leave over; straight: (runs, taps) where all of it is code without a loop; apart: the only run's first and
+    last step are code of their own, which the scheduler of the CPU can mix with what begins and ends a tile."""
+
+    steps: int | None
+    left: int
+    straight: tuple[int, int] | None = None
+    apart: bool = False
 
 
 class Dot:
@@ -53,7 +66,7 @@ class Dot:
     in_order = True  # an accumulator's lanes are neighbouring channels of one pixel
     begins_at_bias = True  # of those channels
     multiplies_bytes = False  # vectors of bytes, each modulo 256
-    straight_steps = 0  # runs of so many steps are code without a loop
+    part_rows = 0  # pixels whose sums are finished, and begin to be rescaled, before the next ones'; 0: all at once
     digits = False  # packed weights are signed digits of 4 bits, a byte two of them
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
     unpack_cycles = 1.0  # to a register
@@ -107,10 +120,8 @@ class Dot:
     def split_limit(self) -> int:
         return 4
 
-    def steps(self, groups: int, runs: bool = False) -> tuple[int | None, int] | None:
-        """(whole steps, groups that they leave over) of a run of `groups`, if the code is to know them; None steps: a
-        loop of at least one. runs: there are several, else their weights, the same for all tiles, would be kept on the
-        stack."""
+    def walk(self, groups: int, runs: int = 1, taps: int = 1) -> Walk | None:
+        """What the code is to know of the walk along K, runs * taps runs of `groups` each; None: nothing."""
         return None
 
     def groups_a_step(self, tile: Tile) -> int:
@@ -139,6 +150,11 @@ class Dot:
             acc.store(unit * self.lanes, bias[unit % len(bias)] if biased else splat(0, "int32", self.lanes))
         return acc
 
+    def settle(self, tile: Tile, acc: Pointer) -> None:
+        """All accumulators are what they are here: no sum is put off."""
+        units = self.accumulators(tile.rows, tile.columns) * tile.split
+        settle([acc.load(unit * self.lanes, self.lanes) for unit in range(units)])
+
     def total(self, tile: Tile, acc: Pointer, unit: int) -> Expr:
         """An accumulator, its split sums added."""
         parts = [acc.load(self.index(tile, unit, s), self.lanes) for s in range(tile.split)]
@@ -152,17 +168,28 @@ class Dot:
         size, first = self.vector_bytes, g * self.packed_bytes(tile.columns)
         return [bind(w.load(first + at, size)) for at in range(0, self.packed_bytes(tile.columns), size)]
 
+    def parts(self, tile: Tile) -> list[range]:
+        """The rows of a tile as they are finished."""
+        size = self.part_rows or tile.rows
+        return [range(at, min(at + size, tile.rows)) for at in range(0, tile.rows, size)]
+
     def step(
-        self, tile: Tile, acc: Pointer, rows: Sequence[Pointer], w: Pointer | Sequence[Expr], groups: int
+        self,
+        tile: Tile,
+        acc: Pointer,
+        rows: Sequence[Pointer],
+        w: Pointer | Sequence[Expr],
+        groups: int,
+        first: int = 0,
     ) -> None:
-        """Adds `groups` groups; rows: where the tile's pixels begin, w: where the packed weights do, or (where
-        accumulators are in order) their vectors."""
+        """Adds `groups` groups; rows: where pixels `first`, first + 1, ... of the tile begin; w: where the packed
+        weights do, or (where accumulators are in order) their vectors."""
         raise NotImplementedError
 
-    def finish(self, tile: Tile, acc: Pointer) -> list[list[Expr]]:
-        """The sums as vectors of int32 in channel order: [row][vector]."""
+    def finish(self, tile: Tile, acc: Pointer, rows: Sequence[int] | None = None) -> list[list[Expr]]:
+        """The sums as vectors of int32 in channel order: [row][vector]; rows: of these only."""
         n = tile.columns // self.lanes
-        return [[self.total(tile, acc, i * n + j) for j in range(n)] for i in range(tile.rows)]
+        return [[self.total(tile, acc, i * n + j) for j in range(n)] for i in rows or range(tile.rows)]
 
 
 class Digits(Dot):

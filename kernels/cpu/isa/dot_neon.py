@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import Expr, T, bind, concat, extract, intrinsic, reinterpret, shuffle
-from qcompile.kernels.cpu.isa.dot import Digits, Dot
+from qcompile.kernels.cpu.isa.dot import Digits, Dot, Walk
 from qcompile.kernels.cpu.isa.neon import PREFIX
+
+# Speed against the size of the code: a loop begins and ends a tile 10 to 25 cycles later than code without
+STRAIGHT_STEPS = 4  # a run of no more steps is code without a loop
+STRAIGHT_RUNS = 12  # and so are several runs of no more
+APART_STEPS = 16  # up to here the first and the last step are no part of the loop
 
 
 class Sdot(Dot):
@@ -14,7 +19,7 @@ class Sdot(Dot):
     multiplies_bytes = True
     resident_bias = True
     unroll = 4
-    straight_steps = 4
+    part_rows = 4
     latency = 4
     tiles: tuple[tuple[int, int], ...] = (
         (8, 8),
@@ -44,20 +49,24 @@ class Sdot(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows / 4 + columns / self.lanes
 
-    def steps(self, groups: int, runs: bool = False) -> tuple[int | None, int]:
-        whole = groups // self.unroll
-        return whole if whole <= runs * self.straight_steps else None, groups % self.unroll
+    def walk(self, groups: int, runs: int = 1, taps: int = 1) -> Walk:
+        whole, left = divmod(groups, self.unroll)
+        several, steps = runs * taps > 1, -(-groups // self.unroll)
+        straight = runs * taps * steps <= STRAIGHT_RUNS if several else steps <= STRAIGHT_STEPS
+        known = straight or (several and whole <= STRAIGHT_STEPS)
+        apart = not known and not several and steps <= APART_STEPS
+        return Walk(whole if known else None, left, (runs, taps) if straight else None, apart)
 
-    def step(self, tile, acc, rows, w, groups):
+    def step(self, tile, acc, rows, w, groups, first=0):
         n = tile.columns // 4
-        for first in range(0, groups, 4):
-            count = min(4, groups - first)
+        for at in range(0, groups, 4):
+            count = min(4, groups - at)
             # fewer groups: what the load reads beyond them is not used
-            loads = [row.load(first * 4, 16) for row in rows]
+            loads = [row.load(at * 4, 16) for row in rows]
             pixels = [bind(_whole(load) if count == 1 else load) for load in loads]
             for g in range(count):
-                for j, weights in enumerate(self.weights(tile, w, first + g)):
-                    for i, pixel in enumerate(pixels):
+                for j, weights in enumerate(self.weights(tile, w, at + g)):
+                    for i, pixel in enumerate(pixels, first):
                         o = self.index(tile, i * n + j, g)
                         acc.store(
                             o,
@@ -109,24 +118,24 @@ class Smull(Dot):
     def split_limit(self) -> int:
         return 1
 
-    def step(self, tile, acc, rows, w, groups):
+    def step(self, tile, acc, rows, w, groups, first=0):
         pixels = [[bind(row.load(8 * g, 8)) for g in range(groups)] for row in rows]
         for j in range(tile.columns):
             weights = [bind(w.load((g * tile.columns + j) * 8, 8)) for g in range(groups)]
-            for i, pixel in enumerate(pixels):
+            for i, pixel in enumerate(pixels, first):
                 products = [intrinsic("int16x8", PREFIX + "smull.v8i16", p, q) for p, q in zip(pixel, weights)]
                 o = self.index(tile, i * tile.columns + j)
                 pairs = intrinsic("int32x4", PREFIX + "saddlp.v4i32.v8i16", sum(products[1:], products[0]))
                 acc.store(o, acc.load(o, 4) + pairs)
 
-    def finish(self, tile, acc):
+    def finish(self, tile, acc, rows=None):
         def channels(i: int, j: int) -> Expr:
             sums = [self.total(tile, acc, i * tile.columns + j + c) for c in range(4)]
             while len(sums) > 1:
                 sums = [intrinsic("int32x4", PREFIX + "addp.v4i32", a, b) for a, b in zip(sums[::2], sums[1::2])]
             return sums[0]
 
-        return [[channels(i, j) for j in range(0, tile.columns, 4)] for i in range(tile.rows)]
+        return [[channels(i, j) for j in range(0, tile.columns, 4)] for i in rows or range(tile.rows)]
 
 
 class SmullAny(Smull):
@@ -151,26 +160,26 @@ class Smmla(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows + columns / 2
 
-    def step(self, tile, acc, rows, w, groups):
+    def step(self, tile, acc, rows, w, groups, first=0):
         n = tile.columns // 2
         pairs = []
-        for i in range(0, tile.rows, 2):
+        for i in range(0, len(rows), 2):
             a, b = (bind(row.load(0, 8 * groups)) for row in rows[i : i + 2])
             pairs.append([bind(concat([extract(a, 8 * g, 8), extract(b, 8 * g, 8)])) for g in range(groups)])
         for g in range(groups):
             for j, weights in enumerate(self.weights(tile, w, g)):
-                for i, pair in enumerate(pairs):
+                for i, pair in enumerate(pairs, first // 2):
                     o = self.index(tile, i * n + j, g)
                     acc.store(o, intrinsic("int32x4", PREFIX + "smmla.v4i32.v16i8", acc.load(o, 4), pair[g], weights))
 
-    def finish(self, tile, acc):
+    def finish(self, tile, acc, rows=None):
         n = tile.columns // 2
 
         def halves(i: int, j: int) -> Expr:
             pairs = [self.total(tile, acc, i // 2 * n + j + c) for c in range(2)]
             return shuffle(pairs, [0, 1, 4, 5] if i % 2 == 0 else [2, 3, 6, 7])
 
-        return [[halves(i, j) for j in range(0, n, 2)] for i in range(tile.rows)]
+        return [[halves(i, j) for j in range(0, n, 2)] for i in rows or range(tile.rows)]
 
 
 class SmmlaDigits(Digits, Smmla):

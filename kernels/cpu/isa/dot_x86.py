@@ -19,11 +19,11 @@ class Vnni(Dot):
         self.name, self.lanes, self.registers, self.latency, self.tiles = name, lanes, registers, latency, tiles
         self.column_step = lanes
 
-    def step(self, tile, acc, rows, w, groups):
+    def step(self, tile, acc, rows, w, groups, first=0):
         n, size = tile.columns // self.lanes, 4 * self.lanes
         for g in range(groups):
             panel = self.weights(tile, w, g)
-            for i, row in enumerate(rows):
+            for i, row in enumerate(rows, first):
                 pixel = T.broadcast(T.reinterpret("int32", row.load(g * 4, 4)), self.lanes)
                 pixel = bind(reinterpret(pixel, "uint8", size))
                 for j in range(n):
@@ -73,7 +73,7 @@ class Madd(Dot):
     def loads(self, rows: int, columns: int) -> float:
         return rows * 1.5 + columns / 4
 
-    def step(self, tile, acc, rows, w, groups):
+    def step(self, tile, acc, rows, w, groups, first=0):
         n = tile.columns // 4
         for g in range(groups):
             pixels = []
@@ -81,7 +81,7 @@ class Madd(Dot):
                 four = T.broadcast(T.reinterpret("int32", row.load(g * 4, 4)), 4)
                 pixels.append(bind(cast(reinterpret(four, row.dtype, 16), "int16")))
             for j, weights in enumerate(self.weights(tile, w, g)):
-                for i, pixel in enumerate(pixels):
+                for i, pixel in enumerate(pixels, first):
                     o = self.index(tile, i * n + j, g)
                     acc.store(o, acc.load(o, 8) + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pixel, weights))
 
@@ -89,7 +89,7 @@ class Madd(Dot):
         first, size = g * tile.columns * 4, 16
         return [bind(cast(w.load(first + at, size), "int16")) for at in range(0, tile.columns * 4, size)]
 
-    def finish(self, tile, acc):
+    def finish(self, tile, acc, rows=None):
         n = tile.columns // 4
         return [
             [
@@ -101,7 +101,7 @@ class Madd(Dot):
                 )
                 for j in range(0, n, 2)
             ]
-            for i in range(tile.rows)
+            for i in rows or range(tile.rows)
         ]
 
 

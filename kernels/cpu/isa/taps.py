@@ -31,6 +31,7 @@ class TapDot:
     zips = 8
     order: np.ndarray | None = None
     stages = False  # long lines of one block are copied next to each other first: see Walk.stage
+    settles = False  # pieces of code that LLVM is not to mix: weights are loaded where they are used
     zips_ahead = True  # all groups of a line are zipped before the first is used, rather than each when it is
     @property
     def units(self) -> int:
@@ -124,6 +125,7 @@ class SdotTaps(TapDot):
     """sdot over four zipped taps."""
 
     name = "sdot_taps"
+    settles = True
 
     def dots(self, acc, first, zipped, weights):
         for u in range(4):

@@ -188,7 +188,7 @@ def matrix_calls(
         image=bool(width),
         framed=frame is not None,
         wraps=bool(written % tiling.rows),
-        steps=tiling.dot.steps(sizes["run_groups"], all_runs > 1),
+        walk=tiling.dot.walk(sizes["run_groups"], runs, taps),
         runs=all_runs > 1,
         taps=taps > 1,
         outer=images * groups > 1,

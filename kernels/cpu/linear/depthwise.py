@@ -24,6 +24,7 @@ from qcompile.kernels.cpu.builder import (
     local,
     reinterpret,
     resident,
+    settle,
     shuffle,
     store_lanes,
 )
@@ -155,11 +156,12 @@ class _Body:
         walk, dot = self.walk, self.dot
         z, o = walk.zipped, walk.other
         z_pixels, o_pixels = (width, T.int32(walk.fold)) if walk.rows else (T.int32(walk.fold), width)
-        groups, (panel, total) = z.groups(dot.group), walk.panels(dot)
+        groups, (panel, total), size = z.groups(dot.group), walk.panels(dot), z.outputs * dot.block
         def add(acc: Pointer, g: int, parts: list[Expr], tap: Expr | int) -> None:
+            w = self.w.fresh(weights) if dot.settles else self.w.moved(weights)
             for j in range(z.outputs):
                 if (j, g) in panel:
-                    dot.dots(acc, j * dot.block, parts, dot.weights(self.w, weights + (tap * total + panel[j, g])))
+                    dot.dots(acc, j * dot.block, parts, dot.weights(w, tap * total + panel[j, g]))
 
         def finish(acc: Pointer, k: int) -> None:
             together = max(1, self.chain.width // dot.block)
@@ -204,7 +206,9 @@ class _Body:
                     for g in some:
                         add(sums[k], g, here[g], tap)
                     if position == o.reads(k)[-1] and some[-1] == groups - 1:
-                        finish(sums[k], k)
+                        finish(sums.pop(k), k)
+                if dot.settles:
+                    settle([acc.load(at, dot.lanes) for acc in sums.values() for at in range(0, size, dot.lanes)])
 
     def _zipper(self, at: Expr, positions: Sequence[int]) -> Callable[[int, int], list[Expr]]:
         """(group along the zip axis, position along the other one) -> the zipped taps of a pass that begins at `at`."""

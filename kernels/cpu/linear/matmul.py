@@ -78,7 +78,7 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
         )
     geometry = Geometry(
         single=m == tiling.rows,
-        steps=tiling.dot.steps(groups),
+        walk=tiling.dot.walk(groups),
         outer=images > 1,
         row_term=bool(terms),
         parallel=images * m * n * k >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,

@@ -1,9 +1,8 @@
 """The one generator of matrix-product kernels: dense layers, convolutions and products of two activations.
 
-For each task (image, group, block of pixels, panel of channels), for each tile of pixels: clear the accumulators, walk
-the runs of K, add the bias, run the epilogue, store. A run is a stretch of contiguous bytes that all pixels of a tile
-read at the same distance from their own offsets: the whole K of a dense layer, one kernel row of a convolution, or one
-tap of a dilated or grouped one. The last tile of pixels starts early rather than being short.
+For each task (image, group, block of pixels, panel of channels), for each tile of pixels: begin with the bias, walk
+along K (summation.py), run the epilogue, store. K is one run for a dense layer; each kernel row of a convolution is a
+run, or each tap of a dilated or grouped one. The last tile of pixels starts early rather than being short.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ from qcompile.kernels.cpu.builder import (
     store_part,
 )
 from qcompile.kernels.cpu.chain import Chain, Emitter
-from qcompile.kernels.cpu.isa.dot import Dot, Tile
+from qcompile.kernels.cpu.isa.dot import Tile, Walk
 from qcompile.kernels.cpu.linear.decode import decode_panel, digit_sums, inline_sums
 from qcompile.kernels.cpu.linear.pixels import PixelWalk, tile_places
+from qcompile.kernels.cpu.linear.summation import Summation
 from qcompile.kernels.cpu.linear.tiles import Tiling
 from qcompile.kernels.lowering import Kernel
 
@@ -76,9 +76,8 @@ class Geometry:
 
     single: all pixels are one tile; image: pixels are read from rows of an image; framed: they are written to rows of
     an image, `y_gap` elements apart; wraps: the pixels of a tile may lie on several rows;
-    runs: K has more than one run; steps: how many whole steps a run has (None: a loop of at least one), and how many
-    groups they leave over, where the code knows it; taps: two loops of runs; outer: several images or groups;
-    parallel: tasks may run on several threads; row_term: one more int32 per pixel is added to all its channels;
+    runs: K has more than one run; taps: two loops of runs; walk: what the code knows of them; outer: several images or
+    groups; parallel: tasks may run on several threads; row_term: one more int32 per pixel is added to all its channels;
     factor: sums are multiplied by a number before the bias is added.
     """
 
@@ -86,9 +85,9 @@ class Geometry:
     image: bool = False
     framed: bool = False
     wraps: bool = False
-    steps: tuple[int | None, int] | None = None
     runs: bool = False
     taps: bool = False
+    walk: Walk | None = None
     outer: bool = False
     parallel: bool = False
     row_term: bool = False
@@ -287,13 +286,17 @@ class Body:
 
     def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
         """Computes and stores one tile, of whose channels `valid` exist."""
-        dot = self.tiling.dot
+        dot, written = self.tiling.dot, self._written(here)
+
+        def pixel_places() -> list[Expr] | None:
+            return written.offsets(tile.rows) if written and not self._loops(tile) else None
+
         if self.tiling.code and self.tiling.inline:
             units, blocks = bind(self.size("code_units")), bind(self.size("code_blocks"))
             pixels = [(self.x.pointed if dot.row_pointers else self.x.moved)(o) for o in here.offsets]
             add = digit_sums if dot.digits else inline_sums
             sums = add(dot, self.tiling.code, tile, self.w, here.weights, pixels, units, blocks)
-            self._epilogue(sums, tile, valid, here, emitter)
+            self._epilogue(sums, range(tile.rows), tile, valid, here, emitter, written, pixel_places())
             return
         bias = []
         if self.resident_bias:
@@ -301,78 +304,49 @@ class Body:
         elif self.begins_at_bias:
             bias = self._bias(here.channel, tile.columns)
         acc = dot.start(tile, bias)
-        self._runs(dot, tile, acc, here)
-        self._epilogue(dot.finish(tile, acc), tile, valid, here, emitter)
+        last = self._summation(tile, acc, here).emit()
+        places = pixel_places()
+        for rows in dot.parts(tile):
+            if last:
+                last(rows)
+            self._epilogue(dot.finish(tile, acc, rows), rows, tile, valid, here, emitter, written, places)
+
+    def _summation(self, tile: Tile, acc: Pointer, here: Place) -> Summation:
+        geometry = self.geometry
+        return Summation(
+            self.tiling.dot,
+            geometry.walk,
+            geometry.runs,
+            geometry.taps,
+            self.size,
+            self.x,
+            self.w,
+            self.panel,
+            tile,
+            acc,
+            here.offsets,
+            here.weights,
+            here.ahead,
+        )
 
     def _bias(self, channel: Expr, columns: int) -> list[Expr]:
         first, lanes = bind(self.bias_base + channel), self.tiling.dot.lanes
         return [bind(self.bias.load(first + at, lanes)) for at in range(0, columns, lanes)]
 
-    def _runs(self, dot: Dot, tile: Tile, acc: Pointer, here: Place) -> None:
-        group_bytes = dot.packed_bytes(tile.columns)
-        group_ahead = bind(self.size("group_ahead"))
-        many = dot.groups_a_step(tile)
-        groups = bind(self.size("run_groups"))
-        known = self.geometry.steps
-        straight = known[0] if known else None
-        whole = bind(T.truncdiv(groups, T.int32(many))) if many > 1 else groups
-        if known:  # a loop that runs at least once needs no test before it
-            whole = bind(T.max(whole, T.int32(1))) if straight is None else T.int32(straight)
-
-        def one_run(x_at: Expr, w_at: Expr, ahead: Expr) -> None:
-            rows = [(self.x.pointed if dot.row_pointers else self.x.moved)(o + x_at) for o in here.offsets]
-
-            def step(done: Expr, count: int) -> None:
-                if dot.prefetches:
-                    self.w.prefetch(ahead + done * group_ahead)
-                pixels = [row.moved(done * dot.group) for row in rows]
-                dot.step(tile, acc, pixels, self.panel.moved(w_at + done * group_bytes), count)
-
-            if straight is not None:
-                for s in range(straight):
-                    step(T.int32(s * many), many)
-            else:
-                with T.serial(0, whole) as s:
-                    step(s * many, many)
-            if known and known[1]:
-                step(bind(whole * many), known[1])
-            elif many > 1 and not known:
-                with T.serial(0, groups - whole * many) as s:
-                    step(whole * many + s, 1)
-
-        if not self.geometry.runs:
-            one_run(T.int32(0), here.weights, here.ahead)
-            return
-        run_bytes, run_ahead = bind(groups * group_bytes), bind(groups * group_ahead)
-        with T.serial(0, T.max(self.size("runs"), T.int32(1))) as run:
-            if not self.geometry.taps:
-                one_run(
-                    bind(run * self.size("run_step")),
-                    bind(here.weights + run * run_bytes),
-                    bind(here.ahead + run * run_ahead),
-                )
-            else:
-                taps = bind(self.size("taps"))
-                with T.serial(0, taps) as tap:
-                    one_run(
-                        bind(run * self.size("run_step") + tap * self.size("tap_step")),
-                        bind(here.weights + (run * taps + tap) * run_bytes),
-                        bind(here.ahead + (run * taps + tap) * run_ahead),
-                    )
-
-    def _epilogue(self, sums: list[list[Expr]], tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
+    def _epilogue(
+        self, sums: list[list[Expr]], rows: range, tile: Tile, valid: int, here: Place, emitter: Emitter,
+        written: PixelWalk | None, places: list[Expr] | None
+    ) -> None:
+        """Rescales and stores the sums of some rows."""
         lanes, row, channel = tile.columns // len(sums[0]), here.row, here.channel
         channels = bind(self.size("channels"))
         first = bind(row * channels + channel)
-        written = self._written(here)
-        loops = self.chain.isa.loops_over_rows and len(sums) > 1
-        places = written.offsets(len(sums)) if written and not loops else []
         for at, count in self._groups(valid, lanes):
             bias = None if self.begins_at_bias else bind(self.bias.load(self.bias_base + channel + at, count))
             factor = bind(splat(self.size("factor"), "int32", count)) if self.geometry.factor else None
 
             def finish(
-                rows: list,
+                part: list[int],
                 values: list[Expr],
                 places: list[Expr],
                 at: int = at,
@@ -383,10 +357,10 @@ class Body:
                 values = values if factor is None else [v * factor for v in values]
                 values = values if bias is None else [v + bias for v in values]
                 if self.row_terms:
-                    values = [v + splat(self.row_terms.load(row + i), "int32", count) for i, v in zip(rows, values)]
-                pixels = [(row + i, bind(first + (i * channels + at))) for i in rows]
+                    values = [v + splat(self.row_terms.load(row + i), "int32", count) for i, v in zip(part, values)]
+                pixels = [(row + i, bind(first + (i * channels + at))) for i in part]
                 result = emitter.emit_pixels(concat(values), pixels, channel + at)
-                result = bind(result) if len(rows) > 1 else result
+                result = bind(result) if len(part) > 1 else result
                 for k, (_, flat) in enumerate(pixels):
                     place = bind(places[k] + at) if places else flat
                     if valid - at >= count:
@@ -395,7 +369,7 @@ class Body:
                         store_lanes(self.y, place, extract(result, k * count, count), valid - at)
 
             pick = slice(at // lanes, (at + count) // lanes)
-            if loops:
+            if self._loops(tile):
                 cell = self.cell
                 for i, vectors in enumerate(sums):
                     cell.store(i * count, concat(vectors[pick]))
@@ -407,12 +381,16 @@ class Body:
                     part = [bind(i * together + j) for j in range(together)]
                     finish(part, [cell.load(j * count, count) for j in part], following(together) if following else [])
             else:
-                rows = list(range(len(sums)))
                 # two pixels take as many instructions as one; more than two would have to be taken apart to be stored
                 together = 2 if self.chain.isa.joins_pixels and 2 * count <= self.chain.isa.width else 1
                 for start in range(0, len(rows), together):
-                    part = rows[start : start + together]
-                    finish(part, [concat(sums[i][pick]) for i in part], places[start : start + together])
+                    part = list(rows[start : start + together])
+                    values = [concat(s[pick]) for s in sums[start : start + together]]
+                    finish(part, values, [places[i] for i in part] if places else [])
+
+    def _loops(self, tile: Tile) -> bool:
+        """Results are rescaled by a loop over the rows."""
+        return self.chain.isa.loops_over_rows and tile.rows > 1
 
     def _groups(self, valid: int, lanes: int) -> list[tuple[int, int]]:
         """(first channel, channels) of what the chain handles at a time: vectors that hold valid channels, powers of

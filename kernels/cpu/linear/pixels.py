@@ -51,9 +51,11 @@ class PixelWalk:
         if self.wrap_step is None:
             offsets.store(there, offsets.load(here) + self.step)
             return
-        wraps = bind(columns.load(here) + 1 >= self.width)
-        offsets.store(there, offsets.load(here) + T.Select(wraps, self.wrap_step, self.step))
-        columns.store(there, T.Select(wraps, T.int32(0), columns.load(here) + 1))
+        # products rather than selections, which LLVM makes branches of where there are many
+        column = columns.load(here) + 1
+        wraps = bind(T.max(column - (self.width - 1), T.int32(0)))  # 1 where a row ends
+        offsets.store(there, offsets.load(here) + self.step + wraps * (self.wrap_step - self.step))
+        columns.store(there, column - wraps * self.width)
 
 
 def tile_places(first: Expr, rows: int, width: Expr, wraps: bool) -> Callable[[Expr], tuple[Expr, Expr]]:

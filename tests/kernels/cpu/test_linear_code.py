@@ -60,7 +60,7 @@ def test_main_loop_has_no_spills(name: str, kind: str) -> None:
 def test_layers_that_differ_in_numbers_share_a_kernel(name: str) -> None:
     target = TARGETS[name]
     c = Cases(target)
-    cases = [requantized(c, head) for head in (c.dense(64, 128, 192), c.dense(256, 64, 384), c.dense(64, 192, 192))]
+    cases = [requantized(c, head) for head in (c.dense(64, 320, 192), c.dense(256, 512, 384), c.dense(64, 768, 192))]
     names = {lower_node(case.context(target))[0].kernel.name for case in cases}
     assert len(names) == 1
 
