@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
 
@@ -20,6 +21,17 @@ def fuse(program: Program, fusable: Fusable) -> Program:
     types, users = program.types(), program.readers()
     taken: set[str] = set()
     groups: dict[str, list[Node]] = {}  # last node of a group -> its nodes
+    makers = {n.name: n for n in program.nodes}
+
+    def wider(value: str, than: str) -> bool:
+        return np.dtype(types[value].dtype).itemsize > np.dtype(types[than].dtype).itemsize
+
+    def joins(step: Node, value: str) -> bool:
+        """The node that makes `value` can have `step` after it. Sums rather than 8-bit codes stay in registers."""
+        alone = len(users.get(value, [])) == step.inputs.count(value) == 1 and value not in program.outputs
+        starts = value in makers and (makers[value].op in HEADS or OPS[makers[value].op].elementwise)
+        return alone and starts and fusable(step, value, types)
+
     for head in program.nodes:
         if head.name in taken or not (head.op in HEADS or OPS[head.op].elementwise):
             continue
@@ -35,6 +47,7 @@ def fuse(program: Program, fusable: Fusable) -> Program:
                 or not OPS[step.op].elementwise
                 or step.inputs.count(last) != 1
                 or not fusable(step, last, types)
+                or any(wider(other, last) and joins(step, other) for other in set(step.inputs) - {last})
             ):
                 break
             body.append(step)
