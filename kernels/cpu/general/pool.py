@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain, head_and_chain, widen
 from qcompile.kernels.cpu.general.common import (
     PARALLEL_WORK,
@@ -26,6 +28,8 @@ from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 
 WINDOW = ("images", "h", "w", "c", "oh", "ow", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left")
 LANES = 16  # channels of a vector of int32 sums
+WRITTEN_OUT = 25  # taps of a window for which there is no loop
+BYTES_IN_16_BITS = 128
 
 
 def _first_and_count(at: Expr, size: Expr, taps: Expr, dilation: Expr) -> tuple[Expr, Expr]:
@@ -35,37 +39,96 @@ def _first_and_count(at: Expr, size: Expr, taps: Expr, dilation: Expr) -> tuple[
     return first, bind(end - first)
 
 
+@dataclass(frozen=True)
+class Window:
+    """The taps of one result that exist, for a vector of channels: `start`, that of the first; `rows` times `columns`
+    of them, `row_step` and `column_step` apart. whole: (rows, columns) where the code knows that all taps exist."""
+
+    start: Expr
+    rows: Expr
+    columns: Expr
+    row_step: Expr
+    column_step: Expr
+    whole: tuple[int, int] | None
+
+    @property
+    def count(self) -> Expr:
+        return T.int32(self.whole[0] * self.whole[1]) if self.whole else self.rows * self.columns
+
+    def offsets(self) -> list[Expr]:
+        """Of all taps of a whole window."""
+        rows, columns = self.whole or (0, 0)
+        lines = [bind(self.start + i * self.row_step) for i in range(rows)]
+        return [bind(line + j * self.column_step) for line in lines for j in range(columns)]
+
+    def visit(self, rows: Expr, columns: Expr, visit: Callable[[Expr], None], row: Expr, column: Expr) -> None:
+        """Loops over rows * columns taps from (row, column) on."""
+        corner = bind(self.start + row * self.row_step + column * self.column_step)
+        with T.serial(0, rows) as i, T.serial(0, columns) as j:
+            visit(bind(corner + i * self.row_step + j * self.column_step))
+
+
 def _windows(
     sizes: dict[str, Expr],
     parallel: bool,
     lanes: int,
     fixed: int,
-    emit: Callable[[Expr, Expr, Callable[[Callable[[Expr], None]], None], Expr], None],
+    whole: tuple[int, int] | None,
+    emit: Callable[[Expr, Expr, Window], None],
 ) -> None:
-    """Calls emit(pixel, channel, taps, count) for each vector of the result.
-
-    taps(visit) writes the loops over the window that call visit(offset in x); count: the taps that are not padding.
-    """
+    """Calls emit(pixel, channel, window) for each vector of the result; whole: the taps of windows that are written out
+    where all of them exist."""
     s = sizes
     with loop(bind(s["images"] * s["oh"]), parallel) as line:
         image, oh = bind(T.truncdiv(line, s["oh"])), bind(T.truncmod(line, s["oh"]))
         y0 = bind(oh * s["sh"] - s["top"])
         row, rows = _first_and_count(y0, s["h"], s["kh"], s["dh"])
+        column_step = bind(s["dw"] * s["c"])
+        row_step = bind(s["dh"] * s["w"] * s["c"])
         with T.serial(0, s["ow"]) as ow:
             x0 = bind(ow * s["sw"] - s["left"])
             column, columns = _first_and_count(x0, s["w"], s["kw"], s["dw"])
             start = bind(((image * s["h"] + y0 + row * s["dh"]) * s["w"] + x0 + column * s["dw"]) * s["c"])
             pixel = bind(line * s["ow"] + ow)
 
-            def taps(visit: Callable[[Expr], None], channel: Expr) -> None:
-                with T.serial(0, rows) as i, T.serial(0, columns) as j:
-                    visit(bind(start + i * (s["dh"] * s["w"] * s["c"]) + j * (s["dw"] * s["c"]) + channel))
+            def vector(channel: Expr, known: tuple[int, int] | None) -> None:
+                emit(pixel, channel, Window(bind(start + channel), rows, columns, row_step, column_step, known))
 
-            if fixed:
-                emit(pixel, T.int32(0), lambda visit: taps(visit, T.int32(0)), rows * columns)
+            def all_vectors(known: tuple[int, int] | None) -> None:
+                if fixed:
+                    vector(T.int32(0), known)
+                else:
+                    with vectors(s["c"], lanes) as channel:
+                        vector(channel, known)
+
+            if whole:
+                with T.If(rows * columns == whole[0] * whole[1]):
+                    with T.Then():
+                        all_vectors(whole)
+                    with T.Else():
+                        all_vectors(None)
             else:
-                with vectors(s["c"], lanes) as channel:
-                    emit(pixel, channel, lambda visit: taps(visit, channel), rows * columns)
+                all_vectors(None)
+
+
+def _whole(numbers: dict[str, int]) -> tuple[int, int] | None:
+    """The taps of a window that is small enough to be written out."""
+    return (numbers["kh"], numbers["kw"]) if numbers["kh"] * numbers["kw"] <= WRITTEN_OUT else None
+
+
+def _dense(numbers: dict[str, int]) -> bool:
+    """Taps are neighbours: where a window leaves the image needs no division."""
+    return numbers["dh"] == numbers["dw"] == 1
+
+
+def _sizes(numbers: dict[str, int], arguments: Sequence[Expr]) -> dict[str, Expr]:
+    known = {"dh": T.int32(1), "dw": T.int32(1)} if _dense(numbers) else {}
+    return dict(zip(WINDOW, arguments)) | known
+
+
+def _suffix(parallel: bool, fixed: int, whole: tuple[int, int] | None, dense: bool) -> list[str]:
+    taps = [f"{whole[0]}x{whole[1]}"] if whole else []
+    return [*(["p"] if parallel else []), *([str(fixed)] if fixed else []), *taps, *([] if dense else ["dilated"])]
 
 
 def _store(y: Pointer, at: Expr, value: Expr, fixed: int) -> None:
@@ -74,31 +137,33 @@ def _store(y: Pointer, at: Expr, value: Expr, fixed: int) -> None:
 
 def max_call(isa: Isa, dtype: str, numbers: dict[str, int], x: Any, y: Any, minimum: bool = False) -> KernelCall:
     """Maximum (or minimum) of windows; padding never wins."""
-    lanes = isa.lanes * 4 // np.dtype(dtype).itemsize
-    fixed = static(numbers["c"], lanes)
+    lanes = min(isa.lanes * 4 // np.dtype(dtype).itemsize, 1 << (numbers["c"] - 1).bit_length())
+    fixed, whole = static(numbers["c"], lanes), _whole(numbers)
     parallel = numbers["images"] * numbers["oh"] > 1 and _work(numbers) >= PARALLEL_WORK
     better = T.min if minimum else T.max
     worst = RANGES[dtype][1 if minimum else 0]
 
     def body(x: Pointer, y: Pointer, *sizes: Expr) -> None:
-        def emit(pixel: Expr, channel: Expr, taps: Any, count: Expr) -> None:
+        def emit(pixel: Expr, channel: Expr, window: Window) -> None:
+            at = bind(pixel * size["c"] + channel)
+            if window.whole:
+                taps = [bind(x.load(tap, lanes)) for tap in window.offsets()]
+                _store(y, at, reduce(lambda a, b: bind(better(a, b)), taps), fixed)
+                return
             best = local(lanes, dtype)
             best.store(0, splat(worst, dtype, lanes))
-            taps(lambda at: best.store(0, better(best.load(0, lanes), x.load(at, lanes))))
-            _store(y, bind(pixel * size["c"] + channel), best.load(0, lanes), fixed)
 
-        size = dict(zip(WINDOW, sizes))
-        _windows(size, parallel, lanes, fixed, emit)
+            def visit(tap: Expr) -> None:
+                best.store(0, better(best.load(0, lanes), x.load(tap, lanes)))
 
-    name = "_".join(
-        [
-            "window_min" if minimum else "window_max",
-            isa.name,
-            dtype,
-            *(["p"] if parallel else []),
-            *([str(fixed)] if fixed else []),
-        ]
-    )
+            window.visit(window.rows, window.columns, visit, T.int32(0), T.int32(0))
+            _store(y, at, best.load(0, lanes), fixed)
+
+        size = _sizes(numbers, sizes)
+        _windows(size, parallel, lanes, fixed, whole, emit)
+
+    suffix = _suffix(parallel, fixed, whole, _dense(numbers))
+    name = "_".join(["window_min" if minimum else "window_max", isa.name, dtype, f"{lanes}", *suffix])
     parameters = [*pointers(x=dtype, y=dtype), *scalars(*WINDOW)]
     return KernelCall(kernel(name, parameters, body), (x, y, *(numbers[n] for n in WINDOW)))
 
@@ -106,36 +171,64 @@ def max_call(isa: Isa, dtype: str, numbers: dict[str, int], x: Any, y: Any, mini
 def sum_call(
     isa: Isa, chain: Chain, dtype: str, zero_point: int, numbers: dict[str, int], x: Any, y: Any
 ) -> KernelCall:
-    """Sums of (x - zero_point) over windows, padding counts 0, then the chain on [..., C] sums."""
-    fixed = static(numbers["c"], LANES)
+    """Sums of (x - zero_point) over windows, padding counts 0, then the chain on [..., C] sums.
+
+    Bytes are added up in 16 bits, as many as fit, before they go to the sums of 32.
+    """
+    narrow = "int16" if np.dtype(dtype).itemsize == 1 else "int32"
+    widest = chain.width if narrow == "int16" else LANES
+    lanes = min(widest, max(LANES, 1 << (numbers["c"].bit_length() - 1)))
+    fixed, whole = static(numbers["c"], lanes), _whole(numbers)
     parallel = numbers["images"] * numbers["oh"] > 1 and _work(numbers) >= PARALLEL_WORK
+    columns_at_once = min(numbers["kw"], BYTES_IN_16_BITS)
+    at_once = {"rows_at_once": BYTES_IN_16_BITS // columns_at_once, "columns_at_once": columns_at_once}
 
-    def body(x: Pointer, y: Pointer, zero_point: Expr, *rest: Any) -> None:
-        def emit(pixel: Expr, channel: Expr, taps: Any, count: Expr) -> None:
-            acc = local(LANES, "int32")
-            acc.store(0, splat(0 - zero_point * count, "int32", LANES))
-            taps(lambda at: acc.store(0, acc.load(0, LANES) + widen(x.load(at, LANES))))
+    def body(x: Pointer, y: Pointer, zero_point: Expr, rows_at_once: Expr, columns_at_once: Expr, *rest: Any) -> None:
+        def load(tap: Expr) -> Expr:
+            return bind(cast(x.load(tap, lanes), narrow))
+
+        def emit(pixel: Expr, channel: Expr, window: Window) -> None:
+            begin = splat(0 - zero_point * window.count, "int32", lanes)
             flat = bind(pixel * size["c"] + channel)
-            _store(y, flat, emitter.emit(acc.load(0, LANES), pixel, channel, flat), fixed)
+            if window.whole:
+                some = reduce(lambda a, b: bind(a + b), [load(tap) for tap in window.offsets()])
+                _store(y, flat, emitter.emit(widen(some) + begin, pixel, channel, flat), fixed)
+                return
+            acc, few = local(lanes, "int32"), local(lanes, narrow)
+            acc.store(0, begin)
+            pieces = bind(ceil_div(window.rows, rows_at_once)), bind(ceil_div(window.columns, columns_at_once))
+            with T.serial(0, pieces[0]) as p, T.serial(0, pieces[1]) as q:
+                few.store(0, splat(0, narrow, lanes))
+                row, column = bind(p * rows_at_once), bind(q * columns_at_once)
+                window.visit(
+                    bind(T.min(rows_at_once, window.rows - row)),
+                    bind(T.min(columns_at_once, window.columns - column)),
+                    lambda tap: few.store(0, few.load(0, lanes) + load(tap)),
+                    row,
+                    column,
+                )
+                acc.store(0, acc.load(0, lanes) + widen(few.load(0, lanes)))
+            _store(y, flat, emitter.emit(acc.load(0, lanes), pixel, channel, flat), fixed)
 
-        size = dict(zip(WINDOW, rest))
+        size = _sizes(numbers, rest)
         emitter = chain.start(rest[len(WINDOW) :])
-        _windows(size, parallel, LANES, fixed, emit)
+        _windows(size, parallel, lanes, fixed, whole, emit)
 
     name = "_".join(
         [
             "window_sum",
             isa.name,
             dtype,
-            *(["p"] if parallel else []),
-            *([str(fixed)] if fixed else []),
+            f"{lanes}",
+            *_suffix(parallel, fixed, whole, _dense(numbers)),
             *([f"i{chain.channels}"] if "image:" in chain.key else []),
             chain.key,
         ]
     )
-    parameters = [*pointers(x=dtype, y=chain.dtype), *scalars("zero_point", *WINDOW), *chain.parameters]
+    parameters = [*pointers(x=dtype, y=chain.dtype), *scalars("zero_point", *at_once, *WINDOW), *chain.parameters]
     return KernelCall(
-        kernel(symbol(name), parameters, body), (x, y, zero_point, *(numbers[n] for n in WINDOW), *chain.operands)
+        kernel(symbol(name), parameters, body),
+        (x, y, zero_point, *at_once.values(), *(numbers[n] for n in WINDOW), *chain.operands),
     )
 
 
