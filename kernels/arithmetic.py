@@ -92,10 +92,18 @@ class SumScale:
         return 1 << self.shift >> 1
 
 
-def sum_scale(factor, bound: float, codes: float = CODES, finest: int = 8, one_shift: bool = False) -> SumScale | None:
+def sum_scale(
+    factor,
+    bound: float,
+    codes: float = CODES,
+    finest: int = 8,
+    one_shift: bool = False,
+    most_noise: float = SUM_NOISE,
+) -> SumScale | None:
     """The scale for sums |a| <= bound, with one shift where that adds little noise; None where all add too much.
 
-    codes: how far from zero a result may lie that still matters; finest: the largest fraction.
+    codes: how far from zero a result may lie that still matters; finest: the largest fraction; most_noise: that it may
+    add, of the noise that rounding to a step is.
     """
     factor = np.atleast_1d(np.asarray(factor, np.float64))
     if not np.isfinite(factor).all() or bound > INT32_MAX // 2:
@@ -117,7 +125,7 @@ def sum_scale(factor, bound: float, codes: float = CODES, finest: int = 8, one_s
         missed = np.abs(scale.multiplier / unit - factor) * reach
         # steps of the bias, the word and the product, each rounded once: their squares are in proportion to noise
         noise = size**2 + (2 * scale.before * size) ** 2 + 0.25**fraction + 12 * missed**2
-        if noise.mean() <= SUM_NOISE and noise.max() <= 4 * SUM_NOISE:
+        if noise.mean() <= most_noise and noise.max() <= 4 * most_noise:
             return scale
     return None
 

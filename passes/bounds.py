@@ -75,11 +75,26 @@ def _rescaled_word(
 ) -> Interval:
     multiplier, (low, high) = constants[OPS[node.op].arguments.index("multiplier")], RANGES["int16"]
     assert multiplier is not None
-    known = [multiplier.min(initial=0), multiplier.max(initial=0), node.attrs.get("r_multiplier", 0)]
+    a = node.attrs
+    known = [multiplier.min(initial=0), multiplier.max(initial=0), a.get("r_multiplier", 0)]
     if min(known) <= low or max(known) > high:
         raise CompileError(f"{node.name}: a multiplier of {node.op} leaves [{low + 1}, {high}]")
+    if a["dtype"] == "int16" and a["zero_point"]:
+        raise CompileError(f"{node.name}: the result of {node.op} has a zero point that its bias does not hold")
     if node.attrs.get("r_zero_point"):
         raise CompileError(f"{node.name}: the residual of {node.op} has a zero point that its bias does not hold")
+    return _clamped(node)
+
+
+def _narrowed_word(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    multiplier, a = constants[1], node.attrs
+    assert multiplier is not None
+    if np.abs(multiplier).max(initial=0) > RANGES["int16"][1]:
+        raise CompileError(f"{node.name}: a multiplier of {node.op} leaves 16 bits")
+    if (abs(a["zero_point"]) + 1) << a["fraction"] > RANGES["int16"][1] + 1:
+        raise CompileError(f"{node.name}: the zero point of {node.op} leaves 16 bits")
     return _clamped(node)
 
 
@@ -108,6 +123,21 @@ def _add_residual(
     x = _product(tuple(i * 2 ** a["pre"] for i in intervals[0]), (int(multiplier.min()), int(multiplier.max())))  # type: ignore[arg-type]
     r = _product(_shift(intervals[1], a["r_zero_point"]), (a["r_multiplier"],) * 2)
     _fits(node, "the sum", (x[0] >> 32) + r[0], (x[1] >> 32) + r[1] + (1 << (a["shift"] - 1)))
+    return _clamped(node)
+
+
+def _add_residual_low(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    a, multiplier = node.attrs, constants[2]
+    assert multiplier is not None
+    shifted = tuple(i >> a["x_shift"] for i in intervals[0])
+    x = _product(shifted, (int(multiplier.min()), int(multiplier.max())))  # type: ignore[arg-type]
+    r = _product(_shift(intervals[1], a["r_zero_point"]), (a["r_multiplier"],) * 2)
+    for what, (low, high) in (("a product", x), ("the sum", (x[0] + r[0], x[1] + r[1]))):
+        _fits(node, what, low, high)
+    if abs(a["r_multiplier"]) > RANGES["int16"][1]:
+        raise CompileError(f"{node.name}: the residual's multiplier of {node.op} leaves 16 bits")
     return _clamped(node)
 
 
@@ -204,11 +234,13 @@ RULES: dict[str, Rule] = {
     "requantize": _rescaled,
     "requantize_word": _rescaled_word,
     "requantize_words": _rescaled_word,
+    "narrow_word": _narrowed_word,
     "prelu": _rescaled,
     "mul": _mul,
     "add": _add,
     "add_residual": _add_residual,
     "add_residual_word": _rescaled_word,
+    "add_residual_low": _add_residual_low,
     "bias_add": _bias_add,
     "lut": _lut,
     "interpolate": _interpolate,

@@ -101,7 +101,8 @@ def _requantize_word(e: Environment, x: Expr, multiplier: Expr) -> Expr:
 
 
 def _requantize_words(e: Environment, x: Expr, multiplier: Expr, shift: Expr) -> Expr:
-    return e.isa.requantize_word(x, multiplier, e.words(shift))
+    requantize = e.isa.requantize_to_word if e.dtype == "int16" else e.isa.requantize_word
+    return requantize(x, multiplier, e.words(shift))
 
 
 def _prelu(e: Environment, x: Expr, positive: Expr, negative: Expr) -> Expr:
@@ -156,6 +157,26 @@ def _add_residual(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
 
 def _add_residual_word(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
     return e.isa.add_residual_word(x, multiplier, r, e.scalar("r_multiplier"), e.words(e.scalar("shift")))
+
+
+def _add_residual_low(e: Environment, x: Expr, r: Expr, multiplier: Expr) -> Expr:
+    # a factor of 16 bits: pmaddwd, smlal
+    factor = bind(cast(splat(e.scalar("r_multiplier"), "int16", e.lanes), "int32"))
+    product = bind(e.isa.shift_right(widen(x), e.scalar("x_shift"))) * multiplier
+    acc = bind(product + bind(_centred(e, r, "r_zero_point")) * factor)
+    zero_point = e.scalar("zero_point") if e.has("zero_point") else T.int32(0)
+    return e.isa.saturate_shifted(acc, e.scalar("shift"), zero_point, e.scalar("qmin"), e.scalar("qmax"), e.dtype)
+
+
+def _narrow_word_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
+    a = node.attrs
+    offset = (a["zero_point"] << a["fraction"]) + (1 << a["fraction"] >> 1)
+    return {"offset": offset, **{n: a[n] for n in ("fraction", "qmin", "qmax")}}, ()
+
+
+def _narrow_word(e: Environment, x: Expr, multiplier: Expr) -> Expr:
+    offset, fraction, qmin, qmax = (e.scalar(n) for n in ("offset", "fraction", "qmin", "qmax"))
+    return e.isa.narrow_word(x, multiplier, offset, fraction, qmin, qmax, e.dtype)
 
 
 def _lut_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -226,6 +247,11 @@ STEPS: dict[str, Rule] = {
     "add_residual_word": Rule(
         _numbers("r_multiplier", "shift", "fraction", *BOUNDS), _add_residual_word, words=True
     ),
+    "add_residual_low": Rule(
+        _numbers("x_shift", "r_multiplier", "shift", "qmin", "qmax", optional=("r_zero_point", "zero_point")),
+        _add_residual_low,
+    ),
+    "narrow_word": Rule(_narrow_word_scalars, _narrow_word),
     "lut": Rule(_lut_scalars, _lut),
     "interpolate": Rule(_interpolate_scalars, _interpolate),
     "cast": Rule(_cast_scalars, _cast),

@@ -36,8 +36,8 @@ class RequantizeWord:
     y = clamp(zero_point + floor(round(word * multiplier / 2^15) / 2^fraction)), word = floor(x / 2^shift) saturated to
     int16, round(v) = floor(v + 1/2)
 
-    x int32, multiplier int32 [C] or [1] in [-32767, 32767], shift in [0, 16], fraction in [0, 8] -> `dtype`, int8 or
-    uint8; zero_point moves int8 codes to uint8.
+    x int32, multiplier int32 [C] or [1] in [-32767, 32767], shift in [0, 16], fraction in [0, 8] -> `dtype`, int8,
+    uint8 or int16; zero_point moves int8 codes to uint8.
     """
 
     def infer(x, multiplier, *, shift, fraction, zero_point, qmin, qmax, dtype):
@@ -89,7 +89,7 @@ class AddResidualWord:
     y = clamp(zero_point + floor((round(word * multiplier / 2^15) + round(r_word * r_multiplier / 2^15)) / 2^fraction))
 
     x int32, r int8|int16 with r_zero_point 0 or uint8 with 128, multiplier int32 [C] or [1], all multipliers in
-    [-32767, 32767]; words and their sum are saturated to int16.
+    [-32767, 32767]; words and their sum are saturated to int16 -> int8 or uint8.
     """
 
     def infer(x, r, multiplier, *, r_zero_point, r_multiplier, shift, fraction, zero_point, qmin, qmax, dtype):
@@ -100,6 +100,40 @@ class AddResidualWord:
         r_word = (r.astype(np.int64) - r_zero_point) << (8 if r.dtype.itemsize == 1 else 0)
         total = round_shift(word * multiplier, 15) + round_shift(r_word * r_multiplier, 15)
         return saturate(np.clip(total, *RANGES["int16"]) >> fraction, zero_point, qmin, qmax, dtype)
+
+
+@integer_op("add_residual_low", parameters=("multiplier",), elementwise=True)
+class AddResidualLow:
+    """A sum whose bias rounds, plus a quantized tensor, by the lower halves of products, which is all that they have:
+
+    y = clamp(zero_point + floor((floor(x / 2^x_shift) * multiplier + (r - r_zero_point) * r_multiplier) / 2^shift))
+
+    x int32, r int8|uint8|int16, multiplier int32 [C] or [1], r_multiplier in [-32767, 32767], x_shift in [0, 16]; all
+    products and their sum fit int32 (proved).
+    """
+
+    def infer(x, r, multiplier, *, x_shift, r_zero_point, r_multiplier, shift, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, r, multiplier, *, x_shift, r_zero_point, r_multiplier, shift, zero_point, qmin, qmax, dtype):
+        acc = (x.astype(np.int64) >> x_shift) * multiplier + (r.astype(np.int64) - r_zero_point) * r_multiplier
+        return saturate(checked_int32(acc, "add_residual_low") >> shift, zero_point, qmin, qmax, dtype)
+
+
+@integer_op("narrow_word", parameters=("multiplier",), elementwise=True)
+class NarrowWord:
+    """16-bit codes on a grid of 8 bits: y = clamp(saturate16(round(x * multiplier / 2^15) + offset) >> fraction).
+
+    x int16, multiplier int32 [C] or [1] in [-32767, 32767], fraction in [0, 7]; offset = (zero_point << fraction) +
+    (1 << fraction >> 1) -> `dtype`, int8 or uint8.
+    """
+
+    def infer(x, multiplier, *, fraction, zero_point, qmin, qmax, dtype):
+        return Type(x.shape, dtype)
+
+    def evaluate(x, multiplier, *, fraction, zero_point, qmin, qmax, dtype):
+        word = round_shift(x.astype(np.int64) * multiplier, 15) + (zero_point << fraction) + (1 << fraction >> 1)
+        return saturate(np.clip(word, *RANGES["int16"]) >> fraction, 0, qmin, qmax, dtype)
 
 
 @integer_op("add", elementwise=True)

@@ -6,7 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import CODES, INT32_MAX, MAX_SHIFT, RANGES, SumScale, dyadic, sum_scale
+from qcompile.kernels.arithmetic import (
+    CODES,
+    INT32_MAX,
+    MAX_SHIFT,
+    MOST_SHIFT,
+    RANGES,
+    SUM_NOISE,
+    SumScale,
+    dyadic,
+    sum_scale,
+)
 from qcompile.passes.integerize.builder import Builder
 from qcompile.passes.integerize.pieces import fit_pieces
 from qcompile.passes.integerize.values import (
@@ -28,6 +38,10 @@ from qcompile.targets.errors import CompileError
 
 BYTE_CODES = 256  # tables of more are looked up slowly: straight pieces are tried instead
 LOST = 0.05  # of a step, at most, by rounding a residual's multiplier to 16 bits
+WIDE_CODES = 1 << 11  # steps of a grid of more codes are finer than they have to be:
+WIDE_NOISE = 2.0  # what rescaling may add there, of the noise that rounding to a step is
+WIDE_LOST = 1 / 4096  # of its range, at most, by rounding the multipliers of a 16-bit sum
+NARROWEST = 3  # fraction bits of 16-bit codes on the way to 8 bits
 BIAS_BITS = 26  # larger bias codes make their channel's weights coarser
 
 
@@ -166,9 +180,13 @@ class Maker:
 
     def _requantize(self, v: Accumulator, grid: Grid) -> str:
         """Where the sums take a bias and go to 8 bits, that bias rounds and adds the zero point."""
-        if v.takes_bias and grid.dtype == "int8":
+        if v.takes_bias and grid.dtype in ("int8", "int16"):
             centred, bound = self._centred(v, grid)
-            scale = sum_scale(np.asarray(centred.scale) / grid.scale, bound)
+            factor, codes, noise = np.asarray(centred.scale) / grid.scale, CODES, SUM_NOISE
+            if grid.dtype == "int16":
+                codes = 1 + max(abs(grid.lo), abs(grid.hi))
+                noise = WIDE_NOISE if grid.hi - grid.lo >= WIDE_CODES else SUM_NOISE
+            scale = sum_scale(factor, bound, codes, most_noise=noise)
             if scale:
                 return self._rescale_sum("requantize", centred, [], scale, grid)
         name, bound = self.accumulate(v)
@@ -197,7 +215,20 @@ class Maker:
         same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype
         if same and v.zero_point == grid.zero_point and grid.lo <= v.lo and v.hi <= grid.hi:
             return v.name
-        return self._rescale(v.name, v.zero_point, v.scale, v.magnitude, grid)
+        return self._narrow_word(v, grid) or self._rescale(v.name, v.zero_point, v.scale, v.magnitude, grid)
+
+    def _narrow_word(self, v: Quantized, grid: Grid) -> str | None:
+        """16-bit codes on a grid of 8 bits by a multiplication of 16 bits, where that is exact enough."""
+        factor = np.atleast_1d(np.asarray(v.scale, np.float64) / grid.scale)
+        largest = float(np.abs(factor).max())
+        if v.dtype != "int16" or grid.dtype != "int8" or v.zero_point or not 0 < largest < 1:
+            return None
+        fraction = int(min(7, np.floor(np.log2(RANGES["int16"][1] / (largest * 2.0**15)))))
+        if fraction < NARROWEST:
+            return None
+        multiplier = np.rint(factor * 2.0 ** (15 + fraction)).astype(np.int32)
+        inputs = [v.name, self.b.constant(multiplier, "multiplier")]
+        return self.b.emit("narrow_word", inputs, fraction=fraction, **grid.attrs())
 
     def _table(self, f: Function, grid: Grid) -> str:
         pieces = fit_pieces(f.values, grid) if f.source.dtype == "int16" and len(f.values) > BYTE_CODES else None
@@ -282,11 +313,40 @@ class Maker:
             return None
         return self._rescale_sum("add_residual", v, [r.name], scale, grid, r_zero_point=0, r_multiplier=factor)
 
+    def _add_residual_low(self, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
+        """The sum on a grid of 16 bits by 32-bit products, where they have bits enough."""
+        ratio = float(r.scale) / grid.scale
+        if not a.takes_bias or grid.dtype != "int16" or not r.per_tensor:
+            return None
+        v, bound = self._centred(a, grid, r.zero_point * ratio)
+        factor = np.atleast_1d(np.asarray(v.scale, np.float64) / grid.scale)
+        largest = float(np.abs(factor).max())
+        top = 1.01 * (largest * bound + r.magnitude * abs(ratio)) + 2
+        shift = int(min(14, np.floor(np.log2(INT32_MAX / top)), np.floor(np.log2(RANGES["int16"][1] / abs(ratio)))))
+        x_shift = int(np.clip(np.floor(-np.log2(max(largest, 1e-30))), 0, MOST_SHIFT))  # by steps of the result
+        multiplier = np.rint(factor * 2.0 ** (x_shift + shift))
+        reach = np.minimum(bound, (grid.hi - grid.lo) / np.maximum(np.abs(factor), 1e-30))
+        lost = reach * np.abs(multiplier / 2.0 ** (x_shift + shift) - factor)
+        r_lost = r.magnitude * abs(round(ratio * 2.0**shift) / 2.0**shift - ratio)
+        if shift < 1 or max(float(lost.max()), r_lost) > (grid.hi - grid.lo) * WIDE_LOST:
+            return None
+        before = (1 << x_shift >> 1) * np.asarray(v.scale)
+        name, _ = self.accumulate(replace(v, bias=v.bias + 0.5 * grid.scale + before))
+        return self.b.emit(
+            "add_residual_low",
+            [name, r.name, self.b.constant(multiplier.astype(np.int32), "multiplier")],
+            x_shift=x_shift,
+            r_zero_point=0,
+            r_multiplier=round(ratio * 2**shift),
+            shift=shift,
+            **(grid.attrs() | {"zero_point": 0}),
+        )
+
     def _add_residual(self, a: Accumulator, r: Quantized, grid: Grid) -> str:
         r = self.relayout(r, a.axes)
-        words = self._add_residual_word(a, r, grid)
-        if words:
-            return words
+        cheap = self._add_residual_word(a, r, grid) or self._add_residual_low(a, r, grid)
+        if cheap:
+            return cheap
         name, bound = self.accumulate(a)
         factor, ratio = np.atleast_1d(np.asarray(a.scale) / grid.scale), float(r.scale) / grid.scale
         largest = float(np.abs(factor).max())

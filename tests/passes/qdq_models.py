@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -130,7 +131,7 @@ def check(model: onnx.ModelProto, steps: float = 1.0, feeds=None, mean: float = 
 
 def kind(op: str) -> str:
     """All ways to rescale are one kind."""
-    return op.removesuffix("_words").removesuffix("_word")
+    return "requantize" if op == "narrow_word" else re.sub("_(words?|low)$", "", op)
 
 
 def ops(program: Program) -> Counter:

@@ -95,6 +95,30 @@ class Isa:
         residual = self._fifteenth(cast(residual_word(r), "int32"), splat(factor, "int32", lanes_of(x)))
         return self._saturate_word(self._word(self._fifteenth(word, m) + residual), to)
 
+    def scaled_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
+        """round(word * m / 2^15) as int16, word = x >> shift saturated to 16 bits; m int32 lanes of 16 bits."""
+        words = cast(self._word(self.shift_right(x, shift)), "int16")
+        return self.mul_round(bind(words), bind(cast(m, "int16")))
+
+    def requantize_to_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
+        """requantize_word where the result has 16 bits."""
+        return self._limited_word(self.scaled_words(x, m, to.shift), to)
+
+    @staticmethod
+    def _limited_word(words: Expr, to: WordScale) -> Expr:
+        n = lanes_of(words)
+        words = T.shift_right(words, splat(to.fraction, "int16", n))
+        return T.max(T.min(words, splat(to.qmax, "int16", n)), splat(to.qmin, "int16", n))
+
+    def narrow_word(
+        self, x: Expr, m: Expr, offset: Expr, fraction: Expr, qmin: Expr, qmax: Expr, dtype: str
+    ) -> Expr:
+        """clamp((round(x * m / 2^15) + offset) >> fraction, qmin, qmax) of int16 lanes; the sum is saturated."""
+        n = lanes_of(x)
+        words = bind(self.mul_round(x, bind(cast(m, "int16"))))
+        words = T.shift_right(bind(self.add_words(words, splat(offset, "int16", n))), splat(fraction, "int16", n))
+        return cast(T.max(T.min(words, splat(qmax, "int16", n)), splat(qmin, "int16", n)), dtype)
+
     def _saturate_word(self, x: Expr, to: WordScale) -> Expr:
         return Isa.saturate_shifted(self, x, to.fraction, to.zero_point, to.qmin, to.qmax, to.dtype)
 

@@ -103,6 +103,9 @@ class X86(Isa):
         words = self._product_16(x, m, to.shift)
         return self._codes_16(intrinsic("int16x16", "llvm.sadd.sat.v16i16", words, residual), to)
 
+    def scaled_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
+        return self._product_16(x, m, shift) if lanes_of(x) == 16 else super().scaled_words(x, m, shift)
+
     def _product_16(self, x: Expr, m: Expr, shift: Expr) -> Expr:
         words = self._narrowed(self.shift_right(x, shift))
         return bind(self.mul_round(words, cast(m, "int16")))
@@ -228,6 +231,11 @@ class Avx512(X86):
         ]
         return self._codes(words, to, lanes_of(x))
 
+    def scaled_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
+        if lanes_of(x) not in (32, 64):
+            return super().scaled_words(x, m, shift)
+        return concat([self._words_in_order(w) for w in self._product_words(x, m, shift)])
+
     def _product_words(self, x: Expr, m: Expr, shift: Expr) -> list[Expr]:
         words = self._words(self.shift_right(x, shift))
         # multipliers take the same order as words
@@ -279,7 +287,11 @@ class Avx512(X86):
             return super().saturate(x, zero_point, qmin, qmax, "int16")
         x = bind(x + splat(zero_point, "int32", 32))
         packed = self._pack_words(extract(x, 0, 16), extract(x, 16, 16))
-        packed = bind(_limit(packed, qmin, qmax))
+        return self._words_in_order(bind(_limit(packed, qmin, qmax)))
+
+    @staticmethod
+    def _words_in_order(packed: Expr) -> Expr:
+        """32 words in the order that packs give, put in that of their sources."""
         quads = shuffle([reinterpret(packed, "int64", 8)], (0, 2, 4, 6, 1, 3, 5, 7))
         return reinterpret(quads, "int16", 32)
 

@@ -78,3 +78,41 @@ def test_sums_with_residuals(target: Target, tmp_path: Path, shifts: dict[str, i
         step = Node(step.name, "add_residual_word", (step.inputs[0], "r", step.inputs[1]), step.attrs | more)
         cases.append(c.fuse(head, [step], {"r": r}, constants))
     check_cases(cases, target, tmp_path)
+
+
+def wide(step: Node, narrow: bool) -> Node:
+    """The same step with a result of 16 bits."""
+    limits = {"qmin": -2232 if narrow else -32768, "qmax": 1863 if narrow else 32767}
+    return Node(step.name, step.op, step.inputs, step.attrs | limits | {"zero_point": 0, "dtype": "int16"})
+
+
+def narrowed(c: Cases, value: str, channels: int, fraction: int) -> tuple[Node, dict[str, np.ndarray]]:
+    """16-bit codes come to 8 bits, many of them inside their limits."""
+    name = c.name("nw")
+    multiplier = c.rng.integers(-(1 << 7 + fraction), 1 << 7 + fraction, channels).astype(np.int32)
+    multiplier[:1] = 32767
+    attrs = {"fraction": fraction, "zero_point": c.low + 101, "qmin": c.low + 3, "qmax": c.low + 255, "dtype": c.dtype}
+    return Node(name, "narrow_word", (value, name + "_m"), attrs), {name + "_m": multiplier}
+
+
+@pytest.mark.parametrize("shifts", [SHIFTS[0], SHIFTS[2]], ids=names)
+def test_words_of_results(target: Target, tmp_path: Path, shifts: dict[str, int]) -> None:
+    """Sums to 16 bits, alone and with residuals, and on to 8 bits."""
+    c = Cases(target)
+    cases: list[Case] = []
+    for k, (m, n) in enumerate(((1, 1), (1, 64), (2, 3), (3, 8), (5, 17), (9, 48), (7, 100), (4, 128))):
+        head = c.dense(m, 30, n)
+        step, constants = rescaled(c, head[0].name, n if k % 3 else 1, shifts, narrow=False)
+        step, inputs = wide(step, narrow=bool(k % 2)), {}
+        if k % 4 < 2:
+            inputs = {"r": c.rng.integers(-32768, 32768, (m, n)).astype(np.int16) if k % 4 else c.activation((m, n))}
+            attrs = {key: step.attrs[key] for key in ("qmin", "qmax", "zero_point", "dtype")}
+            attrs |= {"r_multiplier": int(c.rng.integers(-32767, 32768)), "r_zero_point": 0 if k % 4 else c.low + 128}
+            attrs |= {"x_shift": 5 + shifts["shift"], "shift": 14 - shifts["shift"]}
+            step = Node(step.name, "add_residual_low", (step.inputs[0], "r", step.inputs[1]), attrs)
+        steps = [step]
+        if k % 3:
+            last, also = narrowed(c, step.name, n if k % 2 else 1, k)
+            steps, constants = [step, last], constants | also
+        cases.append(c.fuse(head, steps, inputs, constants))
+    check_cases(cases, target, tmp_path)
