@@ -60,7 +60,7 @@ def depthwise_calls(
         kernel, strides, dilations = kernel[::-1], strides[::-1], dilations[::-1]
     dot, arranges = TAP_DOTS[chain.isa.name], chain.arranged(np.arange(c)) is not None
     walk = choose_walk(dot, kernel, strides, dilations, (oh, ow), c, folds=arranges)
-    walk = replace(walk, stage=stage_bytes(walk, dot, w))
+    walk = replace(walk, stage=stage_bytes(walk, dot, w), whole=walk.columns.outputs * walk.fold == ow)
     channels = block_channels(c, walk, dot)
     places = channels if dot.order is None else channels[:, dot.order]
     operands = chain.operands
@@ -146,10 +146,13 @@ class _Body:
                 if walk.stage:
                     self._stage(origin)
                     origin = T.int32(0)
-                with T.serial(0, passes) as step:
-                    column = bind(T.min(step * span, width - span))
-                    at = bind(origin + column * (walk.columns.stride // walk.fold * self.step))
-                    self._pass(at, weights, channel, bind(pixel + column), width, emitter)
+                if walk.whole:
+                    self._pass(origin, weights, channel, pixel, width, emitter)
+                else:
+                    with T.serial(0, passes) as step:
+                        column = bind(T.min(step * span, width - span))
+                        at = bind(origin + column * (walk.columns.stride // walk.fold * self.step))
+                        self._pass(at, weights, channel, bind(pixel + column), width, emitter)
 
     def _pass(self, at: Expr, weights: Expr, channel: Expr, pixel: Expr, width: Expr, emitter: Emitter) -> None:
         """All outputs of a pass, one after another along the other axis."""
@@ -158,7 +161,7 @@ class _Body:
         z_pixels, o_pixels = (width, T.int32(walk.fold)) if walk.rows else (T.int32(walk.fold), width)
         groups, (panel, total), size = z.groups(dot.group), walk.panels(dot), z.outputs * dot.block
         def add(acc: Pointer, g: int, parts: list[Expr], tap: Expr | int) -> None:
-            w = self.w.fresh(weights) if dot.settles else self.w.moved(weights)
+            w = (self.w.fresh if dot.settles else self.w.moved)(weights)
             for j in range(z.outputs):
                 if (j, g) in panel:
                     dot.dots(acc, j * dot.block, parts, dot.weights(w, tap * total + panel[j, g]))

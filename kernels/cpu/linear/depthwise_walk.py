@@ -63,7 +63,7 @@ class Walk:
     fold: neighbouring pixels of a row that are seen as one with so many times the channels, which fill the blocks; its
     taps then lie less than a pixel apart. arranged: constants lie as accumulators do. stage: bytes on the stack for a
     block's part of a line, 0: it is read where it is. Taps of a long line that lie a large power of two apart would
-    push each other out of the cache.
+    push each other out of the cache. whole: a pass is a whole line of outputs.
     """
 
     zipped: Axis
@@ -73,6 +73,7 @@ class Walk:
     fold: int = 1
     arranged: bool = False
     stage: int = 0
+    whole: bool = False
     parallel: bool = False
 
     @property
