@@ -4,6 +4,7 @@
     tidy                   reshapes out of the way of fusion, dead nodes dropped
     unsigned_activations   targets with unsigned dot products only: int8 activations become uint8, same numbers
     merge_groups           grouped convolutions with few channels a group become ones of fewer groups
+    fold_pixels            convolutions to few channels compute neighbouring pixels as channels
     fuse                   an op and the elementwise ops after it become one node
     frames                 images that are read with padding are made with it
 
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from qcompile.kernels.cpu.chain import fusable
 from qcompile.kernels.cpu.linear.conv import framable
 from qcompile.kernels.program import Program
+from qcompile.passes.fold_pixels import fold_pixels
 from qcompile.passes.frames import frames
 from qcompile.passes.fuse import fuse
 from qcompile.passes.merge_groups import merge_groups
@@ -30,6 +32,7 @@ Pass = Callable[[Program, Target], Program]
 CPU_PASSES: list[tuple[str, Pass]] = [
     ("unsigned_activations", lambda p, t: unsigned_activations(p) if t.unsigned_activations else p),
     ("merge_groups", merge_groups),
+    ("fold_pixels", fold_pixels),
     ("fuse", lambda p, t: fuse(p, fusable)),
     ("frames", lambda p, t: frames(p, framable)),
 ]

@@ -50,8 +50,9 @@ def _moves(name: str, makers: dict[str, Node], types: dict[str, Type], alone: se
     while name in alone and name in makers and _keeps_channels(makers[name], types, channels):
         path.append(makers[name])
         name = path[-1].inputs[0]
-    # a reshape alone is for `sink_reshapes`, which keeps more operands
-    return path if name in makers and any(move.op != "reshape" for move in path) else []
+    # reshapes that keep the last axis are for `sink_reshapes`, which keeps more operands
+    kept = all(m.op == "reshape" and types[m.inputs[0]].shape[-1:] == types[m.name].shape[-1:] for m in path)
+    return path if name in makers and not kept else []
 
 
 def _keeps_channels(node: Node, types: dict[str, Type], channels: tuple[int, ...]) -> bool:

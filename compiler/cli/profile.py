@@ -124,8 +124,9 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], boo
 
 def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """What each call is for: the fields of OpTime. A node's MACs are with the first call of its last kernel."""
-    from qcompile.statistics import node_macs
+    from qcompile.statistics import macs_by_node
 
+    all_macs = macs_by_node(program)
     nodes, types = {n.name: n for n in program.nodes}, program.types()
     calls: list[dict[str, Any]] = []
     for name, group in groupby(listing, key=lambda c: c[0]):
@@ -135,7 +136,7 @@ def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, An
             calls += [{"node": name, "op": "copy", "kind": "copy", "shapes": "", "kernel": k, "macs": 0}
                       for k in kernels]
             continue
-        head, macs = (node.body or (node,))[0], node_macs(node, types)
+        head, macs = (node.body or (node,))[0], all_macs[name]
         read = [types[i].shape for i in node.inputs if i not in program.constants]
         shapes = " ".join([*map(_short, read[:3]), "→", _short(types[name].shape)])
         for index, kernel in enumerate(kernels):

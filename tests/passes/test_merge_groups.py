@@ -6,6 +6,7 @@ from qcompile.kernels.cpu.linear.groups import merge_weights
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.program import Node, Program
 from qcompile.passes.merge_groups import merge_groups
+from qcompile.statistics import macs
 from qcompile.targets import get_target
 
 
@@ -53,3 +54,8 @@ def test_merged_weights_are_zero_between_groups():
     weight = np.arange(1, 9, dtype=np.int8).reshape(4, 1, 1, 2)  # 4 outputs, 4 groups of 2 channels
     wide = merge_weights(weight, 4, 2)[:, 0, 0]
     np.testing.assert_array_equal(wide, [[1, 2, 0, 0], [0, 0, 3, 4], [5, 6, 0, 0], [0, 0, 7, 8]])
+
+
+def test_products_with_zeros_do_not_count():
+    program = grouped(128, 128, 32)
+    assert macs(merge_groups(program, get_target("x86-avx512vnni"))) == macs(program) > 0
