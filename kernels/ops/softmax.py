@@ -28,6 +28,30 @@ def exp2_negative(t: np.ndarray) -> np.ndarray:
     return y >> (t >> OCTAVE_BITS)
 
 
+RECIPROCALS = np.array([round(2**23 / (i + 0.5)) for i in range(128, 256)], np.int64)  # 2^16 / (i / 128)
+
+
+def divide(numerator: int, total: np.ndarray) -> np.ndarray:
+    """numerator / max(total, 1), at most 2^31 - 1, within 2^-16 of itself: one step of Newton's from a table.
+
+    numerator in [0, 2^46), total int64 in [0, 2^31); int64. With u = total << e in [2^31, 2^32) and r =
+    RECIPROCALS[(u >> 24) - 128], r' = (r * ((2^48 - u * r) >> 16)) >> 16 is some 2^62 / u; the result is
+    floor((numerator >> k) * r' / 2^(62 - e - k)), k the bits of the numerator beyond 32.
+    """
+    low = numerator_bits(numerator)
+    e = np.array([32 - max(int(i), 1).bit_length() for i in np.ravel(total)], np.int64).reshape(np.shape(total))
+    u = np.maximum(total, 1) << e
+    r = RECIPROCALS[(u >> 24) - 128]
+    r = (r * (((1 << 48) - u * r) >> 16)) >> 16
+    product = np.uint64(numerator >> low) * r.astype(np.uint64)
+    return np.minimum((product >> (62 - e - low).astype(np.uint64)).astype(np.int64), INT32_MAX)
+
+
+def numerator_bits(numerator: int) -> int:
+    """Bits of a numerator beyond 32."""
+    return max(0, int(numerator).bit_length() - 32)
+
+
 def numerators(x, mask, multiplier: int, shift: int, pre: int) -> tuple[np.ndarray, np.ndarray]:
     """(d, e): d = row maximum - x over the unmasked, e = Q15 numerators, 0 where masked. x int64 [..., L]."""
     keep = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask != 0, x.shape)
@@ -42,7 +66,7 @@ class Softmax:
     """Softmax along the last axis.
 
     d = max - x; t = min(rescale(d, multiplier, shift, pre), 31*1024-1), units of 2^-10 octave; e = 2^-t in Q15;
-    y = clamp(zero_point + rescale(e << 15, floor(numerator / sum e), out_shift)).
+    y = clamp(zero_point + rescale(e << 15, divide(numerator, sum e), out_shift)).
     x int8|uint8|int16|int32 [..., L]; mask (optional) int8 broadcastable to x, 0 = weight exactly 0; a row without
     unmasked elements gives zero_point. numerator < 2^46 is chosen so that numerator / EXP2[0] < 2^31.
     """
@@ -52,7 +76,7 @@ class Softmax:
 
     def evaluate(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype):
         _, e = numerators(x.astype(np.int64), mask[0] if mask else None, multiplier, shift, pre)
-        r = np.minimum(numerator // np.maximum(e.sum(-1, keepdims=True), 1), INT32_MAX)
+        r = divide(numerator, e.sum(-1, keepdims=True))
         return saturate(rescale(e << 15, r, out_shift), zero_point, qmin, qmax, dtype)
 
 
@@ -131,7 +155,7 @@ class Attention:
     u = min(d >> score_shift, 32767) (score_shift < 0: d << -score_shift);  t = min(255, (u * score_multiplier + 2^14)
     >> 15)
     p = table[t], 0 where masked;  l = sum p;  o = p (v - v_zero_point), int32
-    y = clamp(zero_point + rescale(o, floor(numerator / l), shift)); a row without unmasked elements gives zero_point.
+    y = clamp(zero_point + rescale(o, divide(numerator, l), shift)); a row without unmasked elements gives zero_point.
     q int8|uint8 [..., M, D], k [..., L, D], v [..., L, E] (leading axes broadcast), table uint8 [256] with table[0] >
     0,
     then, as has_mask and has_bias say: mask int8 and bias int32, broadcastable to [..., M, L]. -> dtype [..., M, E].
@@ -192,5 +216,5 @@ class Attention:
         p = np.where(keep, table[t], 0).astype(np.int64)
         total = p.sum(-1, keepdims=True)
         o = checked_int32(integer_matmul(p, v.astype(np.int32) - v_zero_point), "attention")
-        r = np.minimum(numerator // np.maximum(total, 1), INT32_MAX)
+        r = divide(numerator, total)
         return saturate(rescale(o, r, shift), zero_point, qmin, qmax, dtype)

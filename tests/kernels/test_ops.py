@@ -7,7 +7,7 @@ import pytest
 from qcompile.kernels.arithmetic import dyadic
 from qcompile.kernels.dialect import OPS
 from qcompile.kernels.ops.norm import deviation
-from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, exp2_negative, log2_fixed
+from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, divide, exp2_negative, log2_fixed
 
 LIMITS = {"zero_point": -3, "qmin": -120, "qmax": 125, "dtype": "int8"}
 
@@ -193,3 +193,10 @@ def test_norm_is_within_a_step_of_float(size, rms):
     z = z if rms else z - z.mean(1, keepdims=True)
     want = z / np.sqrt((z * z).mean(1, keepdims=True) + eps) * gamma + beta
     assert np.abs(y - np.clip(np.rint(want / out) - 3, -120, 125)).max() <= 1
+
+
+@pytest.mark.parametrize("numerator", [2**46 - 1, 302676819079, 2**31 + 5, 70000])
+def test_division_by_a_sum_is_exact_to_sixteen_bits(numerator):
+    total = np.unique(np.concatenate([rng(0).integers(1, 2**31, 2000), 2 ** np.arange(31), np.arange(300)]))
+    got, want = divide(numerator, total), np.minimum(numerator / np.maximum(total, 1), 2**31 - 1)
+    assert (np.abs(got - want) <= want * 2.0**-16 + 1).all()

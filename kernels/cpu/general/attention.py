@@ -27,6 +27,7 @@ from qcompile.kernels.cpu.general.common import (
     pointers,
     scalars,
 )
+from qcompile.kernels.cpu.general.division import division
 from qcompile.kernels.cpu.general.elementwise import chain_call
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
@@ -128,7 +129,7 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         operand(ctx, names[2]),
         Buffer(ctx.node.name),
         operand(ctx, names[3]),
-        Constant(np.array([a["numerator"]], np.int64)),
+        division(int(a["numerator"])),
         Constant(np.stack(offsets, 1).astype(np.int32)),
         *(w for _, w in scratch.values()),
         *sources.values(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from qcompile.kernels.cpu.general.attention_lanes import CHUNK, KEYS, LARGEST_DISTANCE, SIZES, Body, Plan
 from qcompile.kernels.cpu.general.common import TASKS, Source, kernel, operand, pointers, scalars
+from qcompile.kernels.cpu.general.division import division
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
@@ -111,7 +112,7 @@ def attention_call(
         operand(ctx, names[2]),
         Buffer(ctx.node.name),
         operand(ctx, names[3]),
-        Constant(np.array([a["numerator"]], np.int64)),
+        division(int(a["numerator"])),
         Constant(np.stack(offsets, 1).astype(np.int32)),
         *(w for _, w in scratch.values()),
         *(Constant(x) if isinstance(x, np.ndarray) else x for x in extras.values()),

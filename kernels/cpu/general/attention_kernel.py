@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompile.kernels.arithmetic import INT32_MAX, RANGES
+from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, splat, store_lanes
 from qcompile.kernels.cpu.general.common import (
     across,
@@ -19,6 +19,7 @@ from qcompile.kernels.cpu.general.common import (
     rest,
     select,
 )
+from qcompile.kernels.cpu.general.division import quotient
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
 from qcompile.kernels.cpu.linear.tiles import Tiling
@@ -234,8 +235,7 @@ class Body:
             sums.store(i, self._weigh(*row(i), bind(tops.load(i))))
         with T.serial(0, plan.rows) as i:
             row_sum, at = bind(sums.load(i)), self.at["row_terms"] + i
-            ratio = T.truncdiv(v["numerator"].load(0), T.cast(T.max(row_sum, T.int32(1)), "int64"))
-            v["ratios"].store(at, T.cast(T.min(ratio, T.int64(INT32_MAX)), "int32"))
+            v["ratios"].store(at, quotient(v["numerator"], row_sum))
             v["row_terms"].store(at, (0 - v["v_zero_point"]) * row_sum)
 
     def _each(self, visit: Callable[[Expr, Expr | None], None]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, RANGES
+from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, extract, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import widen
 from qcompile.kernels.cpu.general.common import (
@@ -28,11 +27,12 @@ from qcompile.kernels.cpu.general.common import (
     static,
     vectors,
 )
+from qcompile.kernels.cpu.general.division import division, quotient
 from qcompile.kernels.cpu.general.movement import broadcast_calls, merge, strides
 from qcompile.kernels.cpu.general.norm import bit_length
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.dialect import Type
-from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
+from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext, Workspace
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
 
 LANES = 16
@@ -202,8 +202,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             parts = Rows(isa, x, start, count, read, multiplier, shift, pre)
             parts.find_top()
             total = parts.total(lambda at, e: scratch.store(keep + at, cast(e, "int16")))
-            ratio = T.truncdiv(numerator.load(0), T.max(total, T.int64(1)))
-            ratio = bind(splat(pin(T.cast(T.min(ratio, T.int64(INT32_MAX)), "int32")), "int32", LANES))
+            ratio = bind(splat(quotient(numerator, total), "int32", LANES))
 
             def result(at: Expr) -> Expr:
                 e = T.shift_left(widen(scratch.load(keep + at, LANES)), splat(15, "int32", LANES))
@@ -231,7 +230,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
     operands = (
         operand(ctx, ctx.node.inputs[0]),
         Buffer(ctx.node.name),
-        Constant(np.array([a["numerator"]], np.int64)),
+        division(int(a["numerator"])),
         Workspace("numerators", tasks * stride * 2 + 64),
         *([mask] if masked else []),
         rows,

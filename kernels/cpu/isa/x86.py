@@ -48,10 +48,11 @@ def _centred(zero_point: Expr, dtype: str) -> bool:
 
 def _add_groups(isa: Isa, total: Expr, x: Expr) -> Expr:
     """vpdpbusd by ones."""
-    if lanes_of(total) % isa.lanes or dtype_of(x) != "uint8":
+    size = min(isa.lanes, lanes_of(total))
+    if size not in (4, 8, 16) or dtype_of(x) != "uint8":
         return Isa.add_groups(isa, total, x)
-    name, x, total = f"llvm.x86.avx512.vpdpbusd.{32 * isa.lanes}", bind(x), bind(total)
-    ones, size = splat(1, "int8", 4 * isa.lanes), isa.lanes
+    name, x, total = f"llvm.x86.avx512.vpdpbusd.{32 * size}", bind(x), bind(total)
+    ones = splat(1, "int8", 4 * size)
 
     def register(at: int) -> Expr:
         parts = extract(total, at, size), extract(x, 4 * at, 4 * size)
