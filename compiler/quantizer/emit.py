@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto
 from qcompile.frontend.blocks import stored_codes
-from qcompile.frontend.graph import Graph
+from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.placement import LINEAR, Placement, Placer, is_bias_add, mover_inputs
@@ -230,7 +230,8 @@ class Emitter:
             return
         if bias is None and (shift is None or node.op_type == "ConvTranspose"):
             return
-        count = w.scale.size
+        # the groups of a transposed convolution share their weights' scales
+        count = w.scale.size * (attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1)
         name = node.input[2] if bias is not None else f"{node.output[0]}_bias"
         value = np.zeros(count) if bias is None else np.broadcast_to(bias.reshape(-1), (count,)).astype(np.float64)
         value = value if shift is None else value + shift
@@ -264,7 +265,7 @@ class Emitter:
     def _bias_constant(
         self, name: str, value: np.ndarray, s_x: float, w: QuantizedWeight, rank: int = 1, finer: int = 1
     ) -> str:
-        scale = np.broadcast_to((np.float32(s_x) * w.scale).astype(np.float32), value.shape)
+        scale = np.tile((np.float32(s_x) * w.scale).astype(np.float32).reshape(-1), value.size // w.scale.size)
         if np.abs(value / scale).max(initial=0) * finer < BIAS_LIMIT:
             scale = scale / np.float32(finer)
         codes = np.clip(np.rint(value / scale), -(2**31), 2**31 - 1).astype(np.int32)

@@ -210,6 +210,18 @@ def test_same_input_same_model():
     assert quantize(model, feeds).SerializeToString() == quantize(model, feeds).SerializeToString()
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_transposed_convolutions_in_groups_keep_their_biases(groups):
+    rng = np.random.default_rng(6)
+    constants = {"w": rng.standard_normal((8, 8 // groups, 4, 4)).astype(np.float32) / 8,
+                 "b": rng.standard_normal(8).astype(np.float32)}  # fmt: skip
+    attrs = {"strides": [2, 2], "pads": [1, 1, 1, 1], "group": groups}
+    nodes = [("ConvTranspose", ["x", "w", "b"], ["c"], attrs), ("Relu", ["c"], ["y"], {})]
+    model = model_of(nodes, {"x": [1, 8, 5, 6]}, {"y": [1, 8, 10, 12]}, constants)
+    feeds = feeds_of(model, rng)
+    assert snr(model, quantize(model, feeds), feeds) > 33
+
+
 def test_concat_parts_share_their_scale():
     rng = np.random.default_rng(9)
     c = lambda *s: rng.standard_normal(s).astype(np.float32)  # noqa: E731
