@@ -19,7 +19,7 @@ from qcompile.kernels.lowering import NodeContext
 from qcompile.kernels.program import Node, Program
 from qcompile.passes import CPU_PASSES
 from qcompile.runtime.elf_image import functions, symbols
-from qcompile.statistics import node_macs
+from qcompile.statistics import macs_by_node
 from qcompile.targets import Target, get_target
 
 from arm.lab import Core, Lab, Symbols, Tally, by_place
@@ -106,8 +106,8 @@ def _marked_objects(code: Generated, target: Target) -> list[bytes]:
 
 def _heads(program: Program, target: Target) -> dict[str, tuple[str, int]]:
     """node -> (kind of op, MACs)."""
-    types = program.types()
-    return {n.name: (_kind(n, types, target), node_macs(n, types)) for n in program.nodes}
+    types, macs = program.types(), macs_by_node(program)
+    return {n.name: (_kind(n, types, target), macs[n.name]) for n in program.nodes}
 
 
 def _kind(node: Node, types: dict[str, Type], target: Target) -> str:
