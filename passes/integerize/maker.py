@@ -9,8 +9,6 @@ import numpy as np
 from qcompile.kernels.arithmetic import (
     CODES,
     INT32_MAX,
-    MAX_SHIFT,
-    MOST_SHIFT,
     RANGES,
     SUM_NOISE,
     SumScale,
@@ -19,6 +17,7 @@ from qcompile.kernels.arithmetic import (
 )
 from qcompile.passes.integerize.builder import Builder
 from qcompile.passes.integerize.pieces import fit_pieces
+from qcompile.passes.integerize.residuals import add_residual
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
     Accumulator,
@@ -37,10 +36,8 @@ from qcompile.passes.integerize.values import (
 from qcompile.targets.errors import CompileError
 
 BYTE_CODES = 256  # tables of more are looked up slowly: straight pieces are tried instead
-LOST = 0.05  # of a step, at most, by rounding a residual's multiplier to 16 bits
 WIDE_CODES = 1 << 11  # steps of a grid of more codes are finer than they have to be:
 WIDE_NOISE = 2.0  # what rescaling may add there, of the noise that rounding to a step is
-WIDE_LOST = 1 / 4096  # of its range, at most, by rounding the multipliers of a 16-bit sum
 NARROWEST = 3  # fraction bits of 16-bit codes on the way to 8 bits
 BIAS_BITS = 26  # larger bias codes make their channel's weights coarser
 
@@ -181,25 +178,25 @@ class Maker:
     def _requantize(self, v: Accumulator, grid: Grid) -> str:
         """Where the sums take a bias and go to 8 bits, that bias rounds and adds the zero point."""
         if v.takes_bias and grid.dtype in ("int8", "int16"):
-            centred, bound = self._centred(v, grid)
+            centred, bound = self.centred(v, grid)
             factor, codes, noise = np.asarray(centred.scale) / grid.scale, CODES, SUM_NOISE
             if grid.dtype == "int16":
                 codes = 1 + max(abs(grid.lo), abs(grid.hi))
                 noise = WIDE_NOISE if grid.hi - grid.lo >= WIDE_CODES else SUM_NOISE
             scale = sum_scale(factor, bound, codes, most_noise=noise)
             if scale:
-                return self._rescale_sum("requantize", centred, [], scale, grid)
+                return self.rescale_sum("requantize", centred, [], scale, grid)
         name, bound = self.accumulate(v)
         return self._rescale(name, 0, v.scale, bound, grid)
 
-    def _centred(self, v: Accumulator, grid: Grid, less: float = 0.0) -> tuple[Accumulator, float]:
+    def centred(self, v: Accumulator, grid: Grid, less: float = 0.0) -> tuple[Accumulator, float]:
         """(v with the zero point, less some steps, in its bias; a bound of its sums with that bias)."""
         bias = np.asarray(v.bias, np.float64) + (grid.zero_point - less) * grid.scale
         # a channel of tiny weights must leave room for the zero point, as for any other bias
         v = replace(self.balanced(replace(v, bias=bias)), bias=bias)
         return v, v.bound + float(np.max((np.abs(bias) + grid.scale) / np.abs(v.scale)))
 
-    def _rescale_sum(
+    def rescale_sum(
         self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: Any
     ) -> str:
         """`op` of sums with the zero point in their bias, and of `others`."""
@@ -256,20 +253,20 @@ class Maker:
             a = self.balanced(a)
             if isinstance(b, Real):
                 return self._add_constant(a, b, grid)
-            b = self.settle(b) if not isinstance(b, Accumulator) else self.quantize(b, self._fine(b, grid))
+            b = self.settle(b) if not isinstance(b, Accumulator) else self.quantize(b, self.fine(b, grid))
             if b.shape == a.shape:
-                return self._add_residual(a, b, grid), a.axes
+                return add_residual(self, a, b, grid), a.axes
         a, b = (self._addend(t, len(v.shape), grid) for t in (a, b))
         axes = max(a, b, key=lambda t: np.prod(t.shape)).axes
         a, b = self.relayout(a, axes), self.relayout(b, axes)
-        return self._add(a, b, grid), axes
+        return self.add(a, b, grid), axes
 
     def _addend(self, t: Value, rank: int, grid: Grid) -> Quantized:
         """An operand of a sum as per-tensor integers of the sum's rank."""
         if isinstance(t, Real):
             q = self.quantize(t, symmetric_grid(*value_range(t)))
         else:
-            q = self.quantize(t, self._fine(t, grid)) if isinstance(t, Accumulator) else self.settle(t)
+            q = self.quantize(t, self.fine(t, grid)) if isinstance(t, Accumulator) else self.settle(t)
         return self.with_rank(q, rank)
 
     def with_rank(self, q: Quantized, rank: int) -> Quantized:
@@ -282,7 +279,7 @@ class Maker:
         return replace(q, name=self.b.emit("reshape", [q.name], shape=list(shape)), axes=identity(rank), shape=shape)
 
     @staticmethod
-    def _fine(t: Value, grid: Grid) -> Grid:
+    def fine(t: Value, grid: Grid) -> Grid:
         """16 bits for a term of a sum whose result lies on `grid`: some 16 times finer where the range allows."""
         low, high = value_range(t)
         reach = max(abs(grid.lo - grid.zero_point), abs(grid.hi - grid.zero_point)) * grid.scale * 4
@@ -296,81 +293,7 @@ class Maker:
         name = self.b.emit("bias_add", [name, self.b.constant(offset.astype(np.int32), "bias")])
         return self._rescale(name, 0, a.scale, bound, grid), a.axes
 
-    def _add_residual_word(self, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
-        """The sum through 16 bits, where that is exact enough."""
-        ratio, byte = float(r.scale) / grid.scale, r.dtype == "int8"
-        if not a.takes_bias or grid.dtype != "int8" or not r.per_tensor or (r.zero_point and not byte):
-            return None
-        bits, largest = (7, 128) if byte else (15, r.magnitude)  # of the residual's multiplier before the fraction
-        finest = int(min(7, np.floor(np.log2(RANGES["int16"][1] / (abs(ratio) * 2.0**bits)))))
-        v, bound = self._centred(a, grid, r.zero_point * ratio)
-        scale = sum_scale(np.asarray(v.scale) / grid.scale, bound, CODES + largest * abs(ratio), finest, True)
-        if scale is None or scale.fraction < 4:
-            return None
-        unit = 2.0 ** (bits + scale.fraction)
-        factor = round(ratio * unit)
-        if largest * abs(factor / unit - ratio) > LOST:
-            return None
-        return self._rescale_sum("add_residual", v, [r.name], scale, grid, r_zero_point=0, r_multiplier=factor)
-
-    def _add_residual_low(self, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
-        """The sum on a grid of 16 bits by 32-bit products, where they have bits enough."""
-        ratio = float(r.scale) / grid.scale
-        if not a.takes_bias or grid.dtype != "int16" or not r.per_tensor:
-            return None
-        v, bound = self._centred(a, grid, r.zero_point * ratio)
-        factor = np.atleast_1d(np.asarray(v.scale, np.float64) / grid.scale)
-        largest = float(np.abs(factor).max())
-        top = 1.01 * (largest * bound + r.magnitude * abs(ratio)) + 2
-        shift = int(min(14, np.floor(np.log2(INT32_MAX / top)), np.floor(np.log2(RANGES["int16"][1] / abs(ratio)))))
-        x_shift = int(np.clip(np.floor(-np.log2(max(largest, 1e-30))), 0, MOST_SHIFT))  # by steps of the result
-        multiplier = np.rint(factor * 2.0 ** (x_shift + shift))
-        reach = np.minimum(bound, (grid.hi - grid.lo) / np.maximum(np.abs(factor), 1e-30))
-        lost = reach * np.abs(multiplier / 2.0 ** (x_shift + shift) - factor)
-        r_lost = r.magnitude * abs(round(ratio * 2.0**shift) / 2.0**shift - ratio)
-        if shift < 1 or max(float(lost.max()), r_lost) > (grid.hi - grid.lo) * WIDE_LOST:
-            return None
-        before = (1 << x_shift >> 1) * np.asarray(v.scale)
-        name, _ = self.accumulate(replace(v, bias=v.bias + 0.5 * grid.scale + before))
-        return self.b.emit(
-            "add_residual_low",
-            [name, r.name, self.b.constant(multiplier.astype(np.int32), "multiplier")],
-            x_shift=x_shift,
-            r_zero_point=0,
-            r_multiplier=round(ratio * 2**shift),
-            shift=shift,
-            **(grid.attrs() | {"zero_point": 0}),
-        )
-
-    def _add_residual(self, a: Accumulator, r: Quantized, grid: Grid) -> str:
-        r = self.relayout(r, a.axes)
-        cheap = self._add_residual_word(a, r, grid) or self._add_residual_low(a, r, grid)
-        if cheap:
-            return cheap
-        name, bound = self.accumulate(a)
-        factor, ratio = np.atleast_1d(np.asarray(a.scale) / grid.scale), float(r.scale) / grid.scale
-        largest = float(np.abs(factor).max())
-        top = largest * bound + r.magnitude * abs(ratio) + 2
-        shift = int(min(MAX_SHIFT, np.floor(np.log2(INT32_MAX / top))))
-        pre = max(0, int(np.floor(np.log2(max(largest, 1e-30)))) + 2 + shift)  # |multiplier| < 2^31
-        lost = r.magnitude * abs(
-            round(ratio * 2.0**shift) / 2.0**shift - ratio
-        )  # by rounding the residual's multiplier
-        if shift < 1 or bound * 2.0**pre > INT32_MAX or lost > max(0.125, (grid.hi - grid.lo) / 2048):
-            x = self.quantize(a, self._fine(a, grid))  # too far apart for one sum in 32 bits
-            return self._add(x, r, grid)
-        multiplier = np.rint(factor * 2.0 ** (32 + shift - pre)).astype(np.int32)
-        return self.b.emit(
-            "add_residual",
-            [name, r.name, self.b.constant(multiplier, "multiplier")],
-            r_zero_point=r.zero_point,
-            r_multiplier=round(ratio * 2**shift),
-            shift=shift,
-            pre=pre,
-            **grid.attrs(),
-        )
-
-    def _add(self, a: Quantized, b: Quantized, grid: Grid) -> str:
+    def add(self, a: Quantized, b: Quantized, grid: Grid) -> str:
         ra, rb = float(a.scale) / grid.scale, float(b.scale) / grid.scale
         top = a.magnitude * abs(ra) + b.magnitude * abs(rb) + 2
         shift = int(min(22, np.floor(np.log2(INT32_MAX / top)), 30 - np.ceil(np.log2(max(abs(ra), abs(rb))))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from qcompile.passes.integerize.values import Deferred, Grid, Quantized, Real, i
 from qcompile.targets.errors import CompileError
 
 MOST_SHIFT = 24  # of a result's steps
+FINE = 1 / 32  # of a step of 8 bits: what a step of 16 bits may be that it is made from
 
 
 def _normalise(
@@ -35,7 +37,14 @@ def _normalise(
     gamma, beta = gamma.astype(np.float64).ravel(), beta.astype(np.float64).ravel()
     sign = float(np.sign(x.scale))
 
+    key = (name, tuple(rows), eps, rms, per_row)
+
     def make(grid: Grid) -> str:
+        wide = [] if per_row else r.normalised.get(key, [])
+        for other in wide if grid.dtype == "int8" else []:
+            same = _rescaled(other, gamma, beta, grid)
+            if same:
+                return r.make.quantize(same, grid).name
         factor = sign * gamma / (deviation(d) * grid.scale)
         largest = max(float(np.abs(factor).max()) / RANGES["int16"][1], float(np.abs(beta).max()) / grid.scale / 2**29)
         if largest > 1:
@@ -52,10 +61,33 @@ def _normalise(
             shift=shift,
             **grid.attrs(),
         )
-        return r.builder.emit("reshape", [y], shape=list(out))
+        y = r.builder.emit("reshape", [y], shape=list(out))
+        if grid.dtype == "int16" and grid.zero_point == 0:
+            numbers = grid.scale, grid.zero_point, grid.dtype, grid.lo, grid.hi
+            made = Quantized(y, identity(len(out)), out, *numbers)
+            r.normalised.setdefault(key, []).append((made, gamma, beta))
+        return y
 
     top = float(np.abs(gamma).max() * min(np.sqrt(d), 16.0) + np.abs(beta).max())
     return Deferred(make, identity(len(out)), out, -top, top)
+
+
+def _rescaled(
+    wide: tuple[Quantized, np.ndarray, np.ndarray], gamma: np.ndarray, beta: np.ndarray, grid: Grid
+) -> Quantized | None:
+    """A normalisation as another one of 16 bits with factors for its channels, where that loses nothing: its codes are
+    far finer than those of `grid`, and none of these lies where it is saturated."""
+    made, other_gamma, other_beta = wide
+    with np.errstate(all="ignore"):
+        factor = gamma / other_gamma
+    step = float(made.scale) * np.abs(factor) / grid.scale
+    reach = max(abs(grid.lo + 1 - grid.zero_point), abs(grid.hi - 1 - grid.zero_point))
+    if not (np.isfinite(factor).all() and (step <= FINE).all() and (step * made.magnitude >= reach).all()):
+        return None
+    if np.abs(beta - factor * other_beta).max() > FINE * grid.scale:
+        return None
+    one = np.ptp(factor) == 0
+    return replace(made, scale=float(made.scale) * (float(factor.flat[0]) if one else factor))
 
 
 def _parameter(v: Any, size: int, what: str) -> np.ndarray:

@@ -109,6 +109,7 @@ class Reader:
         self.values: dict[Any, Any] = {}
         self.users: dict[Any, list[Any]] = {}
         self.input_grids: dict[str, Quantized] = {}  # float inputs as their first QuantizeLinear made them
+        self.normalised: dict[Any, list[Any]] = {}  # what is normalised, and how -> results of 16 bits
         self.tuples = {b.var: b.value for b in self.bindings() if isinstance(b.value, relax.Tuple)}
         self.where = ""
         self.notes = Notes(self)
