@@ -12,6 +12,8 @@ from qcompile.kernels.program import Node, Program
 
 BOUNDS = {"zero_point": -3, "qmin": -128, "qmax": 127, "dtype": "int8"}
 REQUANTIZE = {"x_zero_point": 0, "shift": 9, "pre": 0, **BOUNDS}
+LAYER = {"shift": 3, "fraction": 5, **BOUNDS, "zero_point": 0}  # what the sums of layers end in where 16 bits suffice
+LAYER_MULTIPLIER = 2**14 + 1234
 MULTIPLIER = 2**30 + 12345
 
 
@@ -60,6 +62,10 @@ class _Builder:
         multiplier = self.constant(np.full(channels, MULTIPLIER, np.int32))
         return self.done(self.emit("requantize", [name, multiplier], **REQUANTIZE))
 
+    def layer(self, name: str, channels: int) -> Program:
+        multiplier = self.constant(np.full(channels, LAYER_MULTIPLIER, np.int32))
+        return self.done(self.emit("requantize_word", [name, multiplier], **LAYER))
+
     def done(self, name: str) -> Program:
         return Program(self.inputs, [name], self.constants, self.nodes)
 
@@ -67,7 +73,7 @@ class _Builder:
 def dense(m: int, k: int, n: int, bits: int = 8, group: int = 0) -> Program:
     b = _Builder()
     y = b.emit("dense", [b.activation((m, k)), *b.weights((n, k), bits, group)], x_zero_point=4)
-    return b.requantized(y, n)
+    return b.layer(y, n)
 
 
 def product(images: int, m: int, k: int, n: int) -> Program:
@@ -99,7 +105,7 @@ def conv(
     }
     x = b.activation((1, *shape))
     y = b.emit("conv2d", [x, *b.weights((out, kh, kw, shape[2] // groups), bits)], **attrs)
-    return b.requantized(y, out)
+    return b.layer(y, out)
 
 
 def depthwise(shape: tuple[int, int, int], kernel: Any, stride: int = 1) -> Program:

@@ -17,9 +17,9 @@ QUARTER = 16  # bytes within which registers of any size are zipped
 class TapDot:
     """`group` taps make a step for `block` channels, which lie in accumulators of `lanes` channels.
 
-    registers: for accumulators and zipped groups; the others hold weights and constants. longest: outputs of a pass
-    along the zipped axis. order: the channel of a block at each place in the accumulators, None: in order. zips:
-    instructions to zip a group.
+    registers: for accumulators and zipped groups; the others hold weights and constants. longest, widest: outputs of a
+    pass along the zipped axis and along the other one. order: the channel of a block at each place in the accumulators,
+    None: in order. zips: instructions to zip a group.
     """
 
     name = ""
@@ -28,6 +28,7 @@ class TapDot:
     block = 16
     registers = 24
     longest = 4
+    widest = 6
     zips = 8
     order: np.ndarray | None = None
     stages = False  # long lines of one block are copied next to each other first: see Walk.stage
@@ -126,6 +127,7 @@ class SdotTaps(TapDot):
 
     name = "sdot_taps"
     settles = True
+    widest = 7  # lines of 7 and 14 pixels are common
 
     def dots(self, acc, first, zipped, weights):
         for u in range(4):

@@ -15,7 +15,6 @@ from qcompile.kernels.cpu.isa.taps import TapDot
 
 STAGED_TAPS = 16
 STAGE_BYTES = 1 << 15
-LARGEST_PASS = 12  # outputs
 MOST_FOLDED = 8
 EPILOGUE_COST = 18.0  # instructions of the vector units to rescale an output, as many as dot products
 
@@ -121,7 +120,7 @@ class Walk:
         if z.outputs > 1 and z.stride % z.dilation:
             return False
         if self.gathers(dot):
-            return z.outputs * o.outputs <= LARGEST_PASS
+            return z.outputs * o.outputs <= 2 * dot.widest
         return dot.units * z.outputs * o.outputs <= dot.registers - dot.group
 
 
@@ -145,7 +144,7 @@ def choose_walk(
             whole = out[0], out[1] // fold
             sizes = whole[z], whole[1 - z]
             for p in range(1, min(dot.longest, sizes[0]) + 1):
-                for c in range(1, min(6, sizes[1]) + 1):
+                for c in range(1, min(dot.widest, sizes[1]) + 1):
                     zipped, other = (Axis(kernel[a], steps[a], dilations[a], n) for a, n in ((z, p), (1 - z, c)))
                     walk = Walk(zipped, other, rows=z == 0, valid=min(lanes, dot.block), fold=fold)
                     if walk.fits(dot) or p == c == 1:
