@@ -53,6 +53,7 @@ class Isa:
     immediate_words = False  # `requantize_word` gains by knowing its shifts
     immediate_products = 0  # sums of up to so many products get epilogues whose shifts are part of the code
     joins_pixels = False  # an epilogue handles two pixels at a time where each has at most half of `width` channels
+    selects = True  # scalars by comparisons; else by products, where LLVM makes branches of many selections
     loops_over_rows = False  # an epilogue goes through memory and a loop over pixels: a fifth of the code
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 

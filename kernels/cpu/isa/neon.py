@@ -35,6 +35,7 @@ class Neon(BytePieces):
     registers = 32
     width = 16
     joins_pixels = True
+    selects = False
     immediate_bounds = True
     immediate_words = True
     immediate_products = 256

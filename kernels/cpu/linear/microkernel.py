@@ -271,7 +271,8 @@ class Body:
             return [bind(first + i * pixel_step) for i in range(self.tiling.rows)]
         width, row_step = bind(self.size("width")), bind(self.size("row_step"))
         wrap_step = bind(row_step - (width - 1) * pixel_step) if self.geometry.wraps else None
-        walk = PixelWalk(base + line * row_step + column * pixel_step, column, width, pixel_step, wrap_step)
+        selects = self.chain.isa.selects
+        walk = PixelWalk(base + line * row_step + column * pixel_step, column, width, pixel_step, wrap_step, selects)
         return walk.offsets(self.tiling.rows)
 
     def _written(self, here: Place) -> PixelWalk | None:
@@ -282,7 +283,7 @@ class Body:
         gap = bind(self.size("y_gap"))
         first = here.image + here.channel + here.start * channels + here.line * gap
         wrap_step = bind(channels + gap) if self.geometry.wraps else None
-        return PixelWalk(first, here.column, width, channels, wrap_step)
+        return PixelWalk(first, here.column, width, channels, wrap_step, self.chain.isa.selects)
 
     def _tile(self, tile: Tile, valid: int, here: Place, emitter: Emitter) -> None:
         """Computes and stores one tile, of whose channels `valid` exist."""

@@ -11,13 +11,14 @@ from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, local
 @dataclass(frozen=True)
 class PixelWalk:
     """Neighbouring pixels on rows of an image: `step` apart, `wrap_step` where the next one begins a row; None: all
-    lie on one row. `column`: of the first pixel."""
+    lie on one row. `column`: of the first pixel. selects: by selections rather than products: see `Isa`."""
 
     first: Expr
     column: Expr
     width: Expr
     step: Expr
     wrap_step: Expr | None
+    selects: bool = True
 
     def offsets(self, count: int) -> list[Expr]:
         """Of each pixel, in code without branches."""
@@ -51,11 +52,15 @@ class PixelWalk:
         if self.wrap_step is None:
             offsets.store(there, offsets.load(here) + self.step)
             return
-        # products rather than selections, which LLVM makes branches of where there are many
-        column = columns.load(here) + 1
-        wraps = bind(T.max(column - (self.width - 1), T.int32(0)))  # 1 where a row ends
-        offsets.store(there, offsets.load(here) + self.step + wraps * (self.wrap_step - self.step))
-        columns.store(there, column - wraps * self.width)
+        if self.selects:
+            wraps = bind(columns.load(here) + 1 >= self.width)
+            offsets.store(there, offsets.load(here) + T.Select(wraps, self.wrap_step, self.step))
+            columns.store(there, T.Select(wraps, T.int32(0), columns.load(here) + 1))
+        else:
+            column = columns.load(here) + 1
+            ends = bind(T.max(column - (self.width - 1), T.int32(0)))  # 1 where a row ends
+            offsets.store(there, offsets.load(here) + self.step + ends * (self.wrap_step - self.step))
+            columns.store(there, column - ends * self.width)
 
 
 def tile_places(first: Expr, rows: int, width: Expr, wraps: bool) -> Callable[[Expr], tuple[Expr, Expr]]:
