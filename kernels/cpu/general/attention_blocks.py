@@ -16,6 +16,8 @@ from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall,
 TILE_OVERHEAD = 15.0  # cycles
 QUERY_CYCLES = 0.2  # to weigh a key
 MOST_SCORES = 1 << 18  # bytes of a block of queries
+MOST_SCRATCH = 1 << 19  # bytes of all tasks, unless that leaves too few
+FEWEST_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ def attention_call(
         q_zero_point == 0,
         parallel,
     )
-    tasks = min(TASKS, heads) if parallel else 1
-    scratch = {
-        name: (dtype, Workspace(name, tasks * (-(-count // CHUNK) * CHUNK) * np.dtype(dtype).itemsize + SLACK_BYTES))
+    sizes = {
+        name: (dtype, -(-count // CHUNK) * CHUNK * np.dtype(dtype).itemsize)
         for name, (dtype, count) in plan.scratch(length, d, e).items()
     }
+    room = MOST_SCRATCH // sum(size for _, size in sizes.values())
+    tasks = min(TASKS, heads, max(FEWEST_TASKS, room)) if parallel else 1
+    scratch = {name: (dtype, Workspace(name, tasks * size + SLACK_BYTES)) for name, (dtype, size) in sizes.items()}
     numbers = {
         "heads": heads,
         "tasks": tasks,
