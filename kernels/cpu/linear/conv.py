@@ -22,6 +22,10 @@ from qcompile.targets.target import Target
 
 PARALLEL_CYCLES = 4000  # shorter layers are not worth waking threads for
 PARALLEL_TASKS = 8
+EVEN_TASKS = 32  # so many tasks are even enough
+MORE_BLOCKS = 4
+TASK_CYCLES = 80.0  # to begin a task
+FETCHED_BYTES = 24.0  # of its weights a cycle
 DECODED_LEAST = 1 << 14  # rooms for decoded panels are powers of two from here, so that layers share kernels
 
 
@@ -251,6 +255,9 @@ def plan_sizes(
     outer = len(panels) * images * groups
     if outer * blocks < PARALLEL_TASKS:
         blocks = min(tiles, -(-PARALLEL_TASKS // outer))
+    if outer * blocks < EVEN_TASKS:
+        begin = TASK_CYCLES + k_bytes * tiling.columns / FETCHED_BYTES
+        blocks = even_blocks(tiles, outer, blocks, begin / (images * groups * tiling.cycles))
     block_tiles = -(-tiles // blocks)
     blocks = -(-tiles // block_tiles)
     # every step of a tile asks for a part of the next panel, which is there when its turn comes
@@ -271,6 +278,23 @@ def plan_sizes(
         "group_channels": n,
         "channels": n * groups,
     }
+
+
+def even_blocks(tiles: int, outer: int, fewest: int, begin: float) -> int:
+    """Into how many blocks, `fewest` at least, to cut the tiles of each of `outer` panels so that two and four threads
+    have equal work. begin: what a task takes beside its tiles, as a share of the layer."""
+
+    def cost(blocks: int) -> float:
+        size = -(-tiles // blocks)
+        work = [min(size, tiles - at) for at in range(0, tiles, size) for _ in range(outer)]  # of the tasks in order
+        uneven = 0.0
+        for threads in (2, 4):
+            chunk = -(-len(work) // threads)
+            most = max(sum(work[at : at + chunk]) for at in range(0, len(work), chunk))
+            uneven += most * threads / (tiles * outer) / 2
+        return uneven + len(work) * begin
+
+    return min(range(fewest, min(tiles, fewest + MORE_BLOCKS) + 1), key=cost)
 
 
 def size_table(sizes: dict[str, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.compile import assembly, compile_module
 from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.kernels.cpu.isa.taps import TAP_DOTS
+from qcompile.kernels.cpu.linear.conv import even_blocks
 from qcompile.kernels.cpu.linear.depthwise_walk import choose_walk
 from qcompile.kernels.cpu.linear.packing import fold_bias, pack_weights
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
@@ -143,3 +144,20 @@ def test_zipped_taps_serve_many_outputs(kernel, strides, rows, largest_cost) -> 
     dot = TAP_DOTS["neon_dotprod"]
     walk = choose_walk(dot, kernel, strides, (1, 1), (24, 24), 16)
     assert walk.rows == rows and walk.cost(dot, (24, 24)) <= largest_cost
+
+
+@pytest.mark.parametrize("tiles, outer, fewest", [(25, 4, 2), (49, 3, 3), (205, 1, 8), (16, 8, 1), (1, 8, 1)])
+def test_blocks_are_shared_evenly_by_two_and_four_threads(tiles: int, outer: int, fewest: int) -> None:
+    """The busiest thread's share, in tiles, is never more than with the fewest blocks."""
+
+    def busiest(blocks: int, threads: int) -> int:
+        size = -(-tiles // blocks)
+        work = [min(size, tiles - at) for at in range(0, tiles, size) for _ in range(outer)]
+        chunk = -(-len(work) // threads)
+        return max(sum(work[at : at + chunk]) for at in range(0, len(work), chunk))
+
+    chosen = even_blocks(tiles, outer, fewest, 1e-4)
+    assert fewest <= chosen <= max(tiles, fewest)
+    assert sum(busiest(chosen, t) * t for t in (2, 4)) <= sum(busiest(fewest, t) * t for t in (2, 4))
+    if (tiles, outer) == (25, 4):
+        assert busiest(chosen, 2) == 50, "100 tiles: a half each"
