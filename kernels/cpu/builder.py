@@ -177,6 +177,12 @@ def reinterpret(value: Expr, dtype: str, lanes: int) -> Expr:
     return T.reinterpret(vector_type(dtype, lanes), value)
 
 
+def flip(x: Expr, dtype: str) -> Expr:
+    """8-bit lanes with the top bit inverted: uint8 n as int8 n - 128, and back."""
+    n = lanes_of(x)
+    return reinterpret(T.bitwise_xor(reinterpret(x, "int8", n), splat(-128, "int8", n)), dtype, n)
+
+
 def extract(value: Expr, start: int, lanes: int) -> Expr:
     """Lanes start ... start+lanes-1."""
     if lanes == lanes_of(value):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, reinterpret, splat
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of, flip, splat
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.isa.base import WordScale, code_bytes
 from qcompile.kernels.dialect import Type
@@ -230,8 +230,7 @@ def _cast_scalars(node: Node, types: list[Type]) -> tuple[dict[str, int], tuple[
 
 def _cast(e: Environment, x: Expr) -> Expr:
     if e.has("sign"):  # the codes differ by their upper bit
-        bits = T.bitwise_xor(reinterpret(x, "int8", e.lanes), splat(T.int8(-128), "int8", e.lanes))
-        return reinterpret(bits, e.dtype, e.lanes)
+        return flip(x, e.dtype)
     y = T.max(T.min(widen(x), e.vector("high")), e.vector("low")) + e.vector("offset")
     return y if e.dtype == "int32" else cast(y, e.dtype)
 

@@ -114,9 +114,10 @@ def accumulator(
     axes: tuple[int, ...],
     out: tuple[int, ...],
     takes_bias: bool = True,
+    copies: int = 1,
 ) -> Accumulator:
-    """The sums of a layer with constant weights; call_op(weight codes, bias) emits it."""
-    emitter = lambda w: lambda bias: call_op(w, _bias_constant(r, bias, len(w)))  # noqa: E731
+    """The sums of a layer with constant weights; call_op(weight codes, bias) emits it, with `copies` of the biases."""
+    emitter = lambda w: lambda bias: call_op(w, _bias_constant(r, bias, len(w), copies))  # noqa: E731
     return Accumulator(
         emitter(codes),
         axes,
@@ -129,13 +130,9 @@ def accumulator(
     )
 
 
-def _bias_constant(r: Reader, bias: np.ndarray | None, channels: int) -> str:
-    return r.builder.constant(
-        np.zeros(channels, np.int32)
-        if bias is None
-        else np.ascontiguousarray(np.broadcast_to(bias, (channels,)), np.int32),
-        "bias",
-    )
+def _bias_constant(r: Reader, bias: np.ndarray | None, channels: int, copies: int = 1) -> str:
+    each = np.broadcast_to(np.int32(0) if bias is None else bias, (channels,))
+    return r.builder.constant(np.tile(each, copies).astype(np.int32), "bias")
 
 
 @handles("relax.nn.conv2d", "relax.nn.conv1d")
@@ -249,14 +246,12 @@ def _subpixel(
     """codes int8 [O, C, KH, KW] as the transposed convolution has them; out [N, O, OH, OW]."""
     rows, columns = axes
     n, o, oh, ow = out
-    phases = rows.stride * columns.stride
 
-    def emit(codes: np.ndarray, bias: np.ndarray | None) -> str:
-        repeated = None if bias is None else np.tile(np.broadcast_to(bias, (o,)), phases)
+    def call_op(codes: np.ndarray, bias: str) -> str:
         weight = r.builder.constant(phase_weights(codes, rows, columns), "weight")
         y = r.builder.emit(
             "conv2d",
-            [x.name, weight, _bias_constant(r, repeated, o * phases)],
+            [x.name, weight, bias],
             strides=[1, 1],
             dilations=[1, 1],
             pads=[rows.before, columns.before, rows.after, columns.after],
@@ -272,19 +267,7 @@ def _subpixel(
         begin, end = [0, rows.crop, columns.crop, 0], [n, rows.crop + oh, columns.crop + ow, o]
         return r.builder.emit("slice", [y], begin=begin, end=end, step=[1] * 4)
 
-    def emitter(codes: np.ndarray) -> Callable[[np.ndarray | None], str]:
-        return lambda bias: emit(codes, bias)
-
-    return Accumulator(
-        emitter(codes),
-        (0, 3, 1, 2),
-        out,
-        scale * float(x.scale),
-        _accumulator_bound(codes, x),
-        r.where,
-        takes_bias=True,
-        coarsen=lambda k: emitter(coarser(codes, k)),
-    )
+    return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), out, copies=rows.stride * columns.stride)
 
 
 @handles("relax.matmul")

@@ -15,26 +15,23 @@ from qcompile.kernels.cpu.chain import Chain
 from qcompile.kernels.cpu.general.attention_blocks import (
     arranged_bias,
     arranged_mask,
-    attention_call,
     choose_blocks,
+    lanes_call,
 )
-from qcompile.kernels.cpu.general.attention_kernel import LARGEST_DISTANCE, SIZES, Body, Plan
+from qcompile.kernels.cpu.general.attention_call import attention_call
+from qcompile.kernels.cpu.general.attention_kernel import Body, Plan
 from qcompile.kernels.cpu.general.common import (
     TASKS,
     Source,
-    kernel,
     operand,
-    pointers,
-    scalars,
 )
-from qcompile.kernels.cpu.general.division import division
 from qcompile.kernels.cpu.general.elementwise import chain_call
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
 from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
 from qcompile.kernels.dialect import Type
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
+from qcompile.kernels.lowering import SLACK_BYTES, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node
 
 PARALLEL_MACS = 1 << 15  # for each int32 lane of a register
@@ -58,7 +55,7 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         offsets = [_head_offsets(s[:-2], lead, s[-2] * s[-1]) for s in shapes]
         signed = a["q_zero_point"] - (128 if q.dtype == "uint8" else 0)
         extra = {name: source for name, (source, _) in arranged.items()}
-        return [*calls, attention_call(ctx, blocks, (k_source, native), extra, offsets, signed, parallel)]
+        return [*calls, lanes_call(ctx, blocks, (k_source, native), extra, offsets, signed, parallel)]
     q_source, q_zero_point = _native(ctx, names[0], native, isa, calls)
     dots = ACTIVATION_DOTS[isa.name]
     scores = choose_tiling(dots, m, length, d, 1, uniform=True)
@@ -77,7 +74,6 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         shape = (1,) * (len(full) - len(shape)) + tuple(shape)
         rows[kind] = length if shape[-2] > 1 else 0
         offsets.append(_head_offsets(shape[:-2], lead, shape[-2] * length))
-    shift = a["score_shift"]
     # 64 int32 of a bias would reach further past its end than reads may
     width = 64 if isa.table_width == 64 and length > 32 and "bias" not in extras else 16
     plan = Plan(
@@ -89,53 +85,25 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         (native, k.dtype, v.dtype, ctx.out.dtype),
         "mask" in extras,
         "bias" in extras,
-        shift < 0,
+        a["score_shift"] < 0,
         parallel,
     )
     k_columns, v_columns = plan.columns
     plan = Plan(**{**plan.__dict__, "tail": e % v_columns})
     tasks = min(TASKS, heads) if plan.parallel else 1
     scratch = _scratch(plan, length, d, e, tasks)
-    numbers = {
-        "heads": heads,
+    own = {
         "tasks": tasks,
-        "m": m,
-        "length": length,
-        "d": d,
-        "e": e,
         "k_panels": -(-length // k_columns),
         "v_panels": -(-e // v_columns),
         "stride": _stride(plan, length),
         "q_zero_point": q_zero_point,
         "v_zero_point": a["v_zero_point"] - (128 if v.dtype == "uint8" else 0),
-        "score_shift": abs(shift) if abs(shift) < 31 else 31,
-        "score_limit": (LARGEST_DISTANCE >> -shift) + 1 if shift < 0 else 0,
         "mask_row": rows.get("mask", 0),
         "bias_row": rows.get("bias", 0),
-        **{n: int(a[n]) for n in ("score_multiplier", "shift", "zero_point", "qmin", "qmax")},
     }
-    parameters = [
-        *pointers(q=native, k=k.dtype, v=v.dtype, y=ctx.out.dtype, table="uint8", numerator="int64", starts="int32"),
-        *pointers(**{n: d for n, (d, _) in scratch.items()}),
-        *pointers(**{n: "int8" if n == "mask" else "int32" for n in extras}),
-        *scalars(*SIZES),
-    ]
-    work = kernel(
-        plan.name, parameters, lambda *arguments: Body(plan, dict(zip((p[0] for p in parameters), arguments))).emit()
-    )
-    operands = (
-        q_source,
-        operand(ctx, names[1]),
-        operand(ctx, names[2]),
-        Buffer(ctx.node.name),
-        operand(ctx, names[3]),
-        division(int(a["numerator"])),
-        Constant(np.stack(offsets, 1).astype(np.int32)),
-        *(w for _, w in scratch.values()),
-        *sources.values(),
-        *(numbers[n] for n in SIZES),
-    )
-    return [*calls, KernelCall(work, operands)]
+    k_source = operand(ctx, names[1])
+    return [*calls, attention_call(ctx, plan, Body, q_source, k_source, offsets, scratch, sources, own)]
 
 
 def _arranged(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from qcompile.kernels.cpu.general.attention_lanes import CHUNK, KEYS, LARGEST_DISTANCE, SIZES, Body, Plan
-from qcompile.kernels.cpu.general.common import TASKS, Source, kernel, operand, pointers, scalars
-from qcompile.kernels.cpu.general.division import division
+from qcompile.kernels.cpu.general.attention_call import attention_call
+from qcompile.kernels.cpu.general.attention_lanes import CHUNK, KEYS, Body, Plan
+from qcompile.kernels.cpu.general.common import TASKS, Source, operand
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
+from qcompile.kernels.lowering import SLACK_BYTES, Constant, KernelCall, NodeContext, Workspace
 
 TILE_OVERHEAD = 15.0  # cycles
 QUERY_CYCLES = 0.2  # to weigh a key
@@ -51,12 +52,12 @@ def _best(dot: Dot, n: int, rows: int, run: int) -> tuple[float, Tile] | None:
     return min(((c, t) for t, c in cost.items()), key=lambda c: c[0], default=None)
 
 
-def attention_call(
+def lanes_call(
     ctx: NodeContext,
     blocks: Blocks,
     k: tuple[Source, str],
     extras: dict[str, np.ndarray | Source],
-    offsets: list[np.ndarray],
+    offsets: Sequence[np.ndarray],
     q_zero_point: int,
     parallel: bool,
 ) -> KernelCall:
@@ -66,8 +67,7 @@ def attention_call(
     isa, a = get_isa(ctx.target), ctx.node.attrs
     names = list(ctx.node.inputs)
     q, v = ctx.types[names[0]], ctx.types[names[2]]
-    heads, (m, d), (length, e) = len(offsets[0]), q.shape[-2:], v.shape[-2:]
-    shift = a["score_shift"]
+    heads, d, (length, e) = len(offsets[0]), q.shape[-1], v.shape[-2:]
     mask = extras.get("mask")
     plan = Plan(
         isa,
@@ -77,7 +77,7 @@ def attention_call(
         (q.dtype, k[1], v.dtype, ctx.out.dtype),
         "" if mask is None else "full" if isinstance(mask, np.ndarray) else "keys",
         "bias" in extras,
-        shift < 0,
+        a["score_shift"] < 0,
         q_zero_point == 0,
         parallel,
     )
@@ -88,41 +88,13 @@ def attention_call(
     room = MOST_SCRATCH // sum(size for _, size in sizes.values())
     tasks = min(TASKS, heads, max(FEWEST_TASKS, room)) if parallel else 1
     scratch = {name: (dtype, Workspace(name, tasks * size + SLACK_BYTES)) for name, (dtype, size) in sizes.items()}
-    numbers = {
-        "heads": heads,
+    own = {
         "tasks": tasks,
-        "m": m,
-        "length": length,
-        "d": d,
-        "e": e,
         "q_zero_point": q_zero_point,
         "v_zero_point": a["v_zero_point"] + {"int8uint8": 128, "uint8int8": -128}.get(v.dtype + k[1], 0),
-        "score_shift": min(abs(shift), 31),
-        "score_limit": (LARGEST_DISTANCE >> -shift) + 1 if shift < 0 else 0,
-        **{n: int(a[n]) for n in ("score_multiplier", "shift", "zero_point", "qmin", "qmax")},
     }
-    parameters = [
-        *pointers(q=q.dtype, k=k[1], v=v.dtype, y=ctx.out.dtype, table="uint8", numerator="int64", starts="int32"),
-        *pointers(**{n: dtype for n, (dtype, _) in scratch.items()}),
-        *pointers(**{n: "int8" if n == "mask" else "int32" for n in extras}),
-        *scalars(*SIZES),
-    ]
-    work = kernel(
-        plan.name, parameters, lambda *arguments: Body(plan, dict(zip((p[0] for p in parameters), arguments))).emit()
-    )
-    operands = (
-        operand(ctx, names[0]),
-        k[0],
-        operand(ctx, names[2]),
-        Buffer(ctx.node.name),
-        operand(ctx, names[3]),
-        division(int(a["numerator"])),
-        Constant(np.stack(offsets, 1).astype(np.int32)),
-        *(w for _, w in scratch.values()),
-        *(Constant(x) if isinstance(x, np.ndarray) else x for x in extras.values()),
-        *(numbers[n] for n in SIZES),
-    )
-    return KernelCall(work, operands)
+    sources = {n: Constant(x) if isinstance(x, np.ndarray) else x for n, x in extras.items()}
+    return attention_call(ctx, plan, Body, operand(ctx, names[0]), k[0], offsets, scratch, sources, own)
 
 
 def arranged_mask(mask: np.ndarray, m: int, length: int) -> np.ndarray:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompile.kernels.arithmetic import RANGES
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, splat, store_lanes
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, flip, local, splat, store_lanes
+from qcompile.kernels.cpu.general.attention_call import LARGEST_DISTANCE
 from qcompile.kernels.cpu.general.common import (
     across,
     add,
     ceil_div,
     exact_vectors,
-    flip,
     loop,
     pin,
     rest,
@@ -23,31 +23,6 @@ from qcompile.kernels.cpu.general.division import quotient
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
 from qcompile.kernels.cpu.linear.tiles import Tiling
-
-LARGEST_DISTANCE = 32767
-
-SIZES = (
-    "heads",
-    "tasks",
-    "m",
-    "length",
-    "d",
-    "e",
-    "k_panels",
-    "v_panels",
-    "stride",
-    "q_zero_point",
-    "v_zero_point",
-    "score_shift",
-    "score_limit",
-    "score_multiplier",
-    "shift",
-    "zero_point",
-    "qmin",
-    "qmax",
-    "mask_row",
-    "bias_row",
-)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from qcompile.kernels.cpu.builder import (
     bind,
     concat,
     extract,
+    flip,
     local,
     reinterpret,
     splat,
 )
-from qcompile.kernels.cpu.general.common import add, ceil_div, flip, lane_numbers, loop, pin, select
+from qcompile.kernels.cpu.general.common import add, ceil_div, lane_numbers, loop, pin, select
 from qcompile.kernels.cpu.general.division import quotient
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
@@ -31,24 +32,6 @@ from qcompile.kernels.cpu.linear.repack import interleave
 
 KEYS = 4  # that share a group of bytes
 CHUNK = 16  # bytes of a row that are packed at a time, and queries that are weighed at a time
-LARGEST_DISTANCE = 32767
-SIZES = (
-    "heads",
-    "tasks",
-    "m",
-    "length",
-    "d",
-    "e",
-    "q_zero_point",
-    "v_zero_point",
-    "score_shift",
-    "score_limit",
-    "score_multiplier",
-    "shift",
-    "zero_point",
-    "qmin",
-    "qmax",
-)
 
 
 @dataclass(frozen=True)

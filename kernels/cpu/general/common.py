@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import (
     Expr,
     T,
@@ -17,7 +16,6 @@ from qcompile.kernels.cpu.builder import (
     function,
     lanes_of,
     local,
-    reinterpret,
     splat,
 )
 from qcompile.kernels.lowering import Buffer, Constant, Kernel, NodeContext, Workspace
@@ -115,10 +113,3 @@ def add(a: Expr, b: Expr) -> Expr:
 
 def select(condition: Expr, a: Expr, b: Expr) -> Expr:
     return T.Select(condition, a, b)
-
-
-def flip(x: Expr, dtype: str) -> Expr:
-    """8-bit lanes with the top bit inverted: uint8 n as int8 n - 128, and back."""
-    n, own = lanes_of(x), dtype_of(x)
-    flipped = T.bitwise_xor(x, splat(RANGES["int8"][0] if own == "int8" else 128, own, n))
-    return reinterpret(flipped, dtype, n)

@@ -15,9 +15,9 @@ from qcompile.kernels.cpu.general.common import Source, kernel, loop, pointers, 
 from qcompile.kernels.cpu.general.registers import (
     QUARTER,
     interleave,
+    interleave_blocks,
     permuted_lanes,
     separate,
-    transpose_quarters,
 )
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.lowering import KernelCall
@@ -257,7 +257,7 @@ def _transpose(
                 else splat(0, x.dtype, lanes)
                 for i in range(lanes)
             ]
-            out = transpose_quarters(loads, lanes)
+            out = interleave_blocks(loads, lanes)
             for j in range(few_columns or lanes):
                 store_lanes(y, bind(y_at + (column + j) * column_step + row), out[j], few_rows or quarters * lanes)
 

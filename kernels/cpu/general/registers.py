@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from qcompile.kernels.cpu.builder import Expr, bind, lanes_of, shuffle
 from qcompile.kernels.cpu.isa import Isa
-
-QUARTER = 16  # bytes within which registers of any size are interleaved by one instruction
+from qcompile.kernels.cpu.isa.taps import QUARTER
 
 
 def permuted_lanes(isa: Isa, itemsize: int) -> int:
@@ -23,12 +22,7 @@ def interleave(rows: Sequence[Expr]) -> list[Expr]:
     if n & (n - 1):
         order = [r * lanes + i for i in range(lanes) for r in range(n)]
         return [_select(rows, order[at : at + lanes]) for at in range(0, n * lanes, lanes)]
-    rows = list(rows)
-    order = [s * lanes + i for i in range(lanes) for s in (0, 1)]
-    for _ in range(n.bit_length() - 1):  # each round makes the highest bit of a row's number the lowest of its place
-        rows = [_select([rows[i], rows[i + n // 2]], half) for i in range(n // 2)
-                for half in (order[:lanes], order[lanes:])]
-    return rows
+    return interleave_blocks(rows, lanes)
 
 
 def separate(parts: Sequence[Expr]) -> list[Expr]:
@@ -47,16 +41,16 @@ def _select(parts: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     return bind(shuffle(list(parts), list(lanes)))
 
 
-def transpose_quarters(rows: Sequence[Expr], lanes: int) -> list[Expr]:
-    """n = `lanes` vectors, a power of two, whose blocks of `lanes` elements are each transposed with those of the other
-    vectors, by rounds of interleaving."""
+def interleave_blocks(rows: Sequence[Expr], size: int) -> list[Expr]:
+    """A power of two of vectors, each block of `size` elements interleaved with those of the other vectors at its place
+    alone: with `size` vectors every such square of elements is transposed."""
     n, whole = len(rows), lanes_of(rows[0])
-    pairs = [s * whole + i for i in range(lanes) for s in (0, 1)]
-    halves = [[at + e for at in range(0, whole, lanes) for e in half] for half in (pairs[:lanes], pairs[lanes:])]
+    pairs = [s * whole + i for i in range(size) for s in (0, 1)]
+    halves = [[at + e for at in range(0, whole, size) for e in half] for half in (pairs[:size], pairs[size:])]
     rows = list(rows)
-    for _ in range(n.bit_length() - 1):
+    for _ in range(n.bit_length() - 1):  # each round makes the highest bit of a row's number the lowest of its place
         rows = [_select([rows[i], rows[i + n // 2]], half) for i in range(n // 2) for half in halves]
     return rows
 
 
-__all__ = ["QUARTER", "interleave", "permuted_lanes", "separate", "transpose_quarters"]
+__all__ = ["QUARTER", "interleave", "interleave_blocks", "permuted_lanes", "separate"]

@@ -102,7 +102,7 @@ class X86(Isa):
             return super().add_residual_word(x, m, r, factor, to)
         residual = bind(self.mul_round(bind(residual_word(r)), splat(factor, "int16", 16)))
         words = self._product_16(x, m, to.shift)
-        return self._codes_16(intrinsic("int16x16", "llvm.sadd.sat.v16i16", words, residual), to)
+        return self._codes_16(self.add_words(words, residual), to)
 
     def scaled_words(self, x: Expr, m: Expr, shift: Expr) -> Expr:
         return self._product_16(x, m, shift) if lanes_of(x) == 16 else super().scaled_words(x, m, shift)
@@ -136,7 +136,7 @@ class Avx2(BytePieces, X86):
         """8 bits: through saturated int16, where the rest takes half the registers; no clamped result changes."""
         if dtype not in ("uint8", "int8") or lanes_of(x) != 16:
             return super().saturate(x, zero_point, qmin, qmax, dtype)
-        y = intrinsic("int16x16", "llvm.sadd.sat.v16i16", self._narrowed(x), splat(zero_point, "int16", 16))
+        y = self.add_words(self._narrowed(x), splat(zero_point, "int16", 16))
         y = bind(_limit(y, qmin, qmax))
         pack = "llvm.x86.sse2.packuswb.128" if dtype == "uint8" else "llvm.x86.sse2.packsswb.128"
         return intrinsic(f"{dtype}x16", pack, extract(y, 0, 8), extract(y, 8, 8))
@@ -212,7 +212,7 @@ class Avx512(X86):
             return by_parts(32, lambda part: self._saturate_16(part, zero_point, qmin, qmax), x)
         # saturated int16 plus a zero point of 8 bits: no clamped result changes
         words = [
-            intrinsic("int16x32", "llvm.sadd.sat.v32i16", pair, splat(zero_point, "int16", 32))
+            self.add_words(pair, splat(zero_point, "int16", 32))
             for pair in self._words(x)
         ]
         return self._in_order(bind(_limit(self._pack_bytes(words, dtype), qmin, qmax)), n)
@@ -227,7 +227,7 @@ class Avx512(X86):
             return super().add_residual_word(x, m, r, factor, to)
         scalar = bind(splat(factor, "int16", 32))
         words = [
-            intrinsic("int16x32", "llvm.sadd.sat.v32i16", w, bind(self.mul_round(k, scalar)))
+            self.add_words(w, bind(self.mul_round(k, scalar)))
             for w, k in zip(self._product_words(x, m, to.shift), self._residual_words(bind(r)))
         ]
         return self._codes(words, to, lanes_of(x))
