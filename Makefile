@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -66,6 +66,10 @@ bench-kernels: setup-test
 # ONNX's own node tests: each compiles and agrees, or is refused by name; WORDS="conv pool" takes some (minutes)
 conformance: setup-test
 	$(BIN)/python benchmarks/conformance.py --markdown benchmarks/results/conformance.md $(WORDS)
+
+# Random graphs against every target and the reference; FUZZ="--graphs 5000 --seed 1 --resume" goes on where it was
+fuzz: setup-test
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

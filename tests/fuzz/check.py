@@ -1,0 +1,246 @@
+"""What must hold for one case: compiled or refused by name; reference = every target; no byte outside a buffer."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuzz.build import Unsuitable, session
+from fuzz.case import Case
+
+AGREES, REFUSED, LOW, INVALID = "agrees", "refused", "low", "invalid"
+DIFFERENCE, OUTSIDE, CRASH, EXCEPTION, HANG, NAMELESS = (
+    "difference",
+    "out of bounds",
+    "crash",
+    "raw exception",
+    "hang",
+    "nameless refusal",
+)
+FINDINGS = (DIFFERENCE, OUTSIDE, CRASH, EXCEPTION, HANG, NAMELESS)
+HARD = (DIFFERENCE, OUTSIDE, CRASH, EXCEPTION, HANG)
+LEAST_DB = 20.0
+MOST_DB = 120.0
+RUNS = 3  # samples that machine code and the reference are compared on
+ROOMS = ("compiler", "passes", "kernels", "targets", "runtime")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Result:
+    """kind: one of the names above; reason: of a refusal or finding; where: the place in the code, or the target;
+    decibels: signal to noise of each output against ONNX Runtime; input_decibels: of the float graph on the
+    quantized inputs; notes: what the compiler remarked."""
+
+    kind: str
+    reason: str = ""
+    where: str = ""
+    decibels: dict[str, float] = field(default_factory=dict)
+    input_decibels: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v or k == "kind"}
+
+
+class Found(Exception):
+    """A finding, from wherever it is seen."""
+
+    def __init__(self, kind: str, where: str, reason: str) -> None:
+        super().__init__(reason)
+        self.result = Result(kind, reason, where)
+
+
+def check(case: Case, stage: Callable[[str], None]) -> Result:
+    """Compiles and runs the case. `stage` is told what is about to be done, so that a death has a place."""
+    from qcompile import CompileError
+
+    os.environ["QCOMPILE_CHECK"] = "1"
+    stage("ONNX Runtime")
+    try:
+        expected = _onnxruntime(case, case.feeds())
+    except Exception as e:
+        return Result(INVALID, f"{type(e).__name__}: {e}"[:300])
+    result = Result(AGREES)
+    programs: dict[str, bytes] = {}
+    for target in case.options["targets"]:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path, notes = _compile(case, target, Path(folder), stage)
+            except CompileError as e:
+                return refusal(case, str(e))
+            except Exception as e:
+                return Result(EXCEPTION, f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", _frame(e))
+            try:
+                decibels, inputs = _run(case, target, path, expected, stage)
+            except Found as found:
+                return found.result
+            except Exception as e:
+                return Result(EXCEPTION, f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", _frame(e))
+            programs[target] = (path / "program.npz").read_bytes()
+        if not result.decibels:
+            result.decibels, result.input_decibels, result.notes = decibels, inputs, notes
+    if case.options["bits"] != "mixed" and len(set(programs.values())) > 1:
+        return Result(DIFFERENCE, "the programs of two targets differ", "/".join(programs))
+    if min(result.decibels.values(), default=MOST_DB) < LEAST_DB:
+        result.kind = LOW
+    return result
+
+
+def _compile(case: Case, target: str, folder: Path, stage: Callable[[str], None]) -> tuple[Path, list[str]]:
+    import qcompile
+
+    stage(f"compile {target}")
+    options = case.options
+    made = qcompile.compile(
+        case.model,
+        target,
+        bits=options["bits"],
+        budget=tuple(options["budget"]),
+        calibration=case.feeds() if options["calibrated"] else None,
+        output=folder,
+        name="net",
+        approx=options["approx"],
+        threads=options["threads"],
+        states=options["states"],
+    )
+    return made.path, made.notes
+
+
+def _run(
+    case: Case, target: str, path: Path, expected: list[dict[str, np.ndarray]], stage: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Compares machine code with the reference; signal to noise of the reference, and of the inputs' rounding."""
+    import qcompile
+
+    from fuzz.machine import run_guarded
+
+    stage(f"load {target}")
+    model = qcompile.load(path)
+    feeds = case.feeds()
+    codes = [model.quantize(f) for f in feeds]
+    stage(f"reference {target}")
+    wanted = [model.reference_integer(c) for c in codes]
+    tried = [*zip(codes, wanted)][:RUNS]
+    extreme = _extreme(model.inputs, codes[0])
+    if extreme is not None:
+        tried.append((extreme, model.reference_integer(extreme)))
+    stage(f"run {target}")
+    for code, want in tried:
+        if model.engine.name != "native":
+            _same(want, model.run_integer(code), target)
+            continue
+        for how, got in run_guarded(model, code):
+            _same(want, got, f"{target}, {how}")
+    if model.engine.name == "native" and case.options["threads"] > 1:
+        stage(f"threads {target}")
+        threaded = qcompile.load(path, threads=case.options["threads"])
+        for code, want in tried:
+            _same(want, threaded.run_integer(code), f"{target}, {case.options['threads']} threads")
+    if case.options["states"]:
+        stage(f"stream {target}")
+        _check_stream(model, feeds, target)
+    real = [model.dequantize(w) for w in wanted]
+    rounded = [model_inputs(model, f, c) for f, c in zip(feeds, codes)]
+    stage("ONNX Runtime")
+    return decibels(expected, real), decibels(expected, _onnxruntime(case, rounded))
+
+
+def model_inputs(model: Any, feed: dict[str, np.ndarray], codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs as the artifact sees them: rounded to their grids where they have one."""
+    return {
+        t.name: model.dequantize_one(t, codes[t.name]).astype(feed[t.name].dtype)
+        if t.scale is not None and feed[t.name].dtype.kind == "f"
+        else feed[t.name]
+        for t in model.inputs
+    }
+
+
+def _extreme(inputs: Any, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Codes over the whole range of each input that stands for floats; None where there is none."""
+    rng = np.random.default_rng(1)
+    wide = {
+        t.name: rng.integers(np.iinfo(t.dtype).min, np.iinfo(t.dtype).max, t.shape, endpoint=True, dtype=np.int64)
+        for t in inputs
+        if t.scale is not None
+    }
+    return {t.name: wide.get(t.name, codes[t.name]).astype(t.dtype) for t in inputs} if wide else None
+
+
+def _same(want: dict[str, np.ndarray], got: dict[str, np.ndarray], where: str) -> None:
+    for name, w in want.items():
+        if not np.array_equal(w, got[name]):
+            off = int((np.asarray(w) != got[name]).sum())
+            raise Found(DIFFERENCE, where, f"{name}: {off} of {w.size} values differ from the reference")
+
+
+def _check_stream(model: Any, feeds: list[dict[str, np.ndarray]], target: str) -> None:
+    """Three calls in a row equal the reference's, fed by hand."""
+    stream = model.stream()
+    state = {t.name: np.array(stream.state[t.name]) for t in model.inputs if t.name in stream.pairs}
+    for feed in feeds[:RUNS]:
+        codes = {n: v for n, v in model.quantize(feed).items() if n not in state}
+        want = model.reference_integer({**codes, **state})
+        got = stream.run_integer(codes)
+        _same({n: want[n] for n in got}, got, f"{target}, stream")
+        state = {i: want[o] for i, o in stream.pairs.items()}
+
+
+def _onnxruntime(case: Case, feeds: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """What the graph itself gives."""
+    run = session(case.model)
+    names = [o.name for o in run.get_outputs()]
+    wanted = {i.name for i in run.get_inputs()}
+    found = [dict(zip(names, run.run(names, {n: v for n, v in f.items() if n in wanted}))) for f in feeds]
+    if not all(np.isfinite(v).all() for f in found for v in f.values() if v.dtype.kind == "f"):
+        raise Unsuitable("its outputs are not finite")
+    return found
+
+
+def decibels(want: list[dict[str, np.ndarray]], got: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Signal to noise of each output over all samples; MOST_DB where they are equal, or both next to nothing."""
+    found = {}
+    for name in want[0]:
+        w, g = (np.stack([np.asarray(f[name], np.float64) for f in side]) for side in (want, got))
+        signal, noise = float((w * w).mean()), float(((w - g) ** 2).mean())
+        if noise <= signal * 1e-12 or (not signal and noise < 1e-8):
+            found[name] = MOST_DB
+        else:
+            found[name] = round(float(10 * np.log10(max(signal, 1e-30) / noise)), 2)
+    return found
+
+
+def refusal(case: Case, message: str) -> Result:
+    """A refusal, or a finding where its message names no node, tensor or option."""
+    graph = case.model.graph
+    names = {n.name for n in graph.node} | {t for n in graph.node for t in [*n.input, *n.output]}
+    names |= {i.name for i in [*graph.input, *graph.output, *graph.initializer]}
+    named = any(re.search(rf"(?<!\w){re.escape(n)}", message) for n in names if n) or "--" in message
+    return Result(REFUSED if named else NAMELESS, message, plain(message))
+
+
+def plain(message: str) -> str:
+    """A message without what is particular to one graph: reasons are counted by it."""
+    text = " ".join(message.split()).replace("'", "")
+    text = re.sub(r"\(node [^)]*\)", "", text)
+    text = re.sub(r"[\w./:]*_\d+[\w./:]*", "*", text)
+    return re.sub(r"-?\d[\d.e+^,]*", "#", text)[:160]
+
+
+def _frame(error: BaseException) -> str:
+    """The innermost function of the project that an exception passed."""
+    found = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ROOMS:
+            found = f"{file.relative_to(ROOT)}:{frame.name}"
+    return found or "outside the project"
