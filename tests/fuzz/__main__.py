@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fuzz import report
 from fuzz.case import Case, load
@@ -34,7 +33,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="also write what is minimised to tests/regressions")
     parser.add_argument("--no-minimise", action="store_true", help="keep failing graphs as they are")
     parser.add_argument("--report", action="store_true", help="only print the figures of the results file")
-    parser.add_argument("--rerun", action="store_true", help="only try the seeds again that failed in the results file")
+    parser.add_argument(
+        "--rerun", action="store_true", help="only try again what failed in the results file"
+    )
     parser.add_argument("case", nargs="*", type=Path, help="run these .onnx files instead of seeds")
     return parser.parse_args(arguments)
 
@@ -85,14 +86,13 @@ def main(arguments: list[str]) -> int:
     if not options.resume and not options.rerun and results.exists():
         results.unlink()
         old = []
-    wanted: Any = seeds(options, {r["seed"] for r in old})
+    began, failing = time.monotonic(), options.folder / "cases"
+    rows, makers = old, ((s, partial(_make, s, available)) for s in seeds(options, {r["seed"] for r in old}))
     if options.rerun:
-        wanted = [r["seed"] for r in old if r["kind"] in FINDINGS]
+        failed = [(r["seed"], failing / f"{r['seed']}.onnx") for r in old if r["kind"] in FINDINGS]
+        rows, makers = [], ((s, partial(load, path)) for s, path in failed if path.exists())
         results = options.folder / "rerun.jsonl"
         results.unlink(missing_ok=True)
-    rows = [] if options.rerun else old
-    began, failing = time.monotonic(), options.folder / "cases"
-    makers = ((s, partial(_make, s, available)) for s in wanted)
     alike: Counter[str] = Counter()
     for seed, result in run_cases(makers, options.jobs, options.limit, failing):
         path = failing / f"{seed}.onnx"
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
             alike[signature := f"{result.kind} {result.where}"] += 1
             if case is not None and not options.no_minimise and alike[signature] <= ENOUGH:
                 _minimise(options, case, result)
-        else:
+        elif not options.rerun:
             for file in (path, path.with_suffix(".npz")):
                 file.unlink(missing_ok=True)
     rate = len(rows) / max(time.monotonic() - began, 1e-9)

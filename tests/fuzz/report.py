@@ -37,10 +37,6 @@ def is_hard(rows: Iterable[dict[str, Any]]) -> bool:
     return any(r["kind"] in HARD for r in rows)
 
 
-def eight_bits(r: dict[str, Any]) -> bool:
-    return str(r["options"].get("bits")) == "8"
-
-
 def figures(rows: list[dict[str, Any]]) -> str:
     """The counts, refusals by reason, low ratios by cause, and each finding."""
     rows = [r for r in rows if r["kind"] != INVALID]
@@ -62,24 +58,27 @@ def figures(rows: list[dict[str, Any]]) -> str:
 
 
 def _low(answered: list[dict[str, Any]]) -> list[str]:
-    """Shares under LEAST_DB at 8 bits: of all, of float graphs with samples, and by what is said or inherent."""
+    """Shares under LEAST_DB: of graphs at 8 bits with and without samples, and at fewer bits."""
+    eight = [r for r in answered if str(r["options"].get("bits")) == "8"]
     lines = []
     for title, chosen in (
-        ("at 8 bits", [r for r in answered if eight_bits(r)]),
-        ("at 8 bits, float graphs with samples", [r for r in answered if eight_bits(r) and _sampled(r)]),
+        ("8 bits, float graphs with samples", [r for r in eight if _sampled(r) and r["options"]["form"] == "float"]),
+        ("8 bits, graphs quantized by ONNX Runtime", [r for r in eight if r["options"]["form"] != "float"]),
+        ("8 bits, without samples", [r for r in eight if not _sampled(r)]),
+        ("fewer bits", [r for r in answered if r not in eight]),
     ):
         low = [r for r in chosen if r["kind"] == LOW]
         inherent = [r for r in low if min(r.get("input_decibels", {}).values(), default=99.0) < LEAST_DB]
-        share = 100 * len(low) / max(len(chosen), 1)
+        said = [r for r in low if any("dB" in n for n in r.get("notes", []))]
         lines.append(
-            f"{title}: {len(low)} of {len(chosen)} under {LEAST_DB:.0f} dB ({share:.1f} %); of {len(inherent)} the "
-            "float graph itself is, on inputs rounded to their grids"
+            f"{title}: {len(low)} of {len(chosen)} under {LEAST_DB:.0f} dB ({100 * len(low) / max(len(chosen), 1):.1f}"
+            f" %); a note says so of {len(said)}; of {len(inherent)} the graph itself is, on its rounded inputs"
         )
     return lines
 
 
 def _sampled(r: dict[str, Any]) -> bool:
-    return r["options"]["form"] == "float" and bool(r["options"]["calibrated"])
+    return bool(r["options"]["calibrated"])
 
 
 def _counted(texts: Iterable[str]) -> list[str]:

@@ -157,7 +157,7 @@ def test_figures_count(tmp_path):
     for row in rows:
         report.append(tmp_path / "r.jsonl", row)
     text = report.figures(report.read(tmp_path / "r.jsonl"))
-    assert "3 graphs: 2 compiled" in text and "1 of 2 under 20 dB" in text and "1 out of bounds" in text
+    assert "3 graphs: 2 compiled" in text and "1 of 2 under 20 dB (50.0 %)" in text and "1 out of bounds" in text
     assert report.is_hard(rows) and not report.is_hard(rows[:2])
 
 
