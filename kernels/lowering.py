@@ -6,8 +6,10 @@ tensor, workspace and packed constant its address and writes one function that m
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,15 +45,25 @@ class Constant:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A native function. `name` is its specification and its symbol: calls with equal names share one function.
+    """A native function; calls of kernels with equal specs share one.
 
-    build() -> tvm.tirx.PrimFunc whose parameters are plain pointers (T.handle of the element dtype) and int32 scalars
-    in the
-    order of the call's operands, returning int32 0. Parallel loops use T.parallel on an outermost axis.
+    family: what it does, as the words that its name begins with. spec: all that its code depends on, of values whose
+    repr tells unequal ones apart: numbers, strings, frozen dataclasses, instruction sets.
+    make(name) -> tvm.tirx.PrimFunc whose parameters are plain pointers (T.handle of the element dtype) and int32
+    scalars in the order of the call's operands, returning int32 0. Parallel loops use T.parallel on an outermost axis.
     """
 
-    name: str
-    build: Callable[[], Any]
+    family: str
+    spec: tuple[Any, ...]
+    make: Callable[[str], Any] = field(compare=False)
+
+    @cached_property
+    def name(self) -> str:
+        """The symbol. No other place makes names of kernels."""
+        return f"{self.family}_{hashlib.sha256(repr(self.spec).encode()).hexdigest()[:10]}"
+
+    def build(self) -> Any:
+        return self.make(self.name)
 
 
 @dataclass(frozen=True)

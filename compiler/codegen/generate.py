@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from qcompile.artifact.linker import cpu_flags
 from qcompile.codegen.arena import Lifetime, align, largest_live_set, place
+from qcompile.codegen.kernel_table import KernelTable
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.border import copy
 from qcompile.kernels.cpu.compile import compile_module
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, NodeContext, Workspace
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Program
 from qcompile.runtime.toolchain import ToolError, compile_c
 from qcompile.targets import CompileError, Target
@@ -137,13 +138,12 @@ def generate(program: Program, target: Target) -> Generated:
             return f"arena + {offsets[made] + operand.offset}"
         return str(int(operand))  # type: ignore[call-overload]
 
-    kernels: dict[str, Kernel] = {}
+    kernels = KernelTable(target)
     declarations: list[str] = []
     listing: list[ListedCall] = []
     for step in steps:
         for call in step.calls:
-            if call.kernel.name not in kernels:
-                kernels[call.kernel.name] = call.kernel
+            if kernels.add(call.kernel):
                 kinds = ", ".join(
                     "int32_t" if isinstance(o, int | np.integer) else "const void *" for o in call.operands
                 )
@@ -151,10 +151,11 @@ def generate(program: Program, target: Target) -> Generated:
             code = f"{call.kernel.name}({', '.join(address(step, o) for o in call.operands)});"
             listing.append(ListedCall(step.node, call.kernel.name, code))
     source = main_source(declarations, [f"{c.code} /* {c_comment(c.node)} */" for c in listing])
-    objects = [*compile_kernels(kernels, target), compile_main(source, target)]
+    # one object of all kernels, so that LLVM's constants and the parallel slot exist once
+    objects = [compile_module(kernels.functions(), target), compile_main(source, target)]
     live_bytes = largest_live_set(list(lifetimes.values()))
     return Generated(
-        objects, weights.data(), align(used) + SLACK_BYTES, live_bytes, sorted(kernels), source, declarations, listing
+        objects, weights.data(), align(used) + SLACK_BYTES, live_bytes, kernels.names(), source, declarations, listing
     )
 
 
@@ -179,11 +180,6 @@ int32_t qc_main(const void *const *inputs, void *const *outputs, uint8_t *arena,
     return 0;
 }}
 """
-
-
-def compile_kernels(kernels: dict[str, Kernel], target: Target) -> list[bytes]:
-    """Object code of all kernels: one object, so that LLVM's constants and the parallel slot exist once."""
-    return [compile_module({name: kernels[name].build() for name in sorted(kernels)}, target)]
 
 
 def compile_main(source: str, target: Target) -> bytes:

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, function, store_lanes
-from qcompile.kernels.lowering import Kernel, KernelCall
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, store_lanes
+from qcompile.kernels.cpu.kernel import kernel
+from qcompile.kernels.lowering import KernelCall
 
 WIDE = 64
 
@@ -20,5 +21,5 @@ def copy(source: Any, destination: Any, nbytes: int) -> KernelCall:
             store_lanes(y, done + i, x.load(done + i), 1)
 
     parameters = [("x", "uint8*"), ("y", "uint8*"), ("size", "int32")]
-    kernel = Kernel("copy_bytes", lambda: function("copy_bytes", parameters, body))
-    return KernelCall(kernel, (source, destination, nbytes))
+    work = kernel("copy_bytes", (), parameters, body)
+    return KernelCall(work, (source, destination, nbytes))

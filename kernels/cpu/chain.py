@@ -1,15 +1,14 @@
 """The elementwise steps that follow an op inside one kernel, on vectors of neighbouring channels.
 
 A chain is a small graph: each step reads the incoming value, earlier steps, or tensors and constants in memory. The
-code depends on the kinds of the steps only (`key`); every number (shifts, zero points, bounds) comes from one table of
-int32 scalars, so that layers that differ in numbers share their kernels.
+code depends on the kinds of the steps only (`ChainCode`, all that emission sees); every number (shifts, zero points,
+bounds) comes from one table of int32 scalars, so that layers that differ in numbers share their kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
@@ -89,28 +88,61 @@ class Memory:
     inner: int = 0  # index of the scalars that hold the rows of one image and its channels
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
-    node: Node
-    inputs: list[str | Memory]  # name of an earlier value, or memory
-    scalars: dict[str, int]  # name -> index in the table of scalars
-    fixed: dict[str, int]  # name -> number that the code knows
+    """inputs: numbers of earlier values (0: the incoming one), or memory; scalars: (name, index in the table of
+    scalars); fixed: (name, number that the code knows); dtype: of the result."""
+
+    op: str
+    inputs: tuple[int | Memory, ...]
+    scalars: tuple[tuple[str, int], ...]
+    fixed: tuple[tuple[str, int], ...]
     dtype: str
     flags: tuple[str, ...]
 
-    def key(self, numbers: dict[str, int]) -> str:
-        """What the step's code depends on; numbers: of the values that steps read."""
-        inputs = [str(numbers[i]) if isinstance(i, str) else f"{i.kind}:{i.dtype}:{i.index}" for i in self.inputs]
-        flags = [*self.flags, *(f"{n}{v}".replace("-", "m") for n, v in self.fixed.items())]
-        return f"_{self.node.op}[{','.join(inputs)}|{','.join(flags)}]{self.dtype}"
+
+@dataclass(frozen=True)
+class ChainCode:
+    """All that a chain's code depends on. parameters: (name, dtype*) of the kernel's extra parameters."""
+
+    isa: Isa
+    source_dtype: str
+    steps: tuple[Step, ...]
+    parameters: tuple[tuple[str, str], ...]
+
+    @property
+    def dtype(self) -> str:
+        """Of the result."""
+        return self.steps[-1].dtype if self.steps else self.source_dtype
+
+    @property
+    def width(self) -> int:
+        """Channels that one call of emit should carry where it can choose."""
+        return self.isa.width
+
+    @property
+    def memories(self) -> list[Memory]:
+        return [i for step in self.steps for i in step.inputs if isinstance(i, Memory)]
+
+    @property
+    def widest_bytes(self) -> int:
+        """Bytes of an element of the widest tensor that the chain reads."""
+        return max(np.dtype(d).itemsize for d in (self.source_dtype, *(m.dtype for m in self.memories)))
+
+    def reads(self, *kinds: str) -> bool:
+        """Whether an operand lies so under the value."""
+        return any(m.kind in kinds for m in self.memories)
+
+    def start(self, arguments: Sequence[Argument]) -> Emitter:
+        """To be called inside the kernel, with its variables for `parameters`."""
+        return Emitter(self, list(arguments))
 
 
 class Chain:
     """steps on `source` (the name of the incoming value), for values of `types[source].shape`.
 
-    key: what the code depends on. parameters: (name, dtype*) of the kernel's extra parameters, and operands: the
-    call's, in the same order. dtype: of the result, `result` its name. width: channels that one call of emit should
-    carry where it can choose. immediate: shifts are part of the code, for instruction sets that gain by it.
+    code: what a kernel is made of; operands: the call's, in the order of its parameters; result: name of the last
+    value. immediate: shifts are part of the code, for instruction sets that gain by it.
     """
 
     def __init__(
@@ -129,26 +161,17 @@ class Chain:
         self.source = source
         self.shape = types[source].shape
         self.channels = self.shape[-1] if self.shape else 1
-        self.source_dtype = self.dtype = types[source].dtype
-        self.parameters: list[tuple[str, str]] = []
         self.operands: list[Buffer | Constant] = []
+        self._parameters: list[tuple[str, str]] = []
         self._scalars: list[int] = []
-        self._names = {source}
+        self._numbers = {source: 0}  # of the values
         self._types, self._constants = dict(types), constants
         self._memories: dict[str, Memory] = {}
-        self.steps = [self._plan(step) for step in steps]
-        self.width = isa.width
+        planned = tuple(self._plan(step) for step in steps)
         if self._scalars:
-            self.parameters.append(("scalars", "int32*"))
+            self._parameters.append(("scalars", "int32*"))
             self.operands.append(Constant(np.array(self._scalars, np.int64).astype(np.int32)))
-        numbers = {source: 0} | {s.node.name: k + 1 for k, s in enumerate(self.steps)}
-        self.key = self.source_dtype + "".join(s.key(numbers) for s in self.steps)
-
-    @property
-    def widest_bytes(self) -> int:
-        """Bytes of an element of the widest tensor that the chain reads."""
-        dtypes = [self.source_dtype, *(m.dtype for m in self._memories.values())]
-        return max(np.dtype(d).itemsize for d in dtypes)
+        self.code = ChainCode(isa, types[source].dtype, planned, tuple(self._parameters))
 
     def arranged(self, channels: np.ndarray) -> list[Buffer | Constant] | None:
         """Operands for a kernel that counts channels in another order: its channel i is `channels[i]`.
@@ -164,19 +187,16 @@ class Chain:
                 return None
         return operands
 
-    def start(self, arguments: Sequence[Argument]) -> Emitter:
-        """To be called inside the kernel, with its variables for `parameters`."""
-        return Emitter(self, list(arguments))
-
     def _plan(self, node: Node) -> Step:
         if node.op not in STEPS:
             raise CompileError(f"{node.name}: op {node.op} cannot follow another op in one CPU kernel")
         rule, op = STEPS[node.op], OPS[node.op]
-        inputs: list[str | Memory] = []
+        inputs: list[int | Memory] = []
         for position, name in enumerate(node.inputs):
             is_parameter = op.arguments[position] in op.parameters
             table = op.arguments[position] == "table"
-            inputs.append(name if name in self._names else self._memory(node, name, is_parameter, table))
+            number = self._numbers.get(name)
+            inputs.append(self._memory(node, name, is_parameter, table) if number is None else number)
         values, flags = rule.scalars(node, [self._types[i] for i in node.inputs])
         out = infer_node(node, self._types)
         fixed = self._fixed(node.op, values, out.dtype)
@@ -191,9 +211,8 @@ class Chain:
                 f"of shape {list(self.shape)}"
             )
         self._types[node.name] = out
-        self._names.add(node.name)
-        self.dtype = out.dtype
-        return Step(node, inputs, scalars, fixed, out.dtype, flags)
+        self._numbers[node.name] = len(self._numbers)
+        return Step(node.op, tuple(inputs), tuple(scalars.items()), tuple(fixed.items()), out.dtype, flags)
 
     def _fixed(self, op: str, values: dict[str, int], dtype: str) -> dict[str, int]:
         """The numbers worth being part of the code: bounds that clamp nothing, shifts where the chain is immediate, the
@@ -238,8 +257,8 @@ class Chain:
                     array = self.isa.pieces(array)
                     dtype = str(array.dtype)
                 operand = Constant(self._constant(array, table, self._types[node.inputs[0]].dtype))
-            self._memories[key] = Memory(len(self.parameters), kind, dtype, inner)
-            self.parameters.append((f"e{len(self.parameters)}", dtype + "*"))
+            self._memories[key] = Memory(len(self._parameters), kind, dtype, inner)
+            self._parameters.append((f"e{len(self._parameters)}", dtype + "*"))
             self.operands.append(operand)
         return self._memories[key]
 
@@ -255,9 +274,8 @@ class Chain:
 class Emitter:
     """A chain inside a kernel: turns incoming vectors into results."""
 
-    chain: Chain
+    code: ChainCode
     arguments: list[Argument]
-    _bound: dict[Any, Expr] = field(default_factory=dict)
 
     def emit(self, value: Expr, row: Expr, channel: Expr, flat: Expr) -> Expr:
         """The result for lanes channel, channel+1, ... of pixel `row` (index over all axes but the last).
@@ -268,22 +286,22 @@ class Emitter:
 
     def emit_pixels(self, value: Expr, pixels: Sequence[tuple[Expr, Expr]], channel: Expr) -> Expr:
         """The same for several pixels side by side in one vector, each given by its row and flat."""
-        if not self.chain.steps:
+        if not self.code.steps:
             return value
         n = lanes_of(value)
-        values = {self.chain.source: bind(value)}
-        for step in self.chain.steps:
-            inputs = [values[i] if isinstance(i, str) else self._load(i, n, pixels, channel) for i in step.inputs]
+        values = [bind(value)]
+        for step in self.code.steps:
+            inputs = [values[i] if isinstance(i, int) else self._load(i, n, pixels, channel) for i in step.inputs]
             environment = Environment(
-                self.chain.isa,
+                self.code.isa,
                 n,
                 step.dtype,
                 step.flags,
-                {name: self._scalar(at) for name, at in step.scalars.items()}
-                | {name: T.int32(value) for name, value in step.fixed.items()},
+                {name: self._scalar(at) for name, at in step.scalars}
+                | {name: T.int32(value) for name, value in step.fixed},
             )
-            values[step.node.name] = bind(STEPS[step.node.op].emit(environment, *inputs))
-        return values[self.chain.steps[-1].node.name]
+            values.append(bind(STEPS[step.op].emit(environment, *inputs)))
+        return values[-1]
 
     def _scalar(self, index: int) -> Expr:
         return self.arguments[-1].load(index)
@@ -307,4 +325,14 @@ class Emitter:
         return T.truncdiv(row, self._scalar(memory.inner)) * self._scalar(memory.inner + 1) + channel
 
 
-__all__ = ["STEPS", "Chain", "Emitter", "fusable", "head_and_chain", "operand_kind", "tensor_inputs", "widen"]
+__all__ = [
+    "STEPS",
+    "Chain",
+    "ChainCode",
+    "Emitter",
+    "fusable",
+    "head_and_chain",
+    "operand_kind",
+    "tensor_inputs",
+    "widen",
+]

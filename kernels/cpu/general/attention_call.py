@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.cpu.general.common import Source, kernel, operand, pointers, scalars
+from qcompile.kernels.cpu.general.common import Source, operand
 from qcompile.kernels.cpu.general.division import division
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
 
 LARGEST_DISTANCE = 32767
@@ -24,7 +25,7 @@ def attention_call(
     extras: Mapping[str, Source],
     own: Mapping[str, int],
 ) -> KernelCall:
-    """plan: of the kernel, with its name and the dtypes of q, k, v and y; body(plan, its parameters by name) emits it.
+    """plan: of the kernel, with its family and the dtypes of q, k, v and y; body(plan, parameters by name) emits it.
 
     q, k: where they lie in the dtypes of the plan; v lies as the node has it. offsets: where each head begins in q, k,
     v and the extras. scratch: name -> (dtype, memory for all tasks). extras: mask (int8), bias (int32), as there are.
@@ -50,9 +51,11 @@ def attention_call(
         *pointers(**{n: "int8" if n == "mask" else "int32" for n in extras}),
         *scalars(*numbers),
     ]
-    work = kernel(
-        plan.name, parameters, lambda *arguments: body(plan, dict(zip((p[0] for p in parameters), arguments))).emit()
-    )
+
+    def emit(*arguments: Any) -> None:
+        body(plan, dict(zip((name for name, _ in parameters), arguments))).emit()
+
+    work = kernel(plan.family, (plan,), parameters, emit)
     operands = (
         q,
         k,

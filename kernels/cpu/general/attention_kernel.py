@@ -54,10 +54,9 @@ class Plan:
         return self.dtypes[0] == "int8"
 
     @property
-    def name(self) -> str:
-        flags = "".join(c for c, on in zip("mblp", (self.masked, self.biased, self.left, self.parallel)) if on)
+    def family(self) -> str:
         tiles = "_".join(f"{t.dot.name}_{t.rows}x{n}" for t, n in zip((self.scores, self.values), self.columns))
-        return "_".join(["attention", self.isa.name, tiles, f"{self.width}w{self.tail}", *self.dtypes, flags])
+        return f"attention_{tiles}"
 
 
 class Body:

@@ -77,10 +77,8 @@ class Plan:
         }
 
     @property
-    def name(self) -> str:
-        flags = "".join(c for c, on in zip("blcp", (self.biased, self.left, self.centred, self.parallel)) if on)
-        tiles = "_".join(f"{t.rows}x{t.columns}" for t in (self.scores, self.values))
-        return "_".join(["attention_lanes", self.isa.name, tiles, *self.dtypes, self.mask, flags])
+    def family(self) -> str:
+        return "_".join(["attention_lanes", *(f"{t.rows}x{t.columns}" for t in (self.scores, self.values))])
 
 
 class Body:

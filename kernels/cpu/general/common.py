@@ -13,12 +13,11 @@ from qcompile.kernels.cpu.builder import (
     bind,
     dtype_of,
     extract,
-    function,
     lanes_of,
     local,
     splat,
 )
-from qcompile.kernels.lowering import Buffer, Constant, Kernel, NodeContext, Workspace
+from qcompile.kernels.lowering import Buffer, Constant, NodeContext, Workspace
 
 PARALLEL_WORK = 1 << 16  # elements from which a loop is worth handing to threads
 TASKS = 16  # blocks of rows where each needs its own scratch memory
@@ -29,19 +28,6 @@ Source = Buffer | Constant | Workspace
 def operand(ctx: NodeContext, name: str) -> Buffer | Constant:
     """A tensor by name: constant data, or a buffer of the program."""
     return Constant(np.ascontiguousarray(ctx.constants[name])) if name in ctx.constants else Buffer(name)
-
-
-def kernel(name: str, parameters: list[tuple[str, str]], body: Callable[..., None]) -> Kernel:
-    """A kernel whose function is built when it is asked for."""
-    return Kernel(name, lambda: function(name, parameters, body))
-
-
-def pointers(**dtypes: str) -> list[tuple[str, str]]:
-    return [(n, d + "*") for n, d in dtypes.items()]
-
-
-def scalars(*names: str) -> list[tuple[str, str]]:
-    return [(n, "int32") for n in names]
 
 
 def loop(count: Expr, parallel: bool = False) -> Any:
@@ -99,12 +85,6 @@ def across(value: Expr, operation: Callable[[Expr, Expr], Expr]) -> Expr:
         n //= 2
         value = operation(extract(value, 0, n), extract(value, n, n))
     return value
-
-
-def symbol(text: str) -> str:
-    """The text as a C identifier, different texts as different ones."""
-    words = {"[": "_b", "]": "_e", ":": "_c", ",": "_k", "|": "_s"}
-    return "".join(words.get(c, c) for c in text)
 
 
 def add(a: Expr, b: Expr) -> Expr:

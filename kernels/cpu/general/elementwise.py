@@ -8,21 +8,10 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, splat, store_lanes
 from qcompile.kernels.cpu.chain import STEPS, Chain, operand_kind, tensor_inputs
-from qcompile.kernels.cpu.general.common import (
-    PARALLEL_WORK,
-    Source,
-    kernel,
-    loop,
-    operand,
-    pointers,
-    scalars,
-    select,
-    static,
-    symbol,
-    vectors,
-)
+from qcompile.kernels.cpu.general.common import PARALLEL_WORK, Source, loop, operand, select, static, vectors
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
@@ -80,8 +69,7 @@ def _chain(
     along = {
         n for step in body for n in step.inputs if n in types and operand_kind(chain.shape, types[n].shape) == "channel"
     }
-    by_row = any(f"{kind}:" in chain.key for kind in ("row", "image"))
-    if _is_flat(chain) or by_row or joined == 1 or not along <= set(constants):
+    if _is_flat(chain) or chain.code.reads("row", "image") or joined == 1 or not along <= set(constants):
         return chain
     shape = (rows // joined, joined * channels)
     types = {
@@ -95,31 +83,21 @@ def _chain(
 
 def _is_flat(chain: Chain) -> bool:
     """Nothing that the chain reads depends on the channel or the row."""
-    return not any(f"{kind}:" in chain.key for kind in ("channel", "row", "image"))
+    return not chain.code.reads("channel", "row", "image")
 
 
 def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
     """A chain over x, written to y."""
-    flat = _is_flat(chain)
+    flat, code = _is_flat(chain), chain.code
     channels = out.size if flat else chain.channels
     rows = out.size // max(channels, 1)
     # the only vector of a short row may read past its end, by no more than the slack
-    width = chain.width if channels >= chain.width else min(chain.width, SLACK_BYTES // chain.widest_bytes)
+    width = code.width if channels >= code.width else min(code.width, SLACK_BYTES // code.widest_bytes)
     parallel = out.size >= PARALLEL_WORK and (flat or rows > 1)
     fixed = static(channels, width)
-    name = "_".join(
-        [
-            "chain",
-            chain.isa.name,
-            "flat" if flat else "rows",
-            *(["p"] if parallel else []),
-            *([f"c{fixed}"] if fixed else []),
-            chain.key,
-        ]
-    )
 
     def flat_body(x: Pointer, y: Pointer, rows: Expr, channels: Expr, *rest: Any) -> None:
-        emitter = chain.start(rest)
+        emitter = code.start(rest)
         if fixed:
             store_lanes(y, T.int32(0), emitter.emit(x.load(0, width), T.int32(0), T.int32(0), T.int32(0)), fixed)
             return
@@ -130,7 +108,7 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
 
     def rows_body(x: Pointer, y: Pointer, rows: Expr, channels: Expr, *rest: Any) -> None:
         with loop(rows, parallel) as row:
-            emitter = chain.start(rest)
+            emitter = code.start(rest)
             if fixed:
                 flat = bind(row * fixed)
                 store_lanes(y, flat, emitter.emit(x.load(flat, width), row, T.int32(0), flat), fixed)
@@ -139,10 +117,10 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
                 flat = bind(row * channels + at)
                 y.store(flat, emitter.emit(x.load(flat, width), row, at, flat))
 
-    parameters = [*pointers(x=chain.source_dtype, y=chain.dtype), *scalars("rows", "channels"), *chain.parameters]
-    return KernelCall(
-        kernel(symbol(name), parameters, flat_body if flat else rows_body), (x, y, rows, channels, *chain.operands)
-    )
+    parameters = [*pointers(x=code.source_dtype, y=code.dtype), *scalars("rows", "channels"), *code.parameters]
+    family, body = ("chain_flat", flat_body) if flat else ("chain_rows", rows_body)
+    work = kernel(family, (code, parallel, fixed, width), parameters, body)
+    return KernelCall(work, (x, y, rows, channels, *chain.operands))
 
 
 def lower_where(ctx: NodeContext) -> list[KernelCall]:
@@ -159,17 +137,6 @@ def lower_where(ctx: NodeContext) -> list[KernelCall]:
     width, parallel = 16, out.size >= PARALLEL_WORK
     fixed = static(out.size, width)
     condition_dtype = ctx.types[ctx.node.inputs[0]].dtype
-    name = "_".join(
-        [
-            "where",
-            isa.name,
-            condition_dtype,
-            out.dtype,
-            "".join(kinds),
-            *(["p"] if parallel else []),
-            *([str(fixed)] if fixed else []),
-        ]
-    )
 
     def body(condition: Pointer, x: Pointer, r: Pointer, y: Pointer, count: Expr) -> None:
         def vector(pointer: Pointer, kind: str, at: Expr) -> Expr:
@@ -188,7 +155,8 @@ def lower_where(ctx: NodeContext) -> list[KernelCall]:
             y.store(at, result(at))
 
     parameters = [*pointers(condition=condition_dtype, x=out.dtype, r=out.dtype, y=out.dtype), *scalars("count")]
-    return [*calls, KernelCall(kernel(name, parameters, body), (*operands, Buffer(ctx.node.name), out.size))]
+    work = kernel("where", (isa, tuple(kinds), width, parallel, fixed), parameters, body)
+    return [*calls, KernelCall(work, (*operands, Buffer(ctx.node.name), out.size))]
 
 
 LOWERINGS = {op: lower_elementwise for op in STEPS} | {"where": lower_where}

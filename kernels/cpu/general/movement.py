@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, dtype_of
-from qcompile.kernels.cpu.general.common import Source, kernel, loop, operand, pointers, scalars, static
-from qcompile.kernels.cpu.general.moves import PARALLEL_BYTES, Loop, copy_run, kernel_name, merge, move, strides
+from qcompile.kernels.cpu.general.common import Source, loop, operand, static
+from qcompile.kernels.cpu.general.moves import PARALLEL_BYTES, Loop, copy_run, merge, move, strides
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 
@@ -148,8 +149,8 @@ def take_rows(
             copy_run(x, y, bind((o * rows + row) * run), bind(k * run), width, fixed, run)
 
     parameters = [*pointers(x="uint8", indices=index_dtype, y="uint8"), *scalars("outer", "count", "rows", "run")]
-    name = kernel_name(f"take_{index_dtype}", isa, 1, 1, parallel, *([fixed] if fixed else []))
-    return KernelCall(kernel(name, parameters, body), (x, indices, y, outer, count, shape[axis], run))
+    work = kernel("take", (isa, width, fixed, parallel), parameters, body)
+    return KernelCall(work, (x, indices, y, outer, count, shape[axis], run))
 
 
 LOWERINGS = {

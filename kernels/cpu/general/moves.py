@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, concat, splat, store_lanes
-from qcompile.kernels.cpu.general.common import Source, kernel, loop, pointers, scalars, static, vectors
+from qcompile.kernels.cpu.general.common import Source, loop, static, vectors
 from qcompile.kernels.cpu.general.registers import (
     QUARTER,
     interleave,
@@ -20,6 +20,7 @@ from qcompile.kernels.cpu.general.registers import (
     separate,
 )
 from qcompile.kernels.cpu.isa import Isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.lowering import KernelCall
 
 PARALLEL_BYTES = 1 << 18
@@ -102,12 +103,6 @@ def _nest(stack: ExitStack, sizes: Sequence[Expr], x_at: Expr, y_at: Expr, paral
     return x_at, y_at
 
 
-def kernel_name(kind: str, isa: Isa, itemsize: int, rank: int, parallel: bool, *fixed: int) -> str:
-    return "_".join(
-        [kind, isa.name, f"{8 * itemsize}", f"{rank}d", *(["p"] if parallel else []), *(str(f) for f in fixed)]
-    )
-
-
 def _call(
     kind: str,
     emit: Callable[..., None],
@@ -120,8 +115,10 @@ def _call(
     y: Source,
     x_at: int,
     y_at: int,
+    known: tuple[int, ...] = (),
 ) -> KernelCall:
-    """A kernel of nested loops around `emit`, which gets the offsets inside them and the numbers in `extra`."""
+    """A kernel of nested loops around `emit`, which gets the offsets inside them and the numbers in `extra`; known:
+    the numbers that the code of `emit` has in it."""
     width = isa.lanes * 4 // itemsize
     parallel = bool(outer) and run * itemsize * int(np.prod([d[0] for d in outer], dtype=np.int64)) >= PARALLEL_BYTES
     fixed = static(run, width) if extra else 0
@@ -137,8 +134,8 @@ def _call(
         *pointers(x=dtype, y=dtype),
         *scalars("x_at", "y_at", *(f"s{i}" for i in range(len(sizes) + len(extra)))),
     ]
-    name = kernel_name(kind, isa, itemsize, len(outer), parallel, *([fixed] if fixed else []))
-    return KernelCall(kernel(name, parameters, body), (x, y, x_at, y_at, *sizes, *extra))
+    work = kernel(kind, (isa, *known, len(outer), width, fixed, parallel), parameters, body)
+    return KernelCall(work, (x, y, x_at, y_at, *sizes, *extra))
 
 
 def copy_run(x: Pointer, y: Pointer, x_at: Expr, y_at: Expr, width: int, fixed: int, run: Expr) -> None:
@@ -222,8 +219,8 @@ def _few(
             emit(x, y, x_at, y_at, at, lanes, starts)
 
     outer = [d for d in loops if d not in few and d is not along]
-    kind = "_".join([kind, *map(str, counts), f"x{lanes}"])
-    return _call(kind, vectors_of, isa, itemsize, outer, [along[0], *distances], run * along[0], x, y, x_at, y_at)
+    sizes, known = [along[0], *distances], (lanes, *counts)
+    return _call(kind, vectors_of, isa, itemsize, outer, sizes, run * along[0], x, y, x_at, y_at, known)
 
 
 def _transpose(
@@ -267,9 +264,8 @@ def _transpose(
             block(row, column)
 
     outer = [d for d in loops if d is not inner and d is not source]
-    kind = "_".join(map(str, ["transpose", few_rows or quarters * lanes, few_columns or lanes]))
-    sizes = [inner[0], inner[1], source[0], source[2]]
-    return _call(kind, emit, isa, itemsize, outer, sizes, inner[0] * source[0], x, y, x_at, y_at)
+    sizes, known = [inner[0], inner[1], source[0], source[2]], (quarters, few_rows, few_columns)
+    return _call("transpose", emit, isa, itemsize, outer, sizes, inner[0] * source[0], x, y, x_at, y_at, known)
 
 
-__all__ = ["PARALLEL_BYTES", "Loop", "copy_run", "kernel_name", "merge", "move", "strides"]
+__all__ = ["PARALLEL_BYTES", "Loop", "copy_run", "merge", "move", "strides"]

@@ -29,18 +29,16 @@ from qcompile.kernels.cpu.general.common import (
     add,
     ceil_div,
     exact_vectors,
-    kernel,
     loop,
     operand,
     pin,
-    pointers,
     rest,
-    scalars,
     select,
     static,
     vectors,
 )
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 from qcompile.kernels.ops.norm import MEAN_BITS, ROOTS, mean_factor, row_octaves
 
@@ -246,12 +244,11 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
             with T.serial(0, few) as i:
                 normalise_row(bind(first + i), *(bind(cell.load(i)) for cell in scales))
 
-    flags = [f for f, on in (("rms", rms), ("rows", per_row), ("p", parallel), (str(fixed), fixed)) if on]
     parameters = [
         *pointers(x=x_dtype, y=y_dtype, gamma="int16", beta="int32", numbers="int64", roots="int32"),
         *scalars("rows", "count", "groups", "octaves", "x_zero_point", "shift", "zero_point", "qmin", "qmax"),
     ]
-    return kernel("_".join(["layer_norm", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
+    return kernel("layer_norm", (isa, rms, per_row, fixed, parallel), parameters, body)
 
 
 LOWERINGS = {"layer_norm": lower_layer_norm}

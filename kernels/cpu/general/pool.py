@@ -11,19 +11,9 @@ import numpy as np
 from qcompile.kernels.arithmetic import RANGES
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, local, splat, store_lanes
 from qcompile.kernels.cpu.chain import Chain, head_and_chain, widen
-from qcompile.kernels.cpu.general.common import (
-    PARALLEL_WORK,
-    ceil_div,
-    kernel,
-    loop,
-    operand,
-    pointers,
-    scalars,
-    static,
-    symbol,
-    vectors,
-)
+from qcompile.kernels.cpu.general.common import PARALLEL_WORK, ceil_div, loop, operand, static, vectors
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 
 WINDOW = ("images", "h", "w", "c", "oh", "ow", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left")
@@ -126,11 +116,6 @@ def _sizes(numbers: dict[str, int], arguments: Sequence[Expr]) -> dict[str, Expr
     return dict(zip(WINDOW, arguments)) | known
 
 
-def _suffix(parallel: bool, fixed: int, whole: tuple[int, int] | None, dense: bool) -> list[str]:
-    taps = [f"{whole[0]}x{whole[1]}"] if whole else []
-    return [*(["p"] if parallel else []), *([str(fixed)] if fixed else []), *taps, *([] if dense else ["dilated"])]
-
-
 def _store(y: Pointer, at: Expr, value: Expr, fixed: int) -> None:
     store_lanes(y, at, value, fixed) if fixed else y.store(at, value)
 
@@ -162,10 +147,10 @@ def max_call(isa: Isa, dtype: str, numbers: dict[str, int], x: Any, y: Any, mini
         size = _sizes(numbers, sizes)
         _windows(size, parallel, lanes, fixed, whole, emit)
 
-    suffix = _suffix(parallel, fixed, whole, _dense(numbers))
-    name = "_".join(["window_min" if minimum else "window_max", isa.name, dtype, f"{lanes}", *suffix])
     parameters = [*pointers(x=dtype, y=dtype), *scalars(*WINDOW)]
-    return KernelCall(kernel(name, parameters, body), (x, y, *(numbers[n] for n in WINDOW)))
+    spec = (isa, lanes, parallel, fixed, whole, _dense(numbers))
+    work = kernel("window_min" if minimum else "window_max", spec, parameters, body)
+    return KernelCall(work, (x, y, *(numbers[n] for n in WINDOW)))
 
 
 def sum_call(
@@ -176,7 +161,8 @@ def sum_call(
     Bytes are added up in 16 bits, as many as fit, before they go to the sums of 32.
     """
     narrow = "int16" if np.dtype(dtype).itemsize == 1 else "int32"
-    widest = chain.width if narrow == "int16" else LANES
+    code = chain.code
+    widest = code.width if narrow == "int16" else LANES
     lanes = min(widest, max(LANES, 1 << (numbers["c"].bit_length() - 1)))
     fixed, whole = static(numbers["c"], lanes), _whole(numbers)
     parallel = numbers["images"] * numbers["oh"] > 1 and _work(numbers) >= PARALLEL_WORK
@@ -211,23 +197,12 @@ def sum_call(
             _store(y, flat, emitter.emit(acc.load(0, lanes), pixel, channel, flat), fixed)
 
         size = _sizes(numbers, rest)
-        emitter = chain.start(rest[len(WINDOW) :])
+        emitter = code.start(rest[len(WINDOW) :])
         _windows(size, parallel, lanes, fixed, whole, emit)
 
-    name = "_".join(
-        [
-            "window_sum",
-            isa.name,
-            dtype,
-            f"{lanes}",
-            *_suffix(parallel, fixed, whole, _dense(numbers)),
-            *([f"i{chain.channels}"] if "image:" in chain.key else []),
-            chain.key,
-        ]
-    )
-    parameters = [*pointers(x=dtype, y=chain.dtype), *scalars("zero_point", *at_once, *WINDOW), *chain.parameters]
+    parameters = [*pointers(x=dtype, y=code.dtype), *scalars("zero_point", *at_once, *WINDOW), *code.parameters]
     return KernelCall(
-        kernel(symbol(name), parameters, body),
+        kernel("window_sum", (code, lanes, parallel, fixed, whole, _dense(numbers)), parameters, body),
         (x, y, zero_point, *at_once.values(), *(numbers[n] for n in WINDOW), *chain.operands),
     )
 
@@ -314,16 +289,6 @@ def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
                     with vectors(size["c"], LANES) as channel:
                         vector(channel)
 
-    name = "_".join(
-        [
-            "resize_linear",
-            isa.name,
-            type_.dtype,
-            out.dtype,
-            *(["p"] if parallel else []),
-            *([str(fixed)] if fixed else []),
-        ]
-    )
     parameters = [
         *pointers(
             x=type_.dtype, y=out.dtype, rows="int32", row_weights="int32", columns="int32", column_weights="int32"
@@ -333,7 +298,7 @@ def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
     constants = [Constant(np.ascontiguousarray(ctx.constants[t]).astype(np.int32)) for t in tables]
     return [
         KernelCall(
-            kernel(name, parameters, body),
+            kernel("resize_linear", (isa, fixed, parallel), parameters, body),
             (operand(ctx, x), Buffer(ctx.node.name), *constants, n, h, w, c, oh, ow, *(int(a[b]) for b in BOUNDS)),
         )
     ]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 from qcompile.kernels.cpu.builder import Pointer
-from qcompile.kernels.cpu.chain import CONSTANT_PADDING, Chain
-from qcompile.kernels.cpu.general.common import kernel, operand, pointers
+from qcompile.kernels.cpu.chain import CONSTANT_PADDING, ChainCode
+from qcompile.kernels.cpu.general.common import operand
 from qcompile.kernels.cpu.general.recurrent_kernel import NUMBERS, SHIFTS, Cell, Code, Product
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers
 from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_weights, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias
-from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.dialect import OPS
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.ops.recurrent import LIMIT
 from qcompile.targets.errors import CompileError
@@ -67,9 +67,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
     padded = np.concatenate([multiplier, np.zeros(CONSTANT_PADDING, np.int32)])
     looked_up = [isa.pieces(table) for table in tables]
     initial = [names[n] for n in ("hidden", "cell")[: cell.states]]
-    sums = Chain((), "sums", {"sums": Type((rows, gates * units), "int32")}, {}, isa)
-    code = hashlib.sha256(repr((cell, products, narrow)).encode()).hexdigest()[:10]
-    name = f"{node.op}_{units}_{isa.name}_{code}"
+    sums = ChainCode(isa, "int32", (), ())
     dtypes = {"x": "int16", **dict.fromkeys(("hidden", "cell")[: cell.states], "int16")}
     dtypes |= {"lengths": "int32"} if cell.lengths else {}
     dtypes |= {"y": "int16", "narrow": narrow, "acc": "int32", "multiplier": "int32"}
@@ -108,7 +106,8 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
         Constant(np.array([attrs.get(n, 0) for n in NUMBERS], np.int64).astype(np.int32)),
         *(constant for triple in weights for constant in triple),
     ]
-    return [KernelCall(kernel(name, pointers(**dtypes), body), tuple(operands))]
+    work = kernel(f"{node.op}_{units}", (isa, cell, tuple(products), len(looked_up)), pointers(**dtypes), body)
+    return [KernelCall(work, tuple(operands))]
 
 
 def _product(

@@ -21,7 +21,7 @@ from qcompile.kernels.cpu.builder import (
     splat,
     store_lanes,
 )
-from qcompile.kernels.cpu.chain import Chain
+from qcompile.kernels.cpu.chain import ChainCode
 from qcompile.kernels.cpu.general.common import loop, pin, select
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.linear.microkernel import Body, Geometry
@@ -85,7 +85,7 @@ class Code:
         isa: Isa,
         cell: Cell,
         products: Sequence[Product],
-        sums: Chain,
+        sums: ChainCode,
         x: Pointer,
         initial: Sequence[Pointer],
         lengths: Pointer | None,

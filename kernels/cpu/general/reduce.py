@@ -13,20 +13,17 @@ from qcompile.kernels.cpu.general.common import (
     across,
     add,
     exact_vectors,
-    kernel,
     lane_numbers,
     loop,
     operand,
-    pointers,
     rest,
-    scalars,
     select,
     static,
-    symbol,
     vectors,
 )
 from qcompile.kernels.cpu.general.pool import WINDOW, max_call, sum_call
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext
 
@@ -63,7 +60,7 @@ def lower_reduce_sum(ctx: NodeContext) -> list[KernelCall]:
     parallel = _parallel(type_)
 
     def body(x: Pointer, y: Pointer, zero_point: Expr, rows: Expr, count: Expr, *arguments: Any) -> None:
-        emitter = chain.start(arguments)
+        emitter = chain.code.start(arguments)
         with loop(rows, parallel) as row:
             acc = local(LANES, "int32")
             acc.store(0, splat(0, "int32", LANES))
@@ -75,11 +72,11 @@ def lower_reduce_sum(ctx: NodeContext) -> list[KernelCall]:
             total = bind(across(acc.load(0, LANES) + last, add) - zero_point * count)
             y.store(row, emitter.emit(total, row, T.int32(0), row))
 
-    key = symbol("_".join(["row_sum", isa.name, type_.dtype, *(["p"] if parallel else []), chain.key]))
-    parameters = [*pointers(x=type_.dtype, y=chain.dtype), *scalars("zero_point", "rows", "count"), *chain.parameters]
+    code = chain.code
+    parameters = [*pointers(x=type_.dtype, y=code.dtype), *scalars("zero_point", "rows", "count"), *code.parameters]
     return [
         KernelCall(
-            kernel(key, parameters, body),
+            kernel("row_sum", (code, parallel), parameters, body),
             (operand(ctx, name), Buffer(ctx.node.name), zero_point, *type_.shape[:2], *chain.operands),
         )
     ]
@@ -99,9 +96,9 @@ def lower_reduce_max(ctx: NodeContext) -> list[KernelCall]:
         with loop(rows, parallel) as row:
             y.store(row, row_best(x, bind(row * count), count, lanes, better, RANGES[type_.dtype][1 if minimum else 0]))
 
-    key = "_".join(["row_min" if minimum else "row_max", isa.name, type_.dtype, *(["p"] if parallel else [])])
     parameters = [*pointers(x=type_.dtype, y=type_.dtype), *scalars("rows", "count")]
-    return [KernelCall(kernel(key, parameters, body), (operand(ctx, name), Buffer(ctx.node.name), *type_.shape[:2]))]
+    work = kernel("row_min" if minimum else "row_max", (isa, parallel), parameters, body)
+    return [KernelCall(work, (operand(ctx, name), Buffer(ctx.node.name), *type_.shape[:2]))]
 
 
 def row_best(x: Pointer, start: Expr, count: Expr, lanes: int, better: Any, worst: int) -> Expr:
@@ -148,17 +145,9 @@ def _row_argmax(isa: Isa, type_: Type, minimum: bool, last: bool, x: Any, y: Any
             visit(*rest(count, LANES))
             y.store(row, across(found.load(0, LANES), first))
 
-    name = "_".join(
-        [
-            "row_argmin" if minimum else "row_argmax",
-            *(["last"] if last else []),
-            isa.name,
-            dtype,
-            *(["p"] if parallel else []),
-        ]
-    )
     parameters = [*pointers(x=dtype, y="int32"), *scalars("rows", "count")]
-    return KernelCall(kernel(name, parameters, body), (x, y, *type_.shape[:2]))
+    work = kernel("row_argmin" if minimum else "row_argmax", (isa, last, parallel), parameters, body)
+    return KernelCall(work, (x, y, *type_.shape[:2]))
 
 
 def _column_argmax(isa: Isa, type_: Type, minimum: bool, last: bool, x: Any, y: Any) -> KernelCall:
@@ -191,18 +180,9 @@ def _column_argmax(isa: Isa, type_: Type, minimum: bool, last: bool, x: Any, y: 
                 with vectors(inner, LANES) as c:
                     column(o, c)
 
-    name = "_".join(
-        [
-            "column_argmin" if minimum else "column_argmax",
-            *(["last"] if last else []),
-            isa.name,
-            dtype,
-            *(["p"] if parallel else []),
-            *([str(fixed)] if fixed else []),
-        ]
-    )
     parameters = [*pointers(x=dtype, y="int32"), *scalars("outer", "reduced", "inner")]
-    return KernelCall(kernel(name, parameters, body), (x, y, *type_.shape))
+    work = kernel("column_argmin" if minimum else "column_argmax", (isa, last, parallel, fixed), parameters, body)
+    return KernelCall(work, (x, y, *type_.shape))
 
 
 LOWERINGS = {"reduce_sum": lower_reduce_sum, "reduce_max": lower_reduce_max, "argmax": lower_argmax}

@@ -16,13 +16,10 @@ from qcompile.kernels.cpu.general.common import (
     add,
     ceil_div,
     exact_vectors,
-    kernel,
     loop,
     operand,
     pin,
-    pointers,
     rest,
-    scalars,
     select,
     static,
     vectors,
@@ -31,6 +28,7 @@ from qcompile.kernels.cpu.general.division import division, quotient
 from qcompile.kernels.cpu.general.movement import broadcast_calls, merge, strides
 from qcompile.kernels.cpu.general.norm import bit_length
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext, Workspace
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
@@ -210,7 +208,6 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
 
             _store(y, start, count, fixed, result)
 
-    flags = [f for f, on in (("masked", masked), ("p", parallel), (str(fixed), fixed)) if on]
     parameters = [
         *pointers(x=x_dtype, y=y_dtype, numerator="int64", scratch="int16"),
         *(pointers(mask="int8") if masked else []),
@@ -226,7 +223,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             *(f"m{i}" for i in range(len(numbers))),
         ),
     ]
-    work = kernel("_".join(["softmax", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
+    work = kernel("softmax", (isa, masked, parallel, fixed), parameters, body)
     operands = (
         operand(ctx, ctx.node.inputs[0]),
         Buffer(ctx.node.name),
@@ -298,9 +295,8 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
             with T.serial(0, few) as i:
                 write(bind((first + i) * count), bind(tops.load(i)), bind(terms.load(i)))
 
-    flags = [f for f, on in (("p", parallel), (str(fixed), fixed)) if on]
     parameters = [*pointers(x=x_dtype, y=y_dtype), *scalars("rows", "count", *LOG_NUMBERS)]
-    work = kernel("_".join(["log_softmax", isa.name, x_dtype, y_dtype, *flags]), parameters, body)
+    work = kernel("log_softmax", (isa, parallel, fixed), parameters, body)
     return [
         KernelCall(
             work,

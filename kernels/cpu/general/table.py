@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, splat
 from qcompile.kernels.cpu.codes import Coded, find_table_code
-from qcompile.kernels.cpu.general.common import PARALLEL_WORK, Source, kernel, loop, operand, pointers, scalars
+from qcompile.kernels.cpu.general.common import PARALLEL_WORK, Source, loop, operand
 from qcompile.kernels.cpu.general.movement import clamped, itemsize_of, take_rows
 from qcompile.kernels.cpu.isa import Isa, get_isa
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext
 
 CHUNK = 32  # values decoded at a time
@@ -37,7 +38,6 @@ def _take_coded(
     (rows, size), half = coded.values.shape, CHUNK // 2
     group = coded.code.group
     parallel = count * size >= PARALLEL_WORK and count > 1
-    name = f"take_w4_{dtype}_{index_dtype}_{group}_{coded.code.middle}_{isa.name}{'_parallel' if parallel else ''}"
 
     def body(table: Pointer, ids: Pointer, y: Pointer, n: Expr, all_rows: Expr, chunks: Expr, row_bytes: Expr) -> None:
         with loop(n, parallel) as i:
@@ -55,7 +55,7 @@ def _take_coded(
     parameters = [*pointers(table="uint8", ids=index_dtype, y=dtype), *scalars("n", "rows", "chunks", "row_bytes")]
     packed = _pack(coded)
     operands = (Constant(packed), indices, out, count, rows, size // CHUNK, packed.shape[1])
-    return KernelCall(kernel(name, parameters, body), operands)
+    return KernelCall(kernel("take_w4", (isa, coded.code, parallel), parameters, body), operands)
 
 
 def _pack(coded: Coded) -> np.ndarray:

@@ -57,6 +57,9 @@ class Isa:
     loops_over_rows = False  # an epilogue goes through memory and a loop over pixels: a fifth of the code
     table_width = 1  # bytes that one table lookup of `lookup` serves; 1: byte by byte
 
+    def __repr__(self) -> str:
+        return self.name
+
     def mulhi(self, x: Expr, m: Expr) -> Expr:
         """floor(x * m / 2^32) of int32 vectors."""
         product = cast(x, "int64") * cast(m, "int64")

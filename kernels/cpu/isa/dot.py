@@ -71,6 +71,9 @@ class Dot:
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
     unpack_cycles = 1.0  # to a register
 
+    def __repr__(self) -> str:
+        return self.name
+
     @property
     def vector_bytes(self) -> int:
         """Bytes of a register."""

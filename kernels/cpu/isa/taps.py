@@ -34,6 +34,10 @@ class TapDot:
     stages = False  # long lines of one block are copied next to each other first: see Walk.stage
     settles = False  # pieces of code that LLVM is not to mix: weights are loaded where they are used
     zips_ahead = True  # all groups of a line are zipped before the first is used, rather than each when it is
+
+    def __repr__(self) -> str:
+        return self.name
+
     @property
     def units(self) -> int:
         """Accumulators of one pixel."""

@@ -185,7 +185,7 @@ def matrix_calls(
             "y_image": math.prod(frame.shape(chain.shape)[1:]),
             "y_gap": frame.gap(channels),
         }
-        calls = [fill_margins(Buffer(chain.result), chain.shape, frame, chain.dtype)]
+        calls = [fill_margins(Buffer(chain.result), chain.shape, frame, chain.code.dtype)]
     macs = images * groups * rows * n * all_runs * run
     geometry = Geometry(
         single=rows == tiling.rows,
@@ -199,7 +199,7 @@ def matrix_calls(
         factor=factor > 1,
         parallel=macs >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
-    kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain, dtype, decoded_bytes)
+    kernel = matrix_kernel("conv" if width else "dense", tiling, geometry, chain.code, dtype, decoded_bytes)
     y, table = Buffer(chain.result), Constant(size_table(sizes))
     return [*calls, KernelCall(kernel, (source, Constant(packed), Constant(bias), y, table, *chain.operands))]
 

@@ -5,7 +5,6 @@ Blocks of channels are walked one after another over a chunk of rows, whose line
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,6 @@ from qcompile.kernels.cpu.builder import (
     concat,
     dtype_of,
     extract,
-    function,
     local,
     reinterpret,
     resident,
@@ -28,8 +26,9 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     store_lanes,
 )
-from qcompile.kernels.cpu.chain import Chain, Emitter
+from qcompile.kernels.cpu.chain import Chain, ChainCode, Emitter
 from qcompile.kernels.cpu.isa.taps import TAP_DOTS, TapDot
+from qcompile.kernels.cpu.kernel import kernel, pointers
 from qcompile.kernels.cpu.linear.depthwise_walk import Walk, block_channels, choose_walk, pack_taps, stage_bytes
 from qcompile.kernels.cpu.linear.padding import Frame, pad_image
 from qcompile.kernels.dialect import Type
@@ -48,25 +47,25 @@ def depthwise_calls(
     """conv2d with groups == C == O; weight int8 [C, KH, KW, 1], bias int32 with the zero point folded in."""
     n, h, w, c = x.shape
     oh, ow = out.shape[1:3]
-    kernel, strides, dilations = weight.shape[1:3], tuple(a["strides"]), tuple(a["dilations"])
+    size, strides, dilations = weight.shape[1:3], tuple(a["strides"]), tuple(a["dilations"])
     pads, calls = list(a["pads"]), list[KernelCall]()
     data: Buffer | Workspace = source
     if any(pads):
         data, calls = pad_image(source, x.shape, pads, a["x_zero_point"], x.dtype)
         _, h, w, _ = Frame(tuple(pads), 0).shape(x.shape)
     taps = weight[..., 0]
-    if w == ow == kernel[1] == 1:  # a column is a row, seen differently
+    if w == ow == size[1] == 1:  # a column is a row, seen differently
         h, w, oh, ow, taps = w, h, ow, oh, taps.transpose(0, 2, 1)
-        kernel, strides, dilations = kernel[::-1], strides[::-1], dilations[::-1]
+        size, strides, dilations = size[::-1], strides[::-1], dilations[::-1]
     dot, arranges = TAP_DOTS[chain.isa.name], chain.arranged(np.arange(c)) is not None
-    walk = choose_walk(dot, kernel, strides, dilations, (oh, ow), c, folds=arranges)
+    walk = choose_walk(dot, size, strides, dilations, (oh, ow), c, folds=arranges)
     walk = replace(walk, stage=stage_bytes(walk, dot, w), whole=walk.columns.outputs * walk.fold == ow)
     channels = block_channels(c, walk, dot)
     places = channels if dot.order is None else channels[:, dot.order]
     operands = chain.operands
     if arranges and (walk.fold > 1 or dot.order is not None):
         walk, operands = replace(walk, arranged=True), chain.arranged(places.reshape(-1)) or []
-    macs, blocks, lines = out.size * kernel[0] * kernel[1], len(channels), -(-oh // walk.lines.outputs)
+    macs, blocks, lines = out.size * size[0] * size[1], len(channels), -(-oh // walk.lines.outputs)
     line_bytes = walk.lines.outputs * walk.lines.stride * w * c
     chunk_lines = max(1, CHUNK_BYTES // line_bytes) if blocks > 1 else lines
     parallel = macs >= PARALLEL_MACS * chain.isa.lanes
@@ -78,27 +77,20 @@ def depthwise_calls(
     sizes = np.array([tasks, blocks, chunks, chunk_lines, oh, ow, h * w * c, w * c, c], np.int32)
     packed = pack_taps(taps if walk.rows else taps.transpose(0, 2, 1), walk, dot)
     constants = Constant(packed), Constant(bias[places.reshape(-1)]), Buffer(chain.result), Constant(sizes)
-    kernel_ = _kernel(walk, dot, chain, x.dtype)
-    return [*calls, KernelCall(kernel_, (data, *constants, *operands))]
+    return [*calls, KernelCall(_kernel(walk, dot, chain.code, x.dtype), (data, *constants, *operands))]
 
 
-def _kernel(walk: Walk, dot: TapDot, chain: Chain, dtype: str) -> Kernel:
+def _kernel(walk: Walk, dot: TapDot, chain: ChainCode, dtype: str) -> Kernel:
     """Parameters: x (padded), packed weights, int32 bias as accumulators lie, y, int32 table of SIZES, then the
     chain's."""
-    code = hashlib.sha256(repr((walk, dot.name, chain.isa.name, chain.key, dtype)).encode()).hexdigest()[:10]
     (kh, kw), sh = (walk.lines.kernel, walk.columns.kernel), walk.lines.stride
-    name = f"depthwise_{dtype}_{kh}x{kw}s{sh}_{chain.isa.name}_{code}"
+    parameters = pointers(x=dtype, w="int8", bias="int32", y=chain.dtype, sizes="int32")
 
-    def build() -> Any:
-        pointers = [("x", dtype), ("w", "int8"), ("bias", "int32"), ("y", chain.dtype), ("sizes", "int32")]
-        parameters = [*((n, d + "*") for n, d in pointers), *chain.parameters]
-        return function(
-            name,
-            parameters,
-            lambda x, w, bias, y, sizes, *rest: _Body(walk, dot, chain, x, w, bias, y, sizes, rest).emit(),
-        )
+    def body(x: Pointer, w: Pointer, bias: Pointer, y: Pointer, sizes: Pointer, *rest: Any) -> None:
+        _Body(walk, dot, chain, x, w, bias, y, sizes, rest).emit()
 
-    return Kernel(name, build)
+    family = f"depthwise_{dtype}_{kh}x{kw}s{sh}"
+    return kernel(family, (walk, dot, chain), [*parameters, *chain.parameters], body)
 
 
 @dataclass
@@ -107,7 +99,7 @@ class _Body:
 
     walk: Walk
     dot: TapDot
-    chain: Chain
+    chain: ChainCode
     x: Pointer
     w: Pointer
     bias: Pointer

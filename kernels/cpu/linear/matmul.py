@@ -6,8 +6,6 @@ sum (a - za)(b' - z') = sum a b' - z' sum(a) - za (sum(b') - K z'): a term per r
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from qcompile.kernels.cpu.builder import (
     Expr,
@@ -16,7 +14,6 @@ from qcompile.kernels.cpu.builder import (
     bind,
     cast,
     extract,
-    function,
     local,
     splat,
 )
@@ -25,6 +22,7 @@ from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_sizes, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.repack import pack_columns, pack_rows
@@ -61,7 +59,7 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
     bias = Workspace("bias", bias_image * images * 4)
     calls.append(
         KernelCall(
-            _pack_kernel(tiling.dot, columns, transposed, b.dtype, chain.isa.name),
+            _pack_kernel(tiling.dot, columns, transposed, b.dtype),
             (right, packed, bias, images, n, k, padded_n // columns, bias_image, a_zero_point, b_zero_point),
         )
     )
@@ -72,7 +70,7 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
         terms = (Workspace("row_terms", m * images * 4),)
         calls.append(
             KernelCall(
-                _row_kernel(a.dtype, chain.isa.name, chain.isa.lanes),
+                _row_kernel(a.dtype, chain.isa),
                 (left, terms[0], images, m, k, m * k if lead_a > 1 else 0, -b_zero_point),
             )
         )
@@ -83,10 +81,10 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
         row_term=bool(terms),
         parallel=images * m * n * k >= PARALLEL_CYCLES * tiling.dot.macs_a_cycle and sizes["tasks"] > 1,
     )
-    kernel = matrix_kernel("matmul", tiling, geometry, chain, a.dtype)
+    product = matrix_kernel("matmul", tiling, geometry, chain.code, a.dtype)
     calls.append(
         KernelCall(
-            kernel, (left, packed, bias, Buffer(chain.result), Constant(size_table(sizes)), *terms, *chain.operands)
+            product, (left, packed, bias, Buffer(chain.result), Constant(size_table(sizes)), *terms, *chain.operands)
         )
     )
     return calls
@@ -105,14 +103,12 @@ def _whole_or_one(
     return expanded, images
 
 
-def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str, isa: str) -> Kernel:
+def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str) -> Kernel:
     """Packs b and writes the column terms.
 
     Parameters: b, packed, bias, images, n, k, panels, bias_image, a_zero_point, b_zero_point.
     """
     order = dot.order(columns)
-    code = hashlib.sha256(repr((dot.name, columns, order)).encode()).hexdigest()[:6]
-    name = f"pack_{dtype}_{dot.group}x{columns}{'_t' if transposed else ''}_{isa}_{code}"
 
     def body(
         b: Pointer,
@@ -139,20 +135,14 @@ def _pack_kernel(dot: Dot, columns: int, transposed: bool, dtype: str, isa: str)
                 terms, (sums - splat(k * b_zero_point, "int32", columns)) * splat(0 - a_zero_point, "int32", columns)
             )
 
-    scalars = ("images", "n", "k", "panels", "bias_image", "a_zero_point", "b_zero_point")
-    return Kernel(
-        name,
-        lambda: function(
-            name,
-            [("b", dtype + "*"), ("packed", "int8*"), ("bias", "int32*"), *((s, "int32") for s in scalars)],
-            body,
-        ),
-    )
+    numbers = scalars("images", "n", "k", "panels", "bias_image", "a_zero_point", "b_zero_point")
+    parameters = [*pointers(b=dtype, packed="int8", bias="int32"), *numbers]
+    return kernel(f"pack_{dtype}_{dot.group}x{columns}", (dot, columns, transposed), parameters, body)
 
 
-def _row_kernel(dtype: str, isa: str, lanes: int) -> Kernel:
+def _row_kernel(dtype: str, isa: Isa) -> Kernel:
     """terms[row] = factor * sum of the row: (a, terms, images, rows, k, a_image, factor)."""
-    name = f"row_terms_{dtype}_{isa}"
+    lanes = isa.lanes
 
     def body(a: Pointer, terms: Pointer, images: Expr, rows: Expr, k: Expr, a_image: Expr, factor: Expr) -> None:
         with T.serial(0, images) as image, T.serial(0, rows) as row:
@@ -170,15 +160,5 @@ def _row_kernel(dtype: str, isa: str, lanes: int) -> Kernel:
                 total.store(0, total.load(0) + T.cast(a.load(at + whole * lanes + i), "int32"))
             terms.store(image * rows + row, total.load(0) * factor)
 
-    return Kernel(
-        name,
-        lambda: function(
-            name,
-            [
-                ("a", dtype + "*"),
-                ("terms", "int32*"),
-                *((s, "int32") for s in ("images", "rows", "k", "a_image", "factor")),
-            ],
-            body,
-        ),
-    )
+    parameters = [*pointers(a=dtype, terms="int32"), *scalars("images", "rows", "k", "a_image", "factor")]
+    return kernel("row_terms", (isa,), parameters, body)

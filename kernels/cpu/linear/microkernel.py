@@ -7,10 +7,8 @@ run, or each tap of a dilated or grouped one. The last tile of pixels starts ear
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qcompile.kernels.cpu.builder import (
     Argument,
@@ -21,14 +19,14 @@ from qcompile.kernels.cpu.builder import (
     bind,
     concat,
     extract,
-    function,
     resident,
     splat,
     store_lanes,
     store_part,
 )
-from qcompile.kernels.cpu.chain import Chain, Emitter
+from qcompile.kernels.cpu.chain import ChainCode, Emitter
 from qcompile.kernels.cpu.isa.dot import Tile, Walk
+from qcompile.kernels.cpu.kernel import kernel
 from qcompile.kernels.cpu.linear.decode import decode_panel, digit_sums, inline_sums
 from qcompile.kernels.cpu.linear.pixels import PixelWalk, tile_places
 from qcompile.kernels.cpu.linear.summation import Summation
@@ -95,7 +93,7 @@ class Geometry:
 
 
 def matrix_kernel(
-    kind: str, tiling: Tiling, geometry: Geometry, chain: Chain, x_dtype: str, decoded_bytes: int = 0
+    kind: str, tiling: Tiling, geometry: Geometry, chain: ChainCode, x_dtype: str, decoded_bytes: int = 0
 ) -> Kernel:
     """The kernel for a tiling, a geometry and an epilogue; decoded_bytes: room for a panel of coded weights.
 
@@ -105,53 +103,21 @@ def matrix_kernel(
     dot = tiling.dot
     shape = f"{tiling.rows}x{tiling.columns}"
     bits = f"_w{tiling.code.bits}" if tiling.code else "_w4" if dot.digits else ""
-    spec = (
-        kind,
-        dot.name,
-        tiling.tile,
-        tiling.tail,
-        tiling.tail_valid,
-        tiling.code,
-        tiling.inline,
-        decoded_bytes,
-        geometry,
-        chain.isa.name,
-        chain.key,
-        chain.width,
-        x_dtype,
-    )
-    code = hashlib.sha256(repr(spec).encode()).hexdigest()[:10]
-    name = f"{kind}_{x_dtype}{bits}_{shape}_{chain.isa.name}_{code}"
+    parameters = [
+        ("x", x_dtype + "*"),
+        ("w", "uint8*" if tiling.code else "int8*"),
+        ("bias", "int32*"),
+        ("y", chain.dtype + "*"),
+        ("sizes", "int32*"),
+        *([("row_terms", "int32*")] if geometry.row_term else []),
+        *chain.parameters,
+    ]
 
-    def build() -> Any:
-        parameters = [
-            ("x", x_dtype + "*"),
-            ("w", "uint8*" if tiling.code else "int8*"),
-            ("bias", "int32*"),
-            ("y", chain.dtype + "*"),
-            ("sizes", "int32*"),
-            *([("row_terms", "int32*")] if geometry.row_term else []),
-            *chain.parameters,
-        ]
-        return function(
-            name,
-            parameters,
-            lambda x, w, bias, y, sizes, *rest: Body(
-                tiling,
-                geometry,
-                chain,
-                x,
-                w,
-                bias,
-                y,
-                sizes,
-                rest[0] if geometry.row_term else None,
-                rest[geometry.row_term :],
-                decoded_bytes,
-            ).emit(),
-        )
+    def body(x: Pointer, w: Pointer, bias: Pointer, y: Pointer, sizes: Pointer, *rest: Argument) -> None:
+        terms, others = (rest[0], rest[1:]) if geometry.row_term else (None, rest)
+        Body(tiling, geometry, chain, x, w, bias, y, sizes, terms, others, decoded_bytes).emit()
 
-    return Kernel(name, build)
+    return kernel(f"{kind}_{x_dtype}{bits}_{shape}", (tiling, geometry, chain, decoded_bytes), parameters, body)
 
 
 @dataclass
@@ -177,7 +143,7 @@ class Body:
 
     tiling: Tiling
     geometry: Geometry
-    chain: Chain
+    chain: ChainCode
     x: Pointer
     w: Pointer
     bias: Pointer

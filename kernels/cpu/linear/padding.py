@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, function, splat
+from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, splat
+from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Kernel, KernelCall, NodeContext, Workspace
 
 CHUNK = 64  # bytes written at a time, where there are so many
@@ -62,9 +62,8 @@ def pad_image(
     else:
         lines, row = h, w * c
     chunk, parallel = _chunk(row), n * h * w * c >= PARALLEL_BYTES
-    name = f"pad_{dtype}_{chunk}{'_p' if parallel else ''}"
     sizes = (n * lines, lines, row, frame.first(w, c), height * width * c, width * c)
-    copy = KernelCall(Kernel(name, lambda: _copy_rows(name, dtype, chunk, parallel)), (source, y, *sizes))
+    copy = KernelCall(_copy_rows(dtype, chunk, parallel), (source, y, *sizes))
     return y, [fill_margins(y, shape, frame, dtype), copy]
 
 
@@ -76,9 +75,8 @@ def fill_margins(y: Buffer | Workspace, shape: tuple[int, ...], frame: Frame, dt
     total = n * height * width * c
     chunk = _chunk(total)
     before, gap, after = frame.first(w, c), frame.gap(c), (bottom * width + right) * c
-    name = f"margins_{dtype}_{chunk}"
     sizes = (n, h - 1, before, w * c, gap, after, total - chunk, frame.fill)
-    return KernelCall(Kernel(name, lambda: _fill(name, dtype, chunk)), (y, *sizes))
+    return KernelCall(_fill(dtype, chunk), (y, *sizes))
 
 
 def _chunk(count: int) -> int:
@@ -86,7 +84,7 @@ def _chunk(count: int) -> int:
     return min(CHUNK, 1 << (count.bit_length() - 1))
 
 
-def _copy_rows(name: str, dtype: str, chunk: int, parallel: bool) -> Any:
+def _copy_rows(dtype: str, chunk: int, parallel: bool) -> Kernel:
     """Rows of images into their frames; the last chunk of a row begins early rather than being short."""
 
     def body(x: Pointer, y: Pointer, tasks: Expr, rows: Expr, row: Expr, first: Expr, image: Expr, pitch: Expr) -> None:
@@ -97,11 +95,11 @@ def _copy_rows(name: str, dtype: str, chunk: int, parallel: bool) -> Any:
                 at = bind(T.min(k * chunk, row - chunk))
                 y.store(to + at, x.load(source + at, chunk))
 
-    scalars = ("tasks", "rows", "row", "first", "image", "pitch")
-    return function(name, [("x", dtype + "*"), ("y", dtype + "*"), *((s, "int32") for s in scalars)], body)
+    parameters = [*pointers(x=dtype, y=dtype), *scalars("tasks", "rows", "row", "first", "image", "pitch")]
+    return kernel("pad", (chunk, parallel), parameters, body)
 
 
-def _fill(name: str, dtype: str, chunk: int) -> Any:
+def _fill(dtype: str, chunk: int) -> Kernel:
     """The margin before the first row, those between rows, and that after the last; `last`: where a chunk may begin."""
 
     def body(
@@ -125,5 +123,5 @@ def _fill(name: str, dtype: str, chunk: int) -> Any:
                 write(bind(start + before + row + r * (row + gap)), counts[1])
             write(bind(start + image - after), counts[2])
 
-    scalars = ("images", "gaps", "before", "row", "gap", "after", "last", "fill")
-    return function(name, [("y", dtype + "*"), *((s, "int32") for s in scalars)], body)
+    numbers = scalars("images", "gaps", "before", "row", "gap", "after", "last", "fill")
+    return kernel("margins", (chunk,), [*pointers(y=dtype), *numbers], body)

@@ -29,7 +29,7 @@ class Tiling:
     tail_valid: int
     code: Code | None = None
     inline: bool = False
-    cycles: float = field(default=0.0, compare=False)
+    cycles: float = field(default=0.0, compare=False, repr=False)
 
     @property
     def rows(self) -> int:

@@ -1,7 +1,7 @@
-"""Runs lowered nodes on this machine or on an emulated ARM core, with memory that ends where buffers do.
+"""Runs lowered nodes on this machine or on an emulated ARM core, with memory that begins or ends where buffers do.
 
-Every buffer ends 64 to 127 bytes (the slack that kernels may read, and alignment) before memory that is not mapped, and
-canaries behind it show writes past its end.
+Each case runs twice: every buffer begins right behind a page that is not mapped, then every buffer ends 64 to 127 bytes
+(the slack that kernels may read, and alignment) before one; canaries behind it show writes past its end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import unicorn as uc
+from qcompile.codegen.kernel_table import KernelTable
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.compile import compile_module
 from qcompile.kernels.dialect import Type
@@ -124,6 +125,16 @@ def link_library(objects: Sequence[bytes], folder: Path, target: Target) -> Path
     return folder / "libkernels.so"
 
 
+def guarded_bytes(nbytes: int) -> int:
+    """Whole pages for a buffer and the slack behind it."""
+    return (nbytes + SLACK_BYTES + PAGE - 1) // PAGE * PAGE
+
+
+def place_in(room: int, nbytes: int, at_end: bool) -> int:
+    """Where a buffer begins in its pages: as near to their end as its alignment lets it, or where they begin."""
+    return (room - nbytes - SLACK_BYTES) // 64 * 64 if at_end else 0
+
+
 class Native:
     """This machine."""
 
@@ -132,16 +143,17 @@ class Native:
         self._maps: list[mmap.mmap] = []
         self.call("test_start", [])
 
-    def allocate(self, nbytes: int) -> tuple[int, np.ndarray]:
-        room = (nbytes + SLACK_BYTES + PAGE - 1) // PAGE * PAGE
-        memory = mmap.mmap(-1, room + PAGE)
+    def allocate(self, nbytes: int, at_end: bool) -> tuple[int, np.ndarray]:
+        room = guarded_bytes(nbytes)
+        memory = mmap.mmap(-1, room + 2 * PAGE)
         self._maps.append(memory)
         view = np.frombuffer(memory, np.uint8)
         base = view.ctypes.data
-        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(base + room), PAGE, 0):
-            raise OSError("mprotect failed")
-        start = (room - nbytes - SLACK_BYTES) // 64 * 64
-        return base + start, view[start:room]
+        for guard in (base, base + PAGE + room):
+            if ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), PAGE, 0):
+                raise OSError("mprotect failed")
+        start = PAGE + place_in(room, nbytes, at_end)
+        return base + start, view[start : PAGE + room]
 
     def call(self, name: str, arguments: Sequence[int | tuple[int]]) -> None:
         values = [ctypes.c_void_p(a[0]) if isinstance(a, tuple) else ctypes.c_int32(a) for a in arguments]
@@ -175,13 +187,13 @@ class Emulated:
         self._engine.reg_write(arm.UC_ARM64_REG_CPACR_EL1, 3 << 20)
         self.call("test_start", [])
 
-    def allocate(self, nbytes: int) -> tuple[int, np.ndarray]:
-        room = (nbytes + SLACK_BYTES + PAGE - 1) // PAGE * PAGE
+    def allocate(self, nbytes: int, at_end: bool) -> tuple[int, np.ndarray]:
+        room = guarded_bytes(nbytes)
         memory = mmap.mmap(-1, room)
         view = np.frombuffer(memory, np.uint8)
         self._engine.mem_map_ptr(self._next, room, uc.UC_PROT_READ | uc.UC_PROT_WRITE, view.ctypes.data)
         self._blocks.append((self._next, room, memory))
-        start = (room - nbytes - SLACK_BYTES) // 64 * 64
+        start = place_in(room, nbytes, at_end)
         address = self._next + start
         self._next += room + PAGE
         return address, view[start:]
@@ -243,7 +255,7 @@ class Qemu:
         self._heap, self._used = np.zeros(QEMU_HEAP_BYTES, np.uint8), 0
         self.call("test_start", [])
 
-    def allocate(self, nbytes: int) -> tuple[int, np.ndarray]:
+    def allocate(self, nbytes: int, at_end: bool) -> tuple[int, np.ndarray]:
         start, self._used = self._used, self._used + (nbytes + 2 * SLACK_BYTES + 63) // 64 * 64
         return QEMU_HEAP + start, self._heap[start : self._used]
 
@@ -274,14 +286,16 @@ def run_calls(
     arrays: dict[str, np.ndarray],
     result: str,
     out: Type,
+    at_end: bool = True,
 ) -> np.ndarray:
-    """Runs the calls of a node on `arrays` (by tensor name); returns the tensor `result`."""
+    """Runs the calls of a node on `arrays` (by tensor name), in buffers at the end or at the beginning of their memory;
+    returns the tensor `result`."""
     placed: dict[object, tuple[int, np.ndarray]] = {}
 
     def place(key: object, data: np.ndarray | int) -> tuple[int, np.ndarray]:
         if key not in placed:
             nbytes = data if isinstance(data, int) else data.nbytes
-            address, view = machine.allocate(nbytes)
+            address, view = machine.allocate(nbytes, at_end)
             view[:] = CANARY
             if not isinstance(data, int):
                 view[:nbytes] = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
@@ -317,24 +331,27 @@ def check_cases(cases: Sequence[Case], target: Target, folder: Path) -> dict[str
     """Compiles all cases into one library and compares each with numpy, bit for bit; returns counts."""
     contexts = [case.context(target) for case in cases]
     calls = [lower_node(ctx) for ctx in contexts]
-    kernels = {call.kernel.name: call.kernel for node in calls for call in node}
-    data = compile_module({name: kernel.build() for name, kernel in kernels.items()}, target)
+    kernels = KernelTable(target, check=True)
+    for call in (call for node in calls for call in node):
+        kernels.add(call.kernel)
+    data = compile_module(kernels.functions(), target)
     machine: Native | Emulated | Qemu
     if target.arch == "x86_64":
         machine = Native(link_library([data], folder, target))
     elif "i8mm" in target.features:
-        machine = Qemu([data], list(kernels), folder, target)
+        machine = Qemu([data], kernels.names(), folder, target)
     else:
         machine = Emulated(link_library([data], folder, target), target)
     for case, ctx, node_calls in zip(cases, contexts, calls):
-        got = run_calls(machine, node_calls, case.arrays, case.node.name, ctx.out)
         want = case.expected()
-        if not np.array_equal(got, want):
-            at = tuple(int(i[0]) for i in np.nonzero(got != want))
-            raise AssertionError(
-                f"{case.node.name} on {target.name}: {np.sum(got != want)} of {want.size} differ, first at {at}: got "
-                f"{got[at]}, want {want[at]}; kernels {[c.kernel.name for c in node_calls]}, node {case.node}"
-            )
+        for at_end in (False, True):
+            got = run_calls(machine, node_calls, case.arrays, case.node.name, ctx.out, at_end)
+            if not np.array_equal(got, want):
+                at = tuple(int(i[0]) for i in np.nonzero(got != want))
+                raise AssertionError(
+                    f"{case.node.name} on {target.name}: {np.sum(got != want)} of {want.size} differ, first at {at}: "
+                    f"got {got[at]}, want {want[at]}; kernels {[c.kernel.name for c in node_calls]}, node {case.node}"
+                )
     if isinstance(machine, Qemu):
         machine.close()
-    return {"cases": len(cases), "kernels": len(kernels), "bytes": len(data)}
+    return {"cases": len(cases), "kernels": len(kernels.names()), "bytes": len(data)}
