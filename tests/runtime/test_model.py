@@ -6,14 +6,13 @@ import shutil
 import numpy as np
 import onnxruntime as ort
 import pytest
+from machines import needs_qemu
 from onnx import TensorProto, helper
 from qcompile.runtime import ArtifactError, Tensor, load
 from qcompile.runtime.borders import dequantize, quantize
-from qcompile.runtime.qemu_engine import qemu_program
 from sample_artifacts import MULTIPLY, WEIGHTS, build_multiply, build_parallel
 
 WEIGHT_VALUES = np.frombuffer(WEIGHTS, np.int8).astype(np.int32)
-needs_qemu = pytest.mark.skipif(qemu_program() is None, reason="qemu-aarch64 is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +102,7 @@ def test_models_of_one_artifact_keep_their_own_threads(tmp_path):
     np.testing.assert_array_equal(single.run_integer({"x": x})["y"], first)
 
 
+@pytest.mark.unguarded
 def test_artifact_written_again_is_loaded_anew(tmp_path):
     x = {"input/x": np.full((1, 24), 5, np.int8)}
     before = load(build_multiply(tmp_path).path)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from general_targets import TARGETS, edge_array, node
+from general_arrays import edge_array, node
 from kernel_harness import Case, check_cases
 from qcompile.kernels.ops.recurrent import LIMIT, PIECES
-from qcompile.targets import get_target
 
 CELLS = {"lstm": (4, ("hidden", "cell"), 3), "gru": (3, ("hidden",), 2), "rnn": (1, ("hidden",), 1)}
 
@@ -83,6 +81,5 @@ def cases(rng):
     yield case(rng, "many", "lstm", 2, 130, 130)
 
 
-@pytest.mark.parametrize("target", [*TARGETS, get_target("arm-a710")], ids=lambda t: t.name)
 def test_recurrent_cells(target, tmp_path):
     check_cases(list(cases(np.random.default_rng(5))), target, tmp_path)

@@ -6,8 +6,7 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import pytest
-from general_targets import TARGETS, edge_array, node
+from general_arrays import edge_array, node
 from kernel_harness import Case, check_cases
 
 POOLS = [
@@ -107,6 +106,5 @@ def cases(rng):
         )
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_windows(target, tmp_path):
     check_cases(list(cases(np.random.default_rng(3))), target, tmp_path)

@@ -1,4 +1,4 @@
-"""What the tests of the general kernels share: the machines they run on, arrays with edge values."""
+"""What the tests of the general kernels share: nodes, and arrays with edge values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.program import Node
-from qcompile.targets import get_target, supports
-
-# x86 runs natively where it can; ARM is emulated with and without dot products (no emulator of ours has i8mm)
-NAMES = ("x86-avx512vbmi", "x86-avx512vnni", "x86-avxvnni", "x86-avx2", "arm-a76", "arm-a72")
-TARGETS = [t for t in map(get_target, NAMES) if t.arch == "aarch64" or supports(t)]
 
 
 def node(name: str, op: str, inputs: Sequence[str], attrs: dict[str, Any]) -> Node:
