@@ -12,6 +12,7 @@ import numpy as np
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
 
+LONGEST = 16  # nodes of a group: a kernel writes each of them out for every tile, and must stay small
 HEADS = {"conv2d", "dense", "matmul", "sum_pool2d", "reduce_sum"}
 Fusable = Callable[[Node, str, dict[str, Type]], bool]
 
@@ -36,7 +37,7 @@ def fuse(program: Program, fusable: Fusable) -> Program:
         if head.name in taken or not (head.op in HEADS or OPS[head.op].elementwise):
             continue
         body = [head]
-        while True:
+        while len(body) < LONGEST:
             last = body[-1].name
             readers = users.get(last, [])
             if len(readers) != 1 or last in program.outputs:

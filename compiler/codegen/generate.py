@@ -143,7 +143,7 @@ def generate(program: Program, target: Target) -> Generated:
     listing: list[ListedCall] = []
     for step in steps:
         for call in step.calls:
-            if kernels.add(call.kernel):
+            if kernels.add(call.kernel, step.node):
                 kinds = ", ".join(
                     "int32_t" if isinstance(o, int | np.integer) else "const void *" for o in call.operands
                 )

@@ -26,10 +26,13 @@ class KernelTable:
         self._target = target.name
         self._check = os.environ.get(CHECK, "0") not in ("", "0") if check is None else check
         self._kernels: dict[str, Kernel] = {}
+        self._users: dict[str, str] = {}
 
-    def add(self, kernel: Kernel) -> bool:
-        """True where its name is new. Raises CompileError where it has the name of a kernel that is not its equal."""
+    def add(self, kernel: Kernel, user: str = "") -> bool:
+        """True where its name is new; `user`: the node that calls it. Raises CompileError where it has the name of a
+        kernel that is not its equal."""
         known = self._kernels.setdefault(kernel.name, kernel)
+        self._users.setdefault(kernel.name, user)
         if known != kernel:
             raise CompileError(f"two kernels share the name {kernel.name}: {known.spec} and {kernel.spec}")
         if self._check:
@@ -43,5 +46,11 @@ class KernelTable:
         return sorted(self._kernels)
 
     def functions(self) -> dict[str, tvm.tirx.PrimFunc]:
-        """symbol -> its function, by name."""
-        return {name: self._kernels[name].build() for name in self.names()}
+        """symbol -> its function, by name. Raises CompileError with the first node whose kernel cannot be built."""
+        built = {}
+        for name in self.names():
+            try:
+                built[name] = self._kernels[name].build()
+            except CompileError as error:
+                raise CompileError(f"node '{self._users[name]}': {error}") from error
+        return built

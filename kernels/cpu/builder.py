@@ -7,17 +7,23 @@ TIR is a tree: what is written twice is computed twice, and grows with every fur
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tvm
+import tvm_ffi
+from qcompile.targets.errors import CompileError
+from tvm.ir import Var
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 Expr = Any  # a TIR expression
 Argument = Any  # Pointer or a scalar TIR variable
 UNBOUNDED = 1 << 30  # length given to buffers behind plain pointers; TIR never checks it
+LARGEST_TERM = 4000  # nodes of an expression with all the names in it written out
+LARGEST_FUNCTION = 100_000  # nodes of a function
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def function(
 
     parameters: (name, dtype) for an int scalar, (name, dtype + "*") for a pointer to such elements. `body` is called
     with one Pointer or variable for each and writes the statements. noalias: no two pointers reach the same written
-    memory.
+    memory. Raises CompileError where the function has more than LARGEST_FUNCTION nodes.
     """
+    _terms.sizes = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
@@ -86,7 +93,10 @@ def function(
             ]
         )
         T.Return(T.int32(0))
-    return builder.get()
+    made = builder.get()
+    if count_nodes(made, {}, LARGEST_FUNCTION) > LARGEST_FUNCTION:
+        raise CompileError(f"kernel {name} would have more than {LARGEST_FUNCTION} TIR nodes; split the layer")
+    return made
 
 
 def local(count: int, dtype: str) -> Pointer:
@@ -143,9 +153,50 @@ def settle(values: Sequence[Expr]) -> None:
         T.evaluate(T.call_llvm_intrin("void", "llvm.fake.use", value))
 
 
+class _Terms(threading.local):
+    """Of the function that this thread builds: the size of each named value, by its handle."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+
+
+_terms = _Terms()
+
+
 def bind(value: Expr) -> Expr:
-    """Names a value so that further uses do not compute it again."""
-    return T.Bind(value)
+    """Names a value so that further uses do not compute it again.
+
+    TVM's analyzer writes names out where it can, in its passes and once more when it makes LLVM code, so that a chain
+    in which each value is used twice would double with every step: a value that is long with all its names written out
+    is pinned.
+    """
+    size = count_nodes(value, _terms.sizes, LARGEST_FUNCTION)
+    if size > LARGEST_TERM:
+        return pin(value)
+    name = T.Bind(value)
+    _terms.sizes[name.__chandle__()] = size
+    return name
+
+
+def pin(value: Expr) -> Expr:
+    """Names a value as `bind` does, through a register that TVM's analyzer cannot see into."""
+    cell = local(lanes_of(value), dtype_of(value))
+    cell.store(0, value)
+    return T.Bind(cell.load(0, lanes_of(value)))
+
+
+def count_nodes(term: Any, sizes: Mapping[int, int], most: int) -> int:
+    """Nodes of an expression or a function, where names count as `sizes` says by their handles, and else as one.
+    Counting ends soon after `most`."""
+    count = 0
+
+    def visit(node: Any) -> Any:
+        nonlocal count
+        count += sizes.get(node.__chandle__(), 1) if isinstance(node, Var) else 1
+        return tvm_ffi.VisitInterrupt() if count > most else None
+
+    tvm_ffi.structural_walk(term, visit)
+    return count
 
 
 def dtype_of(value: Expr) -> str:

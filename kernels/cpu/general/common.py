@@ -15,6 +15,7 @@ from qcompile.kernels.cpu.builder import (
     extract,
     lanes_of,
     local,
+    pin,
     splat,
 )
 from qcompile.kernels.lowering import Buffer, Constant, NodeContext, Workspace
@@ -67,14 +68,6 @@ def lane_numbers(width: int) -> Expr:
 def static(size: int, width: int) -> int:
     """`size` where a vector of `width` is wider than it, so that the code has to know it, else 0."""
     return size if size < width else 0
-
-
-def pin(value: Expr) -> Expr:
-    """Names a value as `bind` does, through a register that TIR's simplifier cannot see into: it would otherwise write
-    the value out at each use, which doubles a chain of scalar steps with every step."""
-    cell = local(lanes_of(value), dtype_of(value))
-    cell.store(0, value)
-    return bind(cell.load(0, lanes_of(value)))
 
 
 def across(value: Expr, operation: Callable[[Expr, Expr], Expr]) -> Expr:
