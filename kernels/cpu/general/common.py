@@ -11,10 +11,8 @@ from qcompile.kernels.cpu.builder import (
     Expr,
     T,
     bind,
-    dtype_of,
     extract,
     lanes_of,
-    local,
     pin,
     splat,
 )
