@@ -23,7 +23,7 @@ Expr = Any  # a TIR expression
 Argument = Any  # Pointer or a scalar TIR variable
 UNBOUNDED = 1 << 30  # length given to buffers behind plain pointers; TIR never checks it
 LARGEST_TERM = 4000  # nodes of an expression with all the names in it written out
-LARGEST_FUNCTION = 100_000  # nodes of a function
+LARGEST_FUNCTION = 250_000  # nodes of a function
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def count_nodes(term: Any, sizes: Mapping[int, int], most: int) -> int:
     def visit(node: Any) -> Any:
         nonlocal count
         count += sizes.get(node.__chandle__(), 1) if isinstance(node, Var) else 1
-        return tvm_ffi.VisitInterrupt() if count > most else None
+        return tvm_ffi.VisitInterrupt(None) if count > most else None
 
     tvm_ffi.structural_walk(term, visit)
     return count

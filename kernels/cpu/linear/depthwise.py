@@ -38,7 +38,6 @@ PARALLEL_MACS = 1 << 15  # for each int32 lane of a register
 PARALLEL_TASKS = 16
 CHUNK_BYTES = 1 << 17  # of the image that a chunk of rows reads, where blocks are many
 SIZES = ("tasks", "blocks", "chunks", "chunk_lines", "height", "width", "image", "pitch", "channels")
-UNROLLED_DOTS = 640
 
 
 def depthwise_calls(
@@ -169,7 +168,7 @@ class _Body:
                 for (_, flat), result in zip(pixels, self._results(emitter, sums, pixels, channel)):
                     store_lanes(self.y, flat, result, walk.valid)
 
-        if walk.dots(dot) > UNROLLED_DOTS and o.outputs == 1:
+        if walk.loops(dot):
             acc = self._start()
             with T.serial(0, o.kernel) as t:
                 zipped = self._zipper(bind(at + t * (o.dilation * (self.step if walk.rows else self.pitch))), [0])

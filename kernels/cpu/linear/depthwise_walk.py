@@ -14,6 +14,8 @@ import numpy as np
 from qcompile.kernels.cpu.isa.taps import TapDot
 
 STAGED_TAPS = 16
+UNROLLED_DOTS = 640
+MOST_DOTS = 1536  # that a kernel writes out: more take LLVM many seconds
 STAGE_BYTES = 1 << 15
 MOST_FOLDED = 8
 EPILOGUE_COST = 18.0  # instructions of the vector units to rescale an output, as many as dot products
@@ -93,6 +95,14 @@ class Walk:
         used = sum(len(self.zipped.used(o, dot.group)) for o in range(self.zipped.outputs))
         return dot.units * used * self.other.outputs * self.other.kernel
 
+    def loops(self, dot: TapDot) -> bool:
+        """The taps along the other axis are a loop."""
+        return self.other.outputs == 1 and self.dots(dot) > UNROLLED_DOTS
+
+    def written(self, dot: TapDot) -> int:
+        """Dot products that the code writes out."""
+        return self.dots(dot) // self.other.kernel if self.loops(dot) else self.dots(dot)
+
     def panels(self, dot: TapDot) -> tuple[dict[tuple[int, int], int], int]:
         """Where the weights of (output along the zip axis, group) lie, and the bytes of all, for one tap of the other
         axis. Outputs that begin at the same place of a group share them."""
@@ -133,8 +143,9 @@ def choose_walk(
     channels: int,
     folds: bool = False,
 ) -> Walk:
-    """The walk of least cost; kernel ... out: (rows, columns); folds: whether pixels may be folded."""
-    best: tuple[float, Walk] | None = None
+    """The walk of least cost among those whose code stays short; kernel ... out: (rows, columns); folds: whether pixels
+    may be folded."""
+    best: tuple[tuple[int, float], Walk] | None = None
     for fold in _folds(dot, channels, out[1]) if folds else [1]:
         lanes, share = channels * fold, _share(dot, channels * fold)
         if fold > 1 and strides[1] > 1 and lanes != dot.block:
@@ -148,7 +159,7 @@ def choose_walk(
                     zipped, other = (Axis(kernel[a], steps[a], dilations[a], n) for a, n in ((z, p), (1 - z, c)))
                     walk = Walk(zipped, other, rows=z == 0, valid=min(lanes, dot.block), fold=fold)
                     if walk.fits(dot) or p == c == 1:
-                        cost = share * walk.cost(dot, sizes)
+                        cost = max(walk.written(dot), MOST_DOTS), share * walk.cost(dot, sizes)
                         if best is None or cost < best[0]:
                             best = cost, walk
     assert best

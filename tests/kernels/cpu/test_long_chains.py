@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_harness import Case, check_cases
+from linear_cases import Cases
 from qcompile.codegen.kernel_table import KernelTable
 from qcompile.kernels.cpu import builder
 from qcompile.kernels.cpu.compile import compile_module
@@ -76,6 +77,16 @@ def test_chains_of_the_greatest_length(target: Target, tmp_path: Path) -> None:
     assert time.process_time() - begin < SECONDS
 
 
+def test_large_depthwise_windows_are_loops(target: Target, tmp_path: Path) -> None:
+    """Written out, 31x31 taps would be 10^5 instructions."""
+    c = Cases(target)
+    windows = [(31, 31), (2, 300), (25, 25)]
+    cases = [Case(*c.conv((1, kh + 2, kw + 3, 16), 16, (kh, kw), groups=16)) for kh, kw in windows]
+    begin = time.process_time()
+    check_cases(cases, target, tmp_path)
+    assert time.process_time() - begin < 2 * SECONDS
+
+
 def test_the_size_of_a_function_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "LARGEST_FUNCTION", 100)
 
@@ -84,8 +95,8 @@ def test_the_size_of_a_function_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
             x.store(k, x.load(k + 1))
 
     kernels = KernelTable(get_target("x86-avx2"), check=False)
-    kernels.add(Kernel("shift", lambda: builder.function("shift", [("x", "int8*")], body)), "the_node")
-    with pytest.raises(CompileError, match=r"node 'the_node': kernel shift .* 100 TIR nodes"):
+    kernels.add(Kernel("shift", (), lambda name: builder.function(name, [("x", "int8*")], body)), "the_node")
+    with pytest.raises(CompileError, match=r"node 'the_node': kernel shift_.* 100 TIR nodes"):
         kernels.functions()
 
 
