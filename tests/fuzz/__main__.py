@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fuzz import report
 from fuzz.case import Case, load
-from fuzz.check import FINDINGS, Result
+from fuzz.check import FINDINGS, LOW, Result
 
 ENOUGH = 2  # small graphs of one kind and place
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,9 +33,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="also write what is minimised to tests/regressions")
     parser.add_argument("--no-minimise", action="store_true", help="keep failing graphs as they are")
     parser.add_argument("--report", action="store_true", help="only print the figures of the results file")
-    parser.add_argument(
-        "--rerun", action="store_true", help="only try again what failed in the results file"
-    )
+    parser.add_argument("--rerun", action="store_true", help="only try again what failed in the results file")
+    parser.add_argument("--low", action="store_true", help="also minimise graphs at 8 bits with samples that are noisy")
     parser.add_argument("case", nargs="*", type=Path, help="run these .onnx files instead of seeds")
     return parser.parse_args(arguments)
 
@@ -99,17 +98,26 @@ def main(arguments: list[str]) -> int:
         case = load(path) if path.exists() else None
         rows.append(report.row(seed, result, case.options if case else {}))
         report.append(results, rows[-1])
-        if result.kind in FINDINGS:
+        if worth(options, case, result):
             print(f"seed {seed}: {result.kind}: {result.where}: {result.reason[:200]}", flush=True)
             alike[signature := f"{result.kind} {result.where}"] += 1
             if case is not None and not options.no_minimise and alike[signature] <= ENOUGH:
                 _minimise(options, case, result)
-        elif not options.rerun:
+        elif not options.rerun and not _noisy(case, result):
             for file in (path, path.with_suffix(".npz")):
                 file.unlink(missing_ok=True)
     rate = len(rows) / max(time.monotonic() - began, 1e-9)
     print(f"{report.figures(rows)}\n\n{rate:.2f} graphs a second; seeds from {options.seed}; results in {results}")
     return int(report.is_hard(rows))
+
+
+def _noisy(case: Case | None, result: Result) -> bool:
+    return result.kind == LOW and case is not None and str(case.options["bits"]) == "8" and case.options["calibrated"]
+
+
+def worth(options: argparse.Namespace, case: Case | None, result: Result) -> bool:
+    """Whether it is to be made small: a finding, or noise where that is asked for."""
+    return result.kind in FINDINGS or (options.low and _noisy(case, result))
 
 
 def _make(seed: int, available: list[str]) -> Case:
@@ -126,7 +134,7 @@ def _cases(options: argparse.Namespace, cases: list[Case]) -> int:
     for i, result in run_cases(makers, options.jobs, options.limit):
         rows.append(report.row(i, result, cases[i].options))
         print(f"{cases[i].name}: {result.kind}: {result.where}: {result.reason[:300]} {result.decibels}", flush=True)
-        if result.kind in FINDINGS and not options.no_minimise:
+        if worth(options, cases[i], result) and not options.no_minimise:
             _minimise(options, cases[i], result)
     return int(report.is_hard(rows))
 

@@ -207,15 +207,13 @@ def _onnxruntime(case: Case, feeds: list[dict[str, np.ndarray]]) -> list[dict[st
 
 
 def decibels(want: list[dict[str, np.ndarray]], got: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Signal to noise of each output over all samples; MOST_DB where they are equal, or both next to nothing."""
+    """Signal to noise of each output over all samples, at most MOST_DB; an output of zeros counts as one of ones."""
     found = {}
     for name in want[0]:
         w, g = (np.stack([np.asarray(f[name], np.float64) for f in side]) for side in (want, got))
         signal, noise = float((w * w).mean()), float(((w - g) ** 2).mean())
-        if noise <= signal * 1e-12 or (not signal and noise < 1e-8):
-            found[name] = MOST_DB
-        else:
-            found[name] = round(float(10 * np.log10(max(signal, 1e-30) / noise)), 2)
+        signal = signal or 1.0
+        found[name] = round(float(10 * np.log10(signal / max(noise, signal * 10 ** (-MOST_DB / 10)))), 2)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from fuzz.check import CRASH, EXCEPTION, HANG, OUTSIDE, Found, Result, check
 
 LIMIT = 60.0  # seconds for each stage: compiling for one target, or running
 MEMORY = 6 << 30  # bytes of address space beyond what the parent has
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SIGNALS = {s.value: s.name for s in signal.Signals}
 
 
@@ -103,7 +105,7 @@ def _work(key: int, make: Callable[[], Case], writer: int, folder: Path | None) 
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
-    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
