@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fuzz.build import FLOAT, SAMPLES, Build, Unsuitable, reads
+from fuzz.build import FLOAT, SAMPLES, Build, Unsuitable, reads, session
 from fuzz.case import Case
 from fuzz.operators import Draw, all_draws
 from fuzz.quantized import FORMS, quantized
 
 OPSETS = (13, 17, 17, 18, 20, 21, 23, 24)
+PARTLY = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}  # floats around codes
 MOST_NODES = 30
 TRIES = 60
 # Compiled and run: x86 natively where the machine can, ARM by an emulator
@@ -33,12 +34,14 @@ def generate(seed: int, targets: Sequence[str] = TARGETS) -> Case:
 
 def _case(rng: np.random.Generator, seed: int, targets: Sequence[str]) -> Case:
     model, samples = graph(rng)
-    options = _options(rng, model, targets)
+    options = _options(rng, model, samples, targets)
     if options["form"] != "float":
         try:
             model = quantized(model, samples, options["form"])
         except Exception:  # ONNX Runtime's tools fail in many ways; then the graph stays as it is
             options["form"] = "float"
+    if any(n.op_type in PARTLY for n in model.graph.node) and options["form"] == "float":
+        options["form"] = "partly"
     if options["form"] != "float":
         options.update(bits="8", budget=[], calibrated=True)
     return Case(f"seed{seed}", model, samples, options)
@@ -93,7 +96,9 @@ def _outputs(b: Build) -> list[str]:
     return ends[-6:]
 
 
-def _options(rng: np.random.Generator, model: onnx.ModelProto, targets: Sequence[str]) -> dict[str, Any]:
+def _options(
+    rng: np.random.Generator, model: onnx.ModelProto, samples: dict[str, np.ndarray], targets: Sequence[str]
+) -> dict[str, Any]:
     """How it is compiled; `form`: "float", or how ONNX Runtime quantizes it before."""
 
     def one_of(choices: Sequence[Any]) -> Any:
@@ -108,22 +113,34 @@ def _options(rng: np.random.Generator, model: onnx.ModelProto, targets: Sequence
         "calibrated": bool(rng.random() < 0.8),
         "approx": one_of(("exact",) * 6 + ("ibert", "pwl")),
         "threads": one_of((1, 1, 2)),
-        "states": _states(rng, model),
+        "states": _states(rng, model, samples),
     }
 
 
-def _states(rng: np.random.Generator, model: onnx.ModelProto) -> dict[str, str]:
-    """An output that is fed back to an input of its shape, at times."""
+def _states(rng: np.random.Generator, model: onnx.ModelProto, samples: dict[str, np.ndarray]) -> dict[str, str]:
+    """An output that is fed back to an input of its shape and about its range, at times."""
+    if rng.random() > 0.25:
+        return {}
+    run = session(model)
+    names = [o.name for o in run.get_outputs()]
+    made = dict(zip(names, run.run(names, {n: v[0] for n, v in samples.items()})))
     pairs = [
         (i.name, o.name)
         for i in model.graph.input
         for o in model.graph.output
         if i.type == o.type and i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        if _alike(samples[i.name][0], made[o.name])
     ]
-    if not pairs or rng.random() > 0.25:
+    if not pairs:
         return {}
     source, target = pairs[int(rng.integers(len(pairs)))]
     return {source: target}
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether one grid suits both."""
+    low, high = sorted((float(np.abs(a).max()), float(np.abs(b).max())))
+    return high <= 4 * low
 
 
 __all__ = ["SAMPLES", "TARGETS", "generate", "graph"]

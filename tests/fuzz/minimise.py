@@ -15,9 +15,10 @@ from onnx import helper, numpy_helper
 
 from fuzz.build import reads, session
 from fuzz.case import DEFAULTS, Case
-from fuzz.check import HANG, Result
+from fuzz.check import HANG, LOW, Result
 
 SECONDS = 90.0
+CLEAR_DB = 30.0  # of the inputs' rounding alone
 FEW = 2  # samples that are enough
 
 
@@ -34,12 +35,14 @@ def minimise(case: Case, found: Result, limit: float, seconds: float = SECONDS) 
             (_, result), *_ = run_cases([(0, lambda: candidate)], 1, patience)
         except Exception:  # a reduction that made no valid model
             return False
+        if found.kind == LOW and min(result.input_decibels.values(), default=0.0) < CLEAR_DB:
+            return False  # another cause: the graph itself is noisy
         return result.kind == found.kind and _place(result) == _place(found)
 
     changed = True
     while changed:
         changed = False
-        for reduction in REDUCTIONS:
+        for reduction in REDUCTIONS if found.kind != LOW else KEEP_VALUES:
             case, reduced = _reduce(case, reduction, fails, end)
             changed |= reduced
     return case
@@ -157,6 +160,9 @@ def _samples(case: Case) -> Iterator[Case]:
 
 
 REDUCTIONS = (_samples, _options, _ends, _beginnings, _bypasses, _sizes, _attributes)
+
+
+KEEP_VALUES = (_ends, _beginnings, _bypasses)  # noise is a matter of values: these leave them as they are
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------

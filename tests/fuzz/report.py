@@ -60,13 +60,15 @@ def figures(rows: list[dict[str, Any]]) -> str:
 def _low(answered: list[dict[str, Any]]) -> list[str]:
     """Shares under LEAST_DB: of graphs at 8 bits with and without samples, and at fewer bits."""
     eight = [r for r in answered if str(r["options"].get("bits")) == "8"]
+    of = {
+        "8 bits, float graphs with samples": [r for r in eight if _form(r) == "float" and _sampled(r)],
+        "8 bits, float graphs without samples": [r for r in eight if _form(r) == "float" and not _sampled(r)],
+        "8 bits, quantized by ONNX Runtime": [r for r in eight if _form(r) not in ("float", "partly")],
+        "8 bits, partly quantized": [r for r in eight if _form(r) == "partly"],
+        "fewer bits": [r for r in answered if r not in eight],
+    }
     lines = []
-    for title, chosen in (
-        ("8 bits, float graphs with samples", [r for r in eight if _sampled(r) and r["options"]["form"] == "float"]),
-        ("8 bits, graphs quantized by ONNX Runtime", [r for r in eight if r["options"]["form"] != "float"]),
-        ("8 bits, without samples", [r for r in eight if not _sampled(r)]),
-        ("fewer bits", [r for r in answered if r not in eight]),
-    ):
+    for title, chosen in of.items():
         low = [r for r in chosen if r["kind"] == LOW]
         inherent = [r for r in low if min(r.get("input_decibels", {}).values(), default=99.0) < LEAST_DB]
         said = [r for r in low if any("dB" in n for n in r.get("notes", []))]
@@ -75,6 +77,10 @@ def _low(answered: list[dict[str, Any]]) -> list[str]:
             f" %); a note says so of {len(said)}; of {len(inherent)} the graph itself is, on its rounded inputs"
         )
     return lines
+
+
+def _form(r: dict[str, Any]) -> str:
+    return str(r["options"].get("form"))
 
 
 def _sampled(r: dict[str, Any]) -> bool:

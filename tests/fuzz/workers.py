@@ -45,9 +45,6 @@ def warm(targets: Iterable[str]) -> None:
     import qcompile
     from onnx import TensorProto, helper
 
-    from fuzz.machine import painter
-
-    painter()
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8]) for n in "xy"]
     model = helper.make_model(helper.make_graph([node], "g", infos[:1], infos[1:]), ir_version=10)

@@ -17,6 +17,8 @@ LEAST_DB = {  # outputs whose ratio of signal to noise was once too small
 }
 
 
+@pytest.mark.filterwarnings("ignore:This process")  # it forks
+@pytest.mark.unguarded  # each case guards its own runs
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.onnx")))
 def test_regression(name: str) -> None:
     case = load(FOLDER / f"{name}.onnx")
