@@ -16,6 +16,7 @@ from guarded import run_guarded
 
 from fuzz.build import Unsuitable, session
 from fuzz.case import Case
+from fuzz.yardstick import rounded_graph
 
 AGREES, REFUSED, LOW, INVALID = "agrees", "refused", "low", "invalid"
 DIFFERENCE, OUTSIDE, CRASH, EXCEPTION, HANG, NAMELESS = (
@@ -38,14 +39,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @dataclass
 class Result:
     """kind: one of the names above; reason: of a refusal or finding; where: the place in the code, or the target;
-    decibels: signal to noise of each output against ONNX Runtime; input_decibels: of the float graph on the
-    quantized inputs; notes: what the compiler remarked."""
+    decibels: signal to noise of each output against ONNX Runtime; plain_decibels: where that is low, of the graph with
+    every tensor rounded to 8 bits; notes: what the compiler remarked."""
 
     kind: str
     reason: str = ""
     where: str = ""
     decibels: dict[str, float] = field(default_factory=dict)
-    input_decibels: dict[str, float] = field(default_factory=dict)
+    plain_decibels: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -82,18 +83,20 @@ def check(case: Case, stage: Callable[[str], None]) -> Result:
             except Exception as e:
                 return Result(EXCEPTION, f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", _frame(e))
             try:
-                decibels, inputs = _run(case, target, path, expected, stage)
+                ratios = _run(case, target, path, expected, stage)
             except Found as found:
                 return found.result
             except Exception as e:
                 return Result(EXCEPTION, f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", _frame(e))
             programs[target] = (path / "program.npz").read_bytes()
         if not result.decibels:
-            result.decibels, result.input_decibels, result.notes = decibels, inputs, notes
+            result.decibels, result.notes = ratios, notes
     if case.options["bits"] != "mixed" and len(set(programs.values())) > 1:
         return Result(DIFFERENCE, "the programs of two targets differ", "/".join(programs))
     if min(result.decibels.values(), default=MOST_DB) < LEAST_DB:
         result.kind = LOW
+        stage("8-bit graph")
+        result.plain_decibels = _plain(case, expected)
     return result
 
 
@@ -119,8 +122,8 @@ def _compile(case: Case, target: str, folder: Path, stage: Callable[[str], None]
 
 def _run(
     case: Case, target: str, path: Path, expected: list[dict[str, np.ndarray]], stage: Callable[[str], None]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Compares machine code with the reference; signal to noise of the reference, and of the inputs' rounding."""
+) -> dict[str, float]:
+    """Compares machine code with the reference; the signal to noise of the reference's outputs."""
     import qcompile
 
     stage(f"load {target}")
@@ -147,10 +150,17 @@ def _run(
     if case.options["states"]:
         stage(f"stream {target}")
         _check_stream(model, feeds, target)
-    real = [model.dequantize(w) for w in wanted]
-    rounded = [model_inputs(model, f, c) for f, c in zip(feeds, codes)]
-    stage("ONNX Runtime")
-    return decibels(expected, real), decibels(expected, _onnxruntime(case, rounded))
+    return decibels(expected, [model.dequantize(w) for w in wanted])
+
+
+def _plain(case: Case, expected: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Signal to noise of the graph with every tensor rounded to 8 bits; nothing where that cannot be made."""
+    try:
+        run = session(rounded_graph(case.model, case.feeds()))
+        names = [o.name for o in case.model.graph.output]
+        return decibels(expected, [dict(zip(names, run.run(None, f))) for f in case.feeds()])
+    except Exception:
+        return {}
 
 
 def _guarded(model: Any, codes: dict[str, np.ndarray], threads: int, target: str) -> dict[str, np.ndarray]:
@@ -163,16 +173,6 @@ def _guarded(model: Any, codes: dict[str, np.ndarray], threads: int, target: str
         kind = DIFFERENCE if "depends on" in text else OUTSIDE
         raise Found(kind, f"run {target}", text) from e
     return {t.name: r for t, r in zip(model.outputs, results)}
-
-
-def model_inputs(model: Any, feed: dict[str, np.ndarray], codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs as the artifact sees them: rounded to their grids where they have one."""
-    return {
-        t.name: model.dequantize_one(t, codes[t.name]).astype(feed[t.name].dtype)
-        if t.scale is not None and feed[t.name].dtype.kind == "f"
-        else feed[t.name]
-        for t in model.inputs
-    }
 
 
 def _extreme(inputs: Any, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:

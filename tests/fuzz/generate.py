@@ -15,6 +15,7 @@ from fuzz.quantized import FORMS, quantized
 
 OPSETS = (13, 17, 17, 18, 20, 21, 23, 24)
 PARTLY = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}  # floats around codes
+LAYERS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
 MOST_NODES = 30
 TRIES = 60
 # Compiled and run: x86 natively where the machine can, ARM by an emulator
@@ -105,6 +106,8 @@ def _options(
         return choices[int(rng.integers(len(choices)))]
 
     bits = one_of(("8", "8", "8", "8", "8", "4", "w4a4", "mixed"))
+    if bits == "mixed" and not LAYERS & {n.op_type for n in model.graph.node}:
+        bits = "8"  # nothing to choose
     return {
         "targets": sorted({one_of(targets) for _ in range(1 + int(rng.random() < 0.35))}),
         "form": one_of(FORMS) if rng.random() < 0.2 else "float",

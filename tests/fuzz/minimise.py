@@ -16,9 +16,10 @@ from onnx import helper, numpy_helper
 from fuzz.build import reads, session
 from fuzz.case import DEFAULTS, Case
 from fuzz.check import HANG, LOW, Result
+from fuzz.yardstick import all_values
 
 SECONDS = 90.0
-CLEAR_DB = 30.0  # of the inputs' rounding alone
+CLEAR_DB = 23.0  # of rounding to 8 bits alone
 FEW = 2  # samples that are enough
 
 
@@ -35,8 +36,8 @@ def minimise(case: Case, found: Result, limit: float, seconds: float = SECONDS) 
             (_, result), *_ = run_cases([(0, lambda: candidate)], 1, patience)
         except Exception:  # a reduction that made no valid model
             return False
-        if found.kind == LOW and min(result.input_decibels.values(), default=0.0) < CLEAR_DB:
-            return False  # another cause: the graph itself is noisy
+        if found.kind == LOW and min(result.plain_decibels.values(), default=0.0) < CLEAR_DB:
+            return False  # another cause: 8 bits are too few
         return result.kind == found.kind and _place(result) == _place(found)
 
     changed = True
@@ -175,15 +176,7 @@ def _with(case: Case, **changes: object) -> Case:
 
 
 def _values(case: Case) -> dict[str, np.ndarray]:
-    """Every tensor of the graph for each sample: [samples, *shape]."""
-    model = _copy(case.model)
-    known = {o.name for o in model.graph.output}
-    for node in case.model.graph.node:
-        model.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in node.output if o and o not in known)
-    run = session(model)
-    names = [o.name for o in run.get_outputs()]
-    found = [run.run(names, feed) for feed in case.feeds()]
-    return {**case.samples, **{n: np.stack([f[i] for f in found]) for i, n in enumerate(names)}}
+    return all_values(case.model, case.feeds())
 
 
 def _cut(case: Case, values: dict[str, np.ndarray], outputs: list[str], given: set[str]) -> Case | None:

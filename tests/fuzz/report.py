@@ -70,11 +70,11 @@ def _low(answered: list[dict[str, Any]]) -> list[str]:
     lines = []
     for title, chosen in of.items():
         low = [r for r in chosen if r["kind"] == LOW]
-        inherent = [r for r in low if min(r.get("input_decibels", {}).values(), default=99.0) < LEAST_DB]
+        inherent = [r for r in low if min(r.get("plain_decibels", {}).values(), default=99.0) < LEAST_DB]
         said = [r for r in low if any("dB" in n for n in r.get("notes", []))]
         lines.append(
             f"{title}: {len(low)} of {len(chosen)} under {LEAST_DB:.0f} dB ({100 * len(low) / max(len(chosen), 1):.1f}"
-            f" %); a note says so of {len(said)}; of {len(inherent)} the graph itself is, on its rounded inputs"
+            f" %); a note says so of {len(said)}; of {len(inherent)} rounding each tensor to 8 bits does that"
         )
     return lines
 

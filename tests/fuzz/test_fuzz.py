@@ -15,6 +15,7 @@ from sample_artifacts import build_multiply
 from small_models import model
 
 from fuzz import report
+from fuzz.build import session
 from fuzz.case import DEFAULTS, Case, load
 from fuzz.check import (
     AGREES,
@@ -35,6 +36,7 @@ from fuzz.minimise import minimise
 from fuzz.operators import all_draws
 from fuzz.undrawn import UNDRAWN, accepted_operators
 from fuzz.workers import run_cases
+from fuzz.yardstick import rounded_graph
 
 pytestmark = [pytest.mark.filterwarnings("ignore:This process"), pytest.mark.unguarded]  # it forks, and guards itself
 
@@ -165,3 +167,17 @@ def test_some_graphs():
     """A handful of fixed seeds, as `make fuzz` runs them."""
     results = dict(run_cases([(s, lambda s=s: generate(s, ["host", "x86-avx2"])) for s in range(6)]))
     assert len(results) == 6 and not report.is_hard(vars(r) for r in results.values()), results
+
+
+def test_rounding_every_tensor_shows_what_8_bits_can_do():
+    cancels = model(
+        ("Mul", ["x", "k"], ["big"], {}),
+        ("Sub", ["big", "x"], ["near"], {}),
+        ("Sub", ["near", "big"], ["y"], {}),
+        constants={"k": np.float32(1000)},
+    )
+    case = relu_case()
+    for net, enough in ((case.model, True), (cancels, False)):
+        feeds = case.feeds()
+        want, got = (session(m).run(None, feeds[0])[0] for m in (net, rounded_graph(net, feeds)))
+        assert (decibels([{"y": want}], [{"y": got}])["y"] > 30) == enough

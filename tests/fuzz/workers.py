@@ -16,12 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuzz.case import Case
-from fuzz.check import CRASH, EXCEPTION, HANG, OUTSIDE, Found, Result, check
+from fuzz.check import CRASH, EXCEPTION, HANG, INVALID, OUTSIDE, Found, Result, check
 
 LIMIT = 60.0  # seconds for each stage: compiling for one target, or running
+DRAWING = 20.0  # seconds for a graph and its samples
 MEMORY = 6 << 30  # bytes of address space beyond what the parent has
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SIGNALS = {s.value: s.name for s in signal.Signals}
+
+
+NOT_OURS = ("drawing", "ONNX Runtime", "8-bit graph")  # where ONNX Runtime works, or its quantizer
 
 
 @dataclass
@@ -32,7 +36,7 @@ class Child:
     pid: int
     pipe: int
     until: float
-    stage: str = "start"
+    stage: str = "drawing"
     text: str = ""
     result: Result | None = None
 
@@ -78,7 +82,8 @@ def run_cases(
             del running[child.pipe]
             os.kill(child.pid, signal.SIGKILL)
             _ended(child)
-            yield child.key, Result(HANG, f"more than {limit:.0f} s in {child.stage}", child.stage)
+            kind = INVALID if child.stage in NOT_OURS else HANG
+            yield child.key, Result(kind, f"more than {limit:.0f} s in {child.stage}", child.stage)
 
 
 def _start(key: int, make: Callable[[], Case], limit: float, folder: Path | None) -> Child:
@@ -94,7 +99,7 @@ def _start(key: int, make: Callable[[], Case], limit: float, folder: Path | None
         finally:
             os._exit(0)
     os.close(writer)
-    return Child(key, pid, reader, time.monotonic() + limit)
+    return Child(key, pid, reader, time.monotonic() + min(limit, DRAWING))
 
 
 def _work(key: int, make: Callable[[], Case], writer: int, folder: Path | None) -> None:
@@ -150,5 +155,7 @@ def _ended(child: Child) -> Result:
     cause = (
         SIGNALS.get(os.WTERMSIG(status), "a signal") if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
     )
+    if child.stage in NOT_OURS:
+        return Result(INVALID, f"{cause} in {child.stage}", child.stage)
     outside = cause in ("SIGSEGV", "SIGBUS") and child.stage.startswith(("run", "threads", "stream"))
     return Result(OUTSIDE if outside else CRASH, f"{cause} in {child.stage}", child.stage)
