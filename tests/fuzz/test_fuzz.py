@@ -29,6 +29,7 @@ from fuzz.check import (
     Found,
     Result,
     _guarded,
+    decibels,
     refusal,
 )
 from fuzz.generate import generate
