@@ -212,8 +212,8 @@ def _borders(program: Program) -> tuple[list[TensorInfo], list[TensorInfo]]:
     inputs = [TensorInfo(n, t.dtype, t.shape, *(scales.get(n) or (None, 0))) for n, t in program.inputs.items()]
     outputs = []
     for tensor, name in zip(program.outputs, program.info["output_names"]):
-        scale, zero_point = program.info["outputs"].get(name) or (None, 0)
-        outputs.append(TensorInfo(name, types[tensor].dtype, types[tensor].shape, scale, zero_point))
+        grid = program.info["outputs"].get(name) or (None, 0)
+        outputs.append(TensorInfo(name, types[tensor].dtype, types[tensor].shape, *grid))
     return inputs, outputs
 
 

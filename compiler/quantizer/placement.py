@@ -12,6 +12,7 @@ tensors that are computed; there the Q/DQ pair is placed. What gets no pair, and
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
@@ -119,8 +120,10 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
 class Placer:
     """Applies the rules to one graph."""
 
-    def __init__(self, graph: Graph, wide_streams: bool):
+    def __init__(self, graph: Graph, wide_streams: bool, parts: Collection[str] = ()):
+        """`parts` of outputs that are put together later have 16 bits, and so has the arithmetic that makes them."""
         self.graph = graph
+        self.parts = set(parts)
         self.wide_streams = wide_streams
         self.states = {target: source for source, target in states(graph).items()}
         self.exact = self._integer_valued()
@@ -128,7 +131,7 @@ class Placer:
         self.biases = {id(n) for n in graph.nodes if is_bias_add(graph, n)}
         self.gated = {id(n) for n in graph.nodes if n.op_type == "Mul" and self._gate(n) is not None}
         cells, self.cell_functions = spelled_cells(graph)
-        self.wide = (self._wide_nodes() if wide_streams else set()) | cells
+        self.wide = (self._wide_nodes() if wide_streams else set()) | cells | self._behind_parts()
         self.raw = self._raw_operands()
         self.transformer = wide_streams and any(n.op_type in STREAM_NORMS for n in graph.nodes)
 
@@ -237,6 +240,21 @@ class Placer:
                         reach.add(id(node))
         return wide
 
+    def _behind_parts(self) -> set[int]:
+        """The elementwise and reducing nodes that `parts` are made by, back to layers and activations."""
+        found: set[int] = set()
+        seen, stack = set(self.parts), list(self.parts)
+        while stack:
+            node = self.graph.producer(stack.pop(), *ELEMENTWISE, *REDUCING, *CLAMPS, *MOVERS, "Resize")
+            if node is None or id(node) in self.scores | self.biases | self.gated:
+                continue
+            if node.op_type in ELEMENTWISE | REDUCING:
+                found.add(id(node))
+            new = [i for i in node.input if i and i not in seen and self.graph.is_float(i)]
+            seen.update(new)
+            stack += new
+        return found
+
     def _readers(self, node: NodeProto) -> list[NodeProto]:
         return [c for o in node.output for c in self.graph.consumers(o)]
 
@@ -317,6 +335,8 @@ class Placer:
     def output_kind(self, name: str) -> str:
         """Graph outputs are 8-bit, but 16-bit where they come from a normalisation or a wide stream, or are final
         states of recurrent nodes; an output that is fed back has the kind that its input is read with."""
+        if name in self.parts:
+            return "i16"
         if name in self.states:
             return "i16" if "i16" in self._demanded(self.states[name]) else "i8"
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
@@ -342,7 +362,7 @@ class Placer:
         graph, result = self.graph, Placement()
         want: dict[str, set[str]] = {}
         for o in graph.outputs:
-            if graph.is_float(o.name) and o.name not in self.exact:
+            if graph.is_float(o.name) and (o.name not in self.exact or o.name in self.parts):
                 want.setdefault(o.name, set()).add(self.output_kind(o.name))
         for node in reversed(graph.nodes):
             movers = mover_inputs(node) if id(node) not in self.scores else []

@@ -20,6 +20,7 @@ from qcompile.quantizer.equalise import equalise
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_8bit, choose_16bit, choose_narrow, choose_table
 from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
+from qcompile.quantizer.outputs import cut_outputs, join_outputs
 from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
@@ -66,8 +67,13 @@ def quantize_graph(
     quantize_recurrent(graph, samples, options)
     if options.equalise:
         equalise(graph, Placer(graph, options.wide_streams), samples, bits)
-    placer = Placer(graph, options.wide_streams)
+    outputs, cuts = list(graph.outputs), cut_outputs(graph, samples)
+    placer = Placer(graph, options.wide_streams, [p for c in cuts for p in c.parts])
     placement = placer.place()
+    for group in (g for c in cuts for g in c.groups):
+        computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]
+        for key in computed[1:]:
+            placement.join(computed[0], key)
     histograms, moments = _statistics(graph, placement, samples)
     nodes = layer_nodes(graph)
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
@@ -95,6 +101,7 @@ def quantize_graph(
             masks,
             lambda x, w, shift: emitter.finish(x.node, w, shift),
         )
+    join_outputs(graph, cuts, outputs)
     infer_shapes(graph)
 
 

@@ -81,10 +81,13 @@ int main(int argc, char **argv) {
     printf("%s for %s: %.0f us\n", model->name, model->target, microseconds);
     for (int i = 0; i < model->num_outputs; i++) {
         const qc_tensor_info *t = &model->outputs[i];
+        size_t along = 1;                                  /* elements from one index of the axis to the next */
+        for (int d = t->axis + 1; d < t->rank; d++) along *= (size_t)t->dims[d];
         printf("%s:", t->name);
         for (size_t k = 0; k < elements(t) && k < 16; k++) {
             long long q = value(outputs[i], t->dtype, k);
-            if (t->num_scales == 1) printf(" %g", (double)t->scales[0] * (double)(q - t->zero_point));
+            size_t row = t->num_scales > 1 ? k / along % (size_t)t->num_scales : 0;
+            if (t->num_scales) printf(" %g", (double)t->scales[row] * (double)(q - t->zero_point));
             else printf(" %lld", q);
         }
         printf("\n");

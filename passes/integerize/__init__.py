@@ -25,7 +25,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
 )
 from qcompile.passes.integerize.reader import Reader, is_whole
 from qcompile.passes.integerize.states import settled_state
-from qcompile.passes.integerize.values import Integers, Real, identity
+from qcompile.passes.integerize.values import Integers, Real, Rows, identity
 from qcompile.targets.errors import CompileError
 
 
@@ -39,7 +39,8 @@ def integerize(
 ) -> Program:
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
-    Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers.
+    Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers; an
+    output of several scales has [scales, zero_point, axis].
     `states` {input: output}: that output is made in the type and on the scale of that input.
     `notes` receives remarks for the user, such as weights that had to be rounded again.
     Raises CompileError naming the tensor whose op has no integer form.
@@ -60,7 +61,9 @@ def integerize(
             raise CompileError(f"output {name} is a constant; remove it from the model")
         if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
             value = reader.whole(value)
-        if not isinstance(value, Integers):
+        if isinstance(value, Rows):
+            scales[name] = [value.scale.tolist(), value.zero_point, value.axis]
+        elif not isinstance(value, Integers):
             value = settled_state(reader, value, fed.get(name))
             value = reader.make.plain(value)
             scales[name] = [float(value.scale), value.zero_point]

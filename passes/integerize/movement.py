@@ -23,6 +23,8 @@ from qcompile.passes.integerize.values import (
 )
 from qcompile.targets.errors import CompileError
 
+OFFSETS = {"int8": 0, "uint8": 128, "int16": 0, "uint16": 32768}  # of codes by type: they are stored as signed integers
+
 
 def move(r: Reader, v: Value, op: str, out: tuple[int, ...], **attrs: Any) -> Value:
     """A movement op (on the logical layout) with result shape `out`; functions move with their source."""
@@ -222,10 +224,33 @@ def concat(r: Reader, call: Any, args: list[Any]) -> Value:
     axis = int(call.attrs.axis or 0) % len(shape)
     if all(isinstance(p, Real) for p in parts):
         return Real(np.concatenate([p.values for p in parts], axis))
+    stored = str(call.ty.dtype)
+    if stored in OFFSETS and not _one_grid(parts):  # codes that mean different numbers: a DequantizeLinear says which
+        parts = [_codes(r, p, OFFSETS[stored]) for p in parts]
     if all(isinstance(p, Integers) for p in parts):
         names = [r.make.physical(p.name, p.axes, identity(len(shape))) for p in parts]
         return Integers(r.builder.emit("concat", names, axis=axis), identity(len(shape)), shape)
     return concatenate(r, parts, axis, shape, r.upcoming_grid(r.call_var))
+
+
+def _codes(r: Reader, p: Any, offset: int) -> Integers:
+    """What a QuantizeLinear made, or codes of the model, as the integers that they are stored as."""
+    if isinstance(p, Integers):
+        return p
+    if isinstance(p, Quantized):
+        q = r.make.plain(p)
+        return Integers(q.name, q.axes, q.shape)
+    if not isinstance(p, Real):
+        raise CompileError("codes of different grids are joined with something that is none; quantize it first")
+    values = p.values.astype(np.int64) - offset
+    name = r.builder.constant(values.astype("int8" if offset == 128 or p.values.dtype == np.int8 else "int16"), "codes")
+    return Integers(name, identity(values.ndim), p.shape)
+
+
+def _one_grid(parts: list[Any]) -> bool:
+    """Whether codes mean the same numbers, so that what they make is on that grid."""
+    grids = {(float(p.scale), p.zero_point, p.dtype) for p in parts if isinstance(p, Quantized) and p.per_tensor}
+    return all(isinstance(p, Quantized) and p.per_tensor for p in parts) and len(grids) == 1
 
 
 def concatenate(r: Reader, parts: list[Any], axis: int, shape: tuple[int, ...], grid: Any = None) -> Quantized:

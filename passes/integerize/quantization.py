@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from qcompile.passes.integerize.functions import as_integers
 from qcompile.passes.integerize.reader import Reader, grid_of, handles
-from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Sum, Weights
+from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Rows, Sum, Weights
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
@@ -107,7 +107,7 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if isinstance(v, Weights | Function):
         return v
     if scale.size != 1:
-        raise CompileError("activations dequantized per channel are not supported")
+        return _per_index(r, v, scale, zero, call)
     s = float(scale.ravel()[0])
     if isinstance(v, Quantized):
         return replace(v, clamp=NO_CLAMP)  # quantize and dequantize carry the same parameters
@@ -120,3 +120,15 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if str(call.args[0].ty.dtype) == "uint8":
         z -= 128
     return Quantized(v.name, v.axes, v.shape, s, z, dtype, int(info.min), int(info.max))
+
+
+def _per_index(r: Reader, v: Any, scale: np.ndarray, zero: np.ndarray, call: Any) -> Rows:
+    """Codes with a scale for each index along an axis: what an output may be, with one zero point."""
+    read = [b for b in r.users.get(r.call_var, []) if not isinstance(b.value, relax.Tuple | relax.Var)]
+    if read or not isinstance(v, Integers | Quantized) or zero.min() != zero.max():
+        raise CompileError(
+            "activations dequantized per channel are not supported, except for outputs with one zero point; use one "
+            "scale per activation tensor"
+        )
+    offset = {"uint8": 128, "uint16": 32768}.get(str(call.args[0].ty.dtype), 0)
+    return Rows(v.name, v.axes, v.shape, scale.ravel(), int(zero.flat[0]) - offset, int(call.attrs.axis) % len(v.shape))

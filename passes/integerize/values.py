@@ -73,6 +73,18 @@ class Integers:
 
 
 @dataclass
+class Rows:
+    """An output: integers with real = scale[i] * (q - zero_point) at index i of the logical `axis`."""
+
+    name: str
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    scale: np.ndarray
+    zero_point: int
+    axis: int
+
+
+@dataclass
 class Quantized:
     """Integers `name` with real = scale * (q - zero_point); scale a number or a vector along the last physical axis."""
 
