@@ -87,7 +87,10 @@ def _log(graph: Graph, node: NodeProto) -> None:
 
 
 def _split(graph: Graph, node: NodeProto) -> None:
-    """num_outputs becomes sizes; the last part may be smaller."""
+    """num_outputs becomes sizes; the last part may be smaller. One part is the whole."""
+    if len(node.output) == 1:
+        graph.replace(node, "Identity", [node.input[0]])
+        return
     if len(node.input) > 1 and node.input[1]:
         return
     size = graph.shape(node.input[0])[attribute(node, "axis", 0)]  # type: ignore[index]

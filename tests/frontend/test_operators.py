@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
+import qcompile
 from onnx import TensorProto, helper, numpy_helper
 from qcompile.frontend import load_model, normalise
 from qcompile.targets.errors import CompileError
@@ -57,6 +58,7 @@ def same(model, feed, gone):
         ("LpNormalization", [(3, 8, 4)], [], {"axis": 1, "p": 2}),
         ("ReduceLogSumExp", [(3, 8)], [np.array([1])], {"keepdims": 0}),
         ("ReduceProd", [(3, 4)], [np.array([1])], {"keepdims": 1}),
+        ("Split", [(3, 4)], [np.array([4])], {"axis": 1}),
         ("Hardmax", [(3, 8)], [], {"axis": -1}),
         ("Trilu", [(2, 5, 6)], [np.array(1)], {"upper": 1}),
         ("Trilu", [(5, 6)], [], {"upper": 0}),
@@ -115,3 +117,11 @@ def test_refusals_name_the_node(op, shapes, attrs, words):
     with pytest.raises(CompileError) as caught:
         normalise(model_of(op, shapes, **attrs))
     assert all(w in str(caught.value) for w in words), caught.value
+
+
+def test_products_over_axes_of_one_element(tmp_path):
+    """The parts of such an axis are one, and TVM's split into one part is a tuple."""
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(1, 6, 1)
+    net = model_of("ReduceProd", [(1, 6, 1)], [np.array([0, 2])], keepdims=0)
+    result = qcompile.load(qcompile.compile(net, calibration=[{"x0": x}], output=tmp_path).path).run({"x0": x})
+    np.testing.assert_allclose(result["y0"], x.reshape(6), atol=0.01)
