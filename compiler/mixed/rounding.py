@@ -125,8 +125,7 @@ def _product(
     if bits.weights < 8:
         quantized = solve(narrow, [moments], options, False)
     else:
-        channels = np.einsum("gkk->gk", moments.square).reshape(-1, *columns.shape[2:]) / max(moments.count, 1)
-        square = channels.reshape(len(channels), -1).mean(1)
+        square = columns.channel_means(np.einsum("gkk->gk", moments.square) / max(moments.count, 1))
         importance = input_importance(graph, node, weight, square)
         quantized = quantize_weight(weight, channel_axis(node, 1, weight), importance, options.clip_weights)
     shift = mean_error(narrow, quantized, moments) if biased else None

@@ -40,7 +40,8 @@ class Layer:
 
     name: the node's name, else its first output; weight, data: tensor names; count: weights; macs: multiply-accumulates
     of one inference; channels: output channels (a table's width); rows: output pixels or rows; inputs: the length
-    along which groups run; depthwise: one input channel an output channel; edge: no layer before it, or none behind.
+    along which groups run; depthwise: one input channel an output channel, or a transposed convolution in groups; edge:
+    no layer before it, or none behind.
     """
 
     name: str
@@ -87,7 +88,7 @@ def find_layers(graph: Graph) -> list[Layer]:
         macs = 0 if table else size * (weight.size // channels)
         if node.op_type == "ConvTranspose":  # each input element meets every tap
             macs = int(np.prod(graph.shape(node.input[0]) or (1,))) * int(np.prod(weight.shape[1:]))
-            depthwise = weight.shape[1] == 1 and attribute(node, "group", 1) > 1
+            depthwise = attribute(node, "group", 1) > 1  # the groups share their scales
         layers.append(
             Layer(
                 name,

@@ -74,6 +74,11 @@ class Columns:
         inputs = self.shape[0 if self._inputs_first else 1] // (self.groups if self.per_tap else 1)
         return inputs if self.per_tap else inputs * int(np.prod(self.shape[2:]))
 
+    def channel_means(self, row: np.ndarray) -> np.ndarray:
+        """What a row [groups, depth] holds of each input channel of the layer, in the mean over its taps."""
+        taps = 1 if self.per_tap else int(np.prod(self.shape[2:]))
+        return row.reshape(-1, taps).mean(1)
+
     @property
     def channel_axis(self) -> int:
         """The axis of the weight that counts output channels."""

@@ -86,11 +86,11 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
             continue
         if any(n.op_type == "MatMul" and graph.rank(n.input[1]) != 2 for n in layers):
             continue
-        behind = _linear_behind(graph, name)
+        axis = 1 if layers[0].op_type == "Conv" else -1
+        behind = _linear_behind(graph, name, axis)
         if any(n.input[1] in graph.blocks for n in [*layers, *([behind[0]] if behind else [])]):
             continue  # weights that keep the codes they came with
         alone = len(layers) == len(graph.consumers(name)) and name not in graph.output_names
-        axis = 1 if layers[0].op_type == "Conv" else -1
         if node.op_type in STREAM_NORMS:
             if axis == -1 and len(node.output) == 1 and attribute(node, "axis", -1) in (-1, graph.rank(name) - 1):
                 found.append(Site(name, axis, layers))
@@ -103,8 +103,10 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
     return found
 
 
-def _linear_behind(graph: Graph, name: str) -> tuple[NodeProto, NodeProto | None] | None:
-    """(layer, bias Add or None) where `name` is that layer's result, possibly through a homogeneous activation."""
+def _linear_behind(graph: Graph, name: str, axis: int) -> tuple[NodeProto, NodeProto | None] | None:
+    """(layer, bias Add or None) where `name` is that layer's result, possibly through a homogeneous activation, and the
+    layer's output channels lie along its `axis`."""
+    rank = graph.rank(name)
     node = graph.producer(name)
     if node is not None and node.op_type in HOMOGENEOUS and graph.only_consumer(node.input[0]) is node:
         node = graph.producer(node.input[0])
@@ -117,6 +119,10 @@ def _linear_behind(graph: Graph, name: str) -> tuple[NodeProto, NodeProto | None
         else node
     )
     if layer.op_type not in LINEAR - {"ConvTranspose"} or layer.input[1] not in graph.constants:
+        return None
+    if layer.op_type == "MatMul" and graph.rank(layer.input[1]) != 2:
+        return None  # weights of their own for each image, or one output channel that has no axis
+    if not rank or axis % rank != (1 if layer.op_type == "Conv" else rank - 1):
         return None
     if len(layer.input) > 2 and layer.input[2] and layer.input[2] not in graph.constants:
         return None
@@ -236,7 +242,7 @@ def _divide(graph: Graph, site: Site, s: np.ndarray) -> bool:
             axis=attribute(node, "axis", -1),
             epsilon=attribute(node, "epsilon", 1e-5),
         )
-    elif (behind := _linear_behind(graph, name)) is not None:
+    elif (behind := _linear_behind(graph, name, site.axis)) is not None:
         _divide_outputs(graph, *behind, s)
         return True
     else:

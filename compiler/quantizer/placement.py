@@ -111,7 +111,7 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
             and vector is not None
             and layer.input[1] in graph.constants
             and graph.only_consumer(node.input[i]) is node
-            and vector.size == vector.shape[-1:][0] == graph.shape(node.output[0])[-1]
+            and vector.shape[-1:] == (vector.size,) == graph.shape(node.output[0])[-1:]
         ):
             return True
     return False
@@ -357,6 +357,12 @@ class Placer:
                     kinds.add(kind)
         return kinds
 
+    def _moved(self, node: NodeProto) -> list[int]:
+        """The inputs that `node` passes on with their codes; none where all of these are single numbers (Where of two),
+        which have no codes of their own: its result is then quantized like any other."""
+        movers = mover_inputs(node) if id(node) not in self.scores else []
+        return movers if any(self.graph.scalar(node.input[i]) is None for i in movers) else []
+
     def place(self) -> Placement:
         """The walk from outputs to inputs, then the carrying of quantizations from inputs to outputs."""
         graph, result = self.graph, Placement()
@@ -365,7 +371,7 @@ class Placer:
             if graph.is_float(o.name) and (o.name not in self.exact or o.name in self.parts):
                 want.setdefault(o.name, set()).add(self.output_kind(o.name))
         for node in reversed(graph.nodes):
-            movers = mover_inputs(node) if id(node) not in self.scores else []
+            movers = self._moved(node)
             wanted = set().union(*(want.get(o, set()) for o in node.output))
             if movers:
                 kind = "i16" if len(wanted) > 1 else next(iter(wanted), None)
@@ -397,7 +403,7 @@ class Placer:
 
     def _carry(self, result: Placement, want: dict[str, set[str]]) -> None:
         for node in self.graph.nodes:
-            movers = mover_inputs(node) if id(node) not in self.scores else []
+            movers = self._moved(node)
             keys = [
                 result.of(node.input[i], result.reads[id(node), i])
                 for i in movers
