@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import EncodeError
 from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
+from qcompile.defects import reports_defects
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
 from qcompile.frontend.recurrent import RECURRENT
 from qcompile.frontend.states import declare_states
@@ -61,6 +62,7 @@ class Compiled:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@reports_defects
 def compile(
     model: str | Path | onnx.ModelProto,
     target: str = "host",
@@ -92,7 +94,7 @@ def compile(
     keep: the same, and write bits.json and the program after each pass.
     states: {input: output} that is fed back to it as integers (`Model.stream`).
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
-    meaning). Raises CompileError, and leaves nothing behind.
+    meaning). Raises CompileError, of which Defect means a fault of the compiler, and leaves nothing behind.
     """
     cpu = get_target(target)
     if approx not in APPROXIMATIONS:

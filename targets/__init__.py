@@ -4,13 +4,13 @@ import re
 from dataclasses import replace
 
 from qcompile.targets import arm, x86
-from qcompile.targets.errors import CompileError
+from qcompile.targets.errors import CompileError, Defect
 from qcompile.targets.host import best_entry, supports
 from qcompile.targets.target import Target
 
 TARGETS: dict[str, Target] = {target.name: target for target in (*x86.TARGETS, *arm.TARGETS)}
 
-__all__ = ["TARGETS", "CompileError", "Target", "get_target", "supports", "target_names"]
+__all__ = ["TARGETS", "CompileError", "Defect", "Target", "get_target", "supports", "target_names"]
 
 
 def target_names() -> list[str]:

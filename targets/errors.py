@@ -6,3 +6,7 @@ class CompileError(Exception):
 
     Programs catch this one class; the command line prints the message and exits with code 2.
     """
+
+
+class Defect(CompileError):
+    """A fault of the compiler itself, which the user can but report; the exception behind it is its cause."""

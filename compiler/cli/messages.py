@@ -31,10 +31,10 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except MemoryError:
             message = "out of memory"
         except Exception as error:  # a defect of ours, but a user's terminal is no place for its traceback
-            if os.environ.get("QCOMPILE_TRACEBACK"):
+            if os.environ.get("QCOMPILE_DEBUG"):
                 raise
             message = (f"unexpected {type(error).__name__}: {error}; this is a defect of qcompile "
-                       "(QCOMPILE_TRACEBACK=1 shows where)")
+                       "(QCOMPILE_DEBUG=1 shows where)")
         click.echo(f"{Path(sys.argv[0]).stem}: error: {' '.join(message.split())}", err=True)
         sys.exit(2)
 

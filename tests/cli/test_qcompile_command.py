@@ -78,7 +78,7 @@ def test_a_defect_is_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys):
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(qcompile.pipeline, "compile", fails)
-    monkeypatch.delenv("QCOMPILE_TRACEBACK", raising=False)
+    monkeypatch.delenv("QCOMPILE_DEBUG", raising=False)
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path / "net.onnx")])
     message = capsys.readouterr().err

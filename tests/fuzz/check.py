@@ -66,7 +66,7 @@ def check(case: Case, stage: Callable[[str], None]) -> Result:
     """Compiles and runs the case. `stage` is told what is about to be done, so that a death has a place."""
     from qcompile import CompileError
 
-    os.environ["QCOMPILE_CHECK"] = "1"
+    os.environ |= {"QCOMPILE_CHECK": "1", "QCOMPILE_DEBUG": "1"}  # defects come as the exceptions they are
     stage("ONNX Runtime")
     try:
         expected = _onnxruntime(case, case.feeds())
