@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
-from qcompile.artifact import Artifact, ArtifactSpec, TensorInfo, build_artifact
+from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.defects import reports_defects
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
@@ -159,12 +159,17 @@ def compile(
         files=files,
         states=list(pairs.items()),
     )
-    artifact = build_artifact(spec, output)
-    clock.stop()
     notes = list(dict.fromkeys(notes))
-    made = {**_report(artifact, clock.seconds, notes), **plan_report(plan, noise)}
-    if report or keep:
-        (artifact.path / "report.html").write_text(page(made))
+    made: dict[str, Any] = {}
+
+    def tell(path: Path, manifest: Mapping[str, Any]) -> str:
+        clock.stop()
+        made.update({**_report(path, manifest, clock.seconds, notes), **plan_report(plan, noise)})
+        return page(made) if report or keep else ""
+
+    artifact = build_artifact(spec, output, tell if report or keep else None)
+    if not made:
+        tell(artifact.path, artifact.manifest)
     return Compiled(artifact.path, artifact.manifest, made, notes, clock.seconds)
 
 
@@ -224,10 +229,10 @@ def relax_text(program: Program) -> bytes:
     return to_relax(program).script(show_meta=False).encode()
 
 
-def _report(artifact: Artifact, seconds: dict[str, float], notes: list[str]) -> dict[str, Any]:
+def _report(path: Path, manifest: Mapping[str, Any], seconds: dict[str, float], notes: list[str]) -> dict[str, Any]:
     return {
-        **artifact.manifest,
-        "path": str(artifact.path),
+        **manifest,
+        "path": str(path),
         "notes": notes,
         "seconds": {k: round(v, 3) for k, v in seconds.items()},
     }

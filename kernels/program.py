@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from typing import Any
 import numpy as np
 import qcompile.kernels.ops  # noqa: F401  (registers the ops)
 from qcompile.kernels.dialect import OPS, Type
+
+INTEGERS = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+MOST_BYTES = 1 << 40  # of a tensor
 
 
 @dataclass(frozen=True)
@@ -125,17 +130,51 @@ class Program:
 
     @staticmethod
     def load(source: str | Path | bytes) -> Program:
-        """Reads what to_bytes wrote; raises ValueError on anything else."""
+        """Reads what to_bytes wrote; raises ValueError on anything else, and on a program whose types do not fit."""
         try:
-            with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as z:
-                d = json.loads(bytes(z["program"]))
-                constants = {name: z[f"c{i}"] for i, name in enumerate(d["constants"])}
-        except Exception as e:
-            raise ValueError(f"not a stored program: {e}") from e
-        return Program(
-            {n: Type(tuple(s), t) for n, (s, t) in d["inputs"].items()},
-            d["outputs"],
-            constants,
-            [Node.from_json(n) for n in d["nodes"]],
-            d["info"],
-        )
+            arrays = _read_arrays(source if isinstance(source, bytes) else Path(source).read_bytes())
+            d = json.loads(bytes(arrays["program"]))
+            program = Program(
+                {n: Type(tuple(s), t) for n, (s, t) in d["inputs"].items()},
+                list(d["outputs"]),
+                {name: arrays[f"c{i}"] for i, name in enumerate(d["constants"])},
+                [Node.from_json(n) for n in d["nodes"]],
+                dict(d["info"]),
+            )
+            _check_program(program)
+        except Exception as e:  # a damaged file can make any of its readers fail
+            raise ValueError(f"not a stored program: {type(e).__name__}: {e}") from e
+        return program
+
+
+def _read_arrays(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz as to_bytes writes it: not compressed, so that no entry is larger than the file says."""
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as z:
+        for entry in z.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
+            file = io.BytesIO(z.read(entry))
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            left = len(file.getbuffer()) - file.tell()
+            if dtype.kind not in "iub" or math.prod(shape) * dtype.itemsize != left:
+                raise ValueError(f"{entry.filename}: {left} bytes are no {dtype}{list(shape)}")
+            file.seek(0)
+            arrays[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _check_program(program: Program) -> None:
+    """Raises where a name is missing or twice there, or a type cannot be."""
+    known = program.types()
+    if len(known) != len(program.inputs) + len(program.constants) + len(program.nodes):
+        raise ValueError("two tensors have one name")
+    for name, type_ in known.items():
+        if type_.dtype not in INTEGERS or not all(type(n) is int and n >= 0 for n in type_.shape):
+            raise ValueError(f"{name} is {type_}")
+        if type_.nbytes > MOST_BYTES:
+            raise ValueError(f"{name} takes {type_.nbytes} bytes")
+    for name in program.outputs:
+        if name not in known:
+            raise ValueError(f"no tensor is called {name}")

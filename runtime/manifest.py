@@ -2,16 +2,25 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from qcompile.runtime.errors import ArtifactError
 
 ABI_VERSION = 1
 MANIFEST = "manifest.json"
+DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+# what is known only when the library has been linked; all else goes into the hash that the library holds
+AFTER_LINKING = ("content_hash", "library_sha256", "library_bytes", "code_bytes", "proof")
 _REQUIRED = {"name": str, "target": str, "cpu": str, "arch": str, "cpu_flags": list, "emulation": str, "library": str,
-             "abi_version": int, "arena_bytes": int, "inputs": list, "outputs": list, "library_sha256": str}
+             "abi_version": int, "arena_bytes": int, "inputs": list, "outputs": list, "library_sha256": str,
+             "content_hash": str, "states": list, "files": dict}
+_MOST_BYTES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -42,25 +51,47 @@ class Manifest:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     states: tuple[tuple[str, str], ...] = ()  # (input, output) whose integers go from call to call
+    content_hash: str = ""  # of all that was known before the library was linked; the library holds it too
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the folder's other files, by name
+
+    def read_file(self, name: str) -> bytes:
+        """A file of the folder; ArtifactError where it is missing or not the one that was written."""
+        if name not in self.files:
+            raise ArtifactError(f"{self.folder} has no {name}: it was written without it")
+        file = self.folder / name
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read {file}: {error.strerror or error}; compile the model again") from error
+        if hashlib.sha256(data).hexdigest() != self.files[name]:
+            raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
+        return data
+
+
+def content_hash(facts: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of a manifest without what is known only after linking."""
+    kept = {key: value for key, value in facts.items() if key not in AFTER_LINKING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: str | Path) -> Manifest:
     """Reads and checks the artifact folder ``path`` (or its ``manifest.json``).
 
     Raises ArtifactError where the manifest is missing or damaged, of another ABI version, or the library is not the
-    one that was written with it.
+    one that was written with it. What both say of the tensors is for `check_library` to compare.
     """
     path = Path(path)
     folder = path.parent if path.name == MANIFEST else path
     raw = _read_json(folder)
     try:
         inputs, outputs = (tuple(_tensor(entry) for entry in raw[key]) for key in ("inputs", "outputs"))
-        states = tuple((str(source), str(target)) for source, target in raw.get("states", ()))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} is damaged: bad tensor entry ({error!r})") from error
+        states = _states(raw["states"], inputs, outputs)
+        _check_words(raw)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: {error!r}") from error
+    if content_hash(raw) != raw["content_hash"]:
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: it is not what was written; compile the model again")
     library = folder / raw["library"]
-    if library.parent != folder:
-        raise ArtifactError(f"{folder / MANIFEST} is damaged: library {raw['library']!r} lies outside the folder")
     try:
         digest = hashlib.sha256(library.read_bytes()).hexdigest()
     except OSError as error:
@@ -68,7 +99,8 @@ def read_manifest(path: str | Path) -> Manifest:
     if digest != raw["library_sha256"]:
         raise ArtifactError(f"{library} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
     return Manifest(folder, library.resolve(), raw["name"], raw["target"], raw["cpu"], raw["arch"],
-                    tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs, states)
+                    tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs, states,
+                    raw["content_hash"], raw["files"])
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -79,19 +111,55 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}") from error
     except OSError as error:
         raise ArtifactError(f"cannot read {file}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is damaged: not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise ArtifactError(f"{file} is damaged: not a JSON object")
     if raw.get("abi_version", ABI_VERSION) != ABI_VERSION:
-        raise ArtifactError(f"{folder} has ABI version {raw['abi_version']}, this loader {ABI_VERSION}; "
+        raise ArtifactError(f"{file} has ABI version {raw['abi_version']}, this loader {ABI_VERSION}; "
                             "compile the model again or use the loader it came with")
     for key, kind in _REQUIRED.items():
-        if not isinstance(raw.get(key), kind):
+        if type(raw.get(key)) is not kind:
             raise ArtifactError(f"{file} is damaged: {key!r} is {'wrong' if key in raw else 'missing'}")
     return raw
 
 
+def _check_words(raw: dict[str, Any]) -> None:
+    """Raises ValueError for names that are none and for sizes that no machine has."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", raw["name"], re.ASCII) or raw["library"] != f"lib{raw['name']}.so":
+        raise ValueError(f"name {raw['name']!r}, library {raw['library']!r}")
+    if not 0 <= raw["arena_bytes"] < _MOST_BYTES:
+        raise ValueError(f"arena_bytes {raw['arena_bytes']}")
+    if not all(isinstance(flag, str) for flag in raw["cpu_flags"]):
+        raise ValueError("cpu_flags that are no words")
+    for name, digest in raw["files"].items():
+        if not isinstance(digest, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name):
+            raise ValueError(f"file {name!r}")
+
+
+def _states(pairs: list[Any], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[tuple[str, str], ...]:
+    """(input, output) pairs of equal types."""
+    ends = [{t.name: (t.dtype, t.shape) for t in tensors} for tensors in (inputs, outputs)]
+    for source, target in pairs:
+        if ends[0][source] != ends[1][target]:
+            raise ValueError(f"state {source!r} has another type than {target!r}")
+    return tuple((source, target) for source, target in pairs)
+
+
 def _tensor(entry: dict[str, Any]) -> Tensor:
-    return Tensor(str(entry["name"]), str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), entry["scale"],
-                  int(entry["zero_point"]), int(entry.get("axis", 0)))
+    name, dtype, shape, scale, zero_point = (entry[k] for k in ("name", "dtype", "shape", "scale", "zero_point"))
+    tensor = Tensor(name, dtype, tuple(shape), scale, zero_point, entry.get("axis", 0))
+    whole = [zero_point, tensor.axis, *shape]
+    if not isinstance(name, str) or dtype not in DTYPES or not all(type(n) is int for n in whole):
+        raise ValueError(f"tensor {entry}")
+    if not all(n > 0 for n in shape) or math.prod(shape) > _MOST_BYTES:
+        raise ValueError(f"shape {shape} of {name!r}")
+    scales = scale if isinstance(scale, list) else [] if scale is None else [scale]
+    if not all(type(s) in (int, float) and 0 < s < math.inf for s in scales):
+        raise ValueError(f"scale {scale} of {name!r}")
+    if isinstance(scale, list) and not (0 <= tensor.axis < len(shape) and len(scale) == shape[tensor.axis]):
+        raise ValueError(f"{len(scale)} scales along axis {tensor.axis} of {name!r}")
+    limits = np.iinfo("uint8" if dtype == "bool" else dtype)
+    if not limits.min <= zero_point <= limits.max:
+        raise ValueError(f"zero point {zero_point} of {name!r}, {dtype}")
+    return tensor

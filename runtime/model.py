@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from qcompile.runtime.borders import as_integers, check_shape, dequantize, quantize
 from qcompile.runtime.errors import ArtifactError
+from qcompile.runtime.library_info import check_library
 from qcompile.runtime.manifest import Manifest, Tensor, read_manifest
 from qcompile.runtime.native import NativeEngine, why_not_native
 from qcompile.runtime.stream import Stream
@@ -28,7 +29,8 @@ class Model:
     """An artifact ready to run; ``load`` makes it.
 
     ``inputs`` and ``outputs`` describe the tensors, ``arena_bytes`` the scratch memory, ``engine.name`` says what
-    runs it: 'native', 'unicorn' or 'qemu'.  One model serves one caller at a time.
+    runs it: 'native', 'unicorn' or 'qemu'.  Threads may share a model: each call has buffers of its own, or, emulated
+    or with several threads to a call, waits for its turn.
     """
 
     def __init__(self, manifest: Manifest, engine: Engine) -> None:
@@ -120,14 +122,18 @@ class Model:
 
     def _load_program(self) -> Any:
         if self._program is None:
-            file = self.manifest.folder / PROGRAM
-            if not file.exists():
-                raise ArtifactError(f"{self.manifest.folder} has no {PROGRAM}: it was written without its reference")
+            data = self.manifest.read_file(PROGRAM)
             from qcompile.kernels.program import Program  # only where asked for: running needs no compiler
             try:
-                self._program = Program.load(file)
-            except (OSError, ValueError) as error:
-                raise ArtifactError(f"{file} is damaged: {error}") from error
+                program = Program.load(data)
+                known = program.types()
+                ends = [(t.shape, t.dtype) for t in program.inputs.values()], [
+                    (known[name].shape, known[name].dtype) for name in program.outputs]
+            except ValueError as error:
+                raise ArtifactError(f"{self.manifest.folder / PROGRAM} is damaged: {error}") from error
+            if ends != tuple([(t.shape, t.dtype) for t in tensors] for tensors in (self.inputs, self.outputs)):
+                raise ArtifactError(f"{self.manifest.folder / PROGRAM} is of another model; compile the model again")
+            self._program = program
         return self._program
 
 
@@ -143,6 +149,7 @@ def load(path: str | Path, threads: int = 1, backend: str = "auto", core: str | 
     if threads < 1:
         raise ArtifactError(f"threads must be at least 1, not {threads}")
     manifest = read_manifest(path)
+    check_library(manifest)
     if backend == "auto":
         backend = _choose(manifest)
     if backend == "native":

@@ -3,7 +3,9 @@
 import ctypes
 import platform
 import re
+import threading
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -48,8 +50,22 @@ def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return raw[start:start + count].view(dtype).reshape(shape)
 
 
+class Buffers:
+    """Inputs, outputs and arena of one caller, and the arguments of ``NAME_run`` that point to them."""
+
+    def __init__(self, manifest: Manifest, arena_bytes: int) -> None:
+        self.inputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.inputs]
+        self.outputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.outputs]
+        self._arena = aligned_empty((max(arena_bytes, 1),), "uint8")
+        self.arguments = (_pointers(self.inputs), _pointers(self.outputs), ctypes.c_void_p(self._arena.ctypes.data))
+
+
 class NativeEngine:
-    """The library loaded into this process; its buffers, arguments and threads are set up once."""
+    """The library loaded into this process. Callers side by side have buffers of their own, which are kept for later
+    ones; with several threads to a call they take turns, since the library is lent one pool.
+
+    ``inputs``, ``outputs`` and ``arguments`` are those of the first caller, for what times ``function`` itself.
+    """
 
     name = "native"
 
@@ -66,23 +82,32 @@ class NativeEngine:
         except (OSError, AttributeError) as error:
             raise ArtifactError(f"cannot load {manifest.library}: {error}") from error
         arena_bytes.restype = ctypes.c_size_t
-        self.inputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.inputs]
-        self.outputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.outputs]
-        self._arena = aligned_empty((max(arena_bytes(), 1),), "uint8")
+        self._manifest, self._arena_bytes = manifest, arena_bytes()
+        first = Buffers(manifest, self._arena_bytes)
+        self.inputs, self.outputs, self.arguments = first.inputs, first.outputs, first.arguments
+        self._idle = [first]
         self._pool = ThreadPool(threads) if threads > 1 else None
+        self._turn: AbstractContextManager = threading.Lock() if self._pool else nullcontext()
         init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
         init(*(self._pool.parallel_for_arguments() if self._pool else (None, None, 1)))
         self.function.restype = ctypes.c_int
-        self.arguments = (_pointers(self.inputs), _pointers(self.outputs), ctypes.c_void_p(self._arena.ctypes.data))
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Integer arrays in the manifest's order, types and shapes, in and out."""
-        for buffer, values in zip(self.inputs, inputs):
-            buffer[...] = values
-        status = self.function(*self.arguments)
-        if status:
-            raise ArtifactError(f"the model returned error {status}")
-        return [buffer.copy() for buffer in self.outputs]
+        try:
+            buffers = self._idle.pop()  # of a list, which threads may share
+        except IndexError:
+            buffers = Buffers(self._manifest, self._arena_bytes)
+        try:
+            for buffer, values in zip(buffers.inputs, inputs):
+                buffer[...] = values
+            with self._turn:
+                status = self.function(*buffers.arguments)
+            if status:
+                raise ArtifactError(f"the model returned error {status}")
+            return [buffer.copy() for buffer in buffers.outputs]
+        finally:
+            self._idle.append(buffers)
 
 
 def _pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:

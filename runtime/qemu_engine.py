@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import threading
 import weakref
 from functools import cache
 from importlib import resources
@@ -51,6 +52,7 @@ class QemuEngine:
         if reason or not program:
             raise ArtifactError(f"{manifest.folder} cannot be emulated: {reason}")
         self._outputs = manifest.outputs
+        self._turn = threading.Lock()
         self._core = core or (manifest.emulation if manifest.emulation in _known_cores(program) else _MAX)
         folder = Path(tempfile.mkdtemp(prefix="qcompile-qemu-"))
         try:
@@ -70,7 +72,11 @@ class QemuEngine:
             shutil.rmtree(folder, ignore_errors=True)
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Integer arrays in the manifest's order, types and shapes, in and out."""
+        """Integer arrays in the manifest's order, types and shapes, in and out; callers take turns."""
+        with self._turn:
+            return self._run(inputs)
+
+    def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         self._send(b"".join(np.ascontiguousarray(values).tobytes() for values in inputs))
         status = struct.unpack("<i", self._receive(4))[0]
         outputs = [np.frombuffer(self._receive(int(np.prod(tensor.shape, dtype=np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """What ``Model.stream`` returns: inputs and outputs without the states, which are kept here as they are."""
+    """What ``Model.stream`` returns: inputs and outputs without the states, which are kept here as they are.
+
+    A stream belongs to the thread that calls it first, until ``reset``; a call from another raises ArtifactError, since
+    their samples would run into one state. Threads may share the model and have a stream each.
+    """
 
     def __init__(self, model: Model, start: Mapping[str, Any] | None = None) -> None:
         if not model.manifest.states:
@@ -21,6 +26,8 @@ class Stream:
         self.model = model
         self.pairs = dict(model.manifest.states)
         self.state: dict[str, np.ndarray] = {}
+        self._owner: int | None = None
+        self._owning = threading.Lock()
         self.reset(start)
 
     def reset(self, start: Mapping[str, Any] | None = None) -> None:
@@ -28,6 +35,7 @@ class Stream:
         for name in start or {}:
             if name not in self.pairs:
                 raise ArtifactError(f"{name!r} is no state; the states are {', '.join(self.pairs)}")
+        self._owner = None
         for tensor in self.model.inputs:
             if tensor.name in self.pairs:
                 given = np.asarray((start or {}).get(tensor.name, np.zeros(tensor.shape, np.float32)))
@@ -44,6 +52,11 @@ class Stream:
 
     def run_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One call, integers in and out."""
+        with self._owning:
+            self._owner = self._owner or threading.get_ident()
+        if self._owner != threading.get_ident():
+            raise ArtifactError("this stream belongs to another thread; make a stream for each, or begin anew with "
+                                "reset")
         clash = [name for name in inputs if name in self.pairs]
         if clash:
             raise ArtifactError(f"{clash[0]!r} is a state, which the stream keeps; begin anew with reset")

@@ -6,6 +6,7 @@ shows here and not on a device.
 """
 
 import mmap
+import threading
 
 import numpy as np
 import unicorn as uc
@@ -49,6 +50,7 @@ class UnicornEngine:
         self._next = _FIRST_ADDRESS
         self._memory: list[mmap.mmap] = []
         self._fault = ""
+        self._turn = threading.Lock()
         self._base, code = self._map(len(self._image.data), uc.UC_PROT_ALL)
         code[:] = np.frombuffer(self._image.data, np.uint8)
         for offset, value in self._image.relocations:
@@ -68,7 +70,11 @@ class UnicornEngine:
         self._engine.hook_add(uc.UC_HOOK_MEM_INVALID, self._on_fault)
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Integer arrays in the manifest's order, types and shapes, in and out."""
+        """Integer arrays in the manifest's order, types and shapes, in and out; callers take turns."""
+        with self._turn:
+            return self._run(inputs)
+
+    def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         for buffer, values in zip(self.inputs, inputs):
             buffer[...] = values
         for junk in (self._arena, *(buffer.reshape(-1).view(np.uint8) for buffer in self.outputs)):

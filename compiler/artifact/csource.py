@@ -1,22 +1,20 @@
 """The C header of an artifact and the C shim behind it, from the templates in `runtime/c`."""
 
-import hashlib
-import json
 from importlib import resources
 
 import jinja2
 import numpy as np
-from qcompile.artifact.spec import DTYPES, ArtifactSpec, TensorInfo, c_identifier
-from qcompile.runtime.manifest import ABI_VERSION
+from qcompile.artifact.spec import ArtifactSpec, TensorInfo, c_identifier
+from qcompile.runtime.manifest import ABI_VERSION, DTYPES
 
 _TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
-def render(spec: ArtifactSpec, parallel: bool) -> tuple[str, str]:
+def render(spec: ArtifactSpec, content_hash: str, parallel: bool) -> tuple[str, str]:
     """(header, shim) of the artifact; ``parallel`` where the objects hold TVM's slot for parallel loops."""
     facts = {
         "name": spec.name, "cpu": spec.target.cpu, "parallel": parallel, "abi_version": ABI_VERSION, "dtypes": DTYPES,
-        "arena_bytes": spec.arena_bytes, "weights_bytes": len(spec.weights), "content_hash": content_hash(spec),
+        "arena_bytes": spec.arena_bytes, "weights_bytes": len(spec.weights), "content_hash": content_hash,
         "inputs": _template_tensors(spec.inputs), "outputs": _template_tensors(spec.outputs),
         "states": _states(spec),
     }
@@ -24,16 +22,6 @@ def render(spec: ArtifactSpec, parallel: bool) -> tuple[str, str]:
     header, shim = (_TEMPLATES.from_string((folder / file).read_text("utf-8")).render(facts)
                     for file in ("model.h.j2", "shim.c.j2"))
     return header, shim
-
-
-def content_hash(spec: ArtifactSpec) -> str:
-    """SHA-256 of code, weights and tensor facts, in hexadecimal."""
-    facts = json.dumps([ABI_VERSION, spec.name, spec.target.cpu, spec.arena_bytes,
-                        [tensor.to_manifest() for tensor in spec.inputs + spec.outputs]])
-    digest = hashlib.sha256(facts.encode())
-    for part in (spec.weights, *spec.objects):
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
 
 
 def _template_tensors(tensors: list[TensorInfo]) -> list[dict[str, object]]:

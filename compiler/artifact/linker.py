@@ -26,7 +26,7 @@ def exported_symbols(name: str) -> list[str]:
     return [f"{name}_{function}" for function in ("arena_bytes", "info", "init", "run")]
 
 
-def link_library(spec: ArtifactSpec) -> tuple[bytes, str]:
+def link_library(spec: ArtifactSpec, content_hash: str = "") -> tuple[bytes, str]:
     """(library, header) of ``spec``: the same bytes for the same spec, whatever the folder, time or user.
 
     Raises CompileError where an object is no ELF file for the target, a symbol is missing, or the tools fail.
@@ -34,7 +34,7 @@ def link_library(spec: ArtifactSpec) -> tuple[bytes, str]:
     defined = {symbol for i, data in enumerate(spec.objects) for symbol in _defined_symbols(data, i, spec)}
     if "qc_main" not in defined:
         raise CompileError(f"{spec.name}: the code does not define qc_main")
-    header, shim = render(spec, parallel=PARALLEL_SLOT in defined)
+    header, shim = render(spec, content_hash, parallel=PARALLEL_SLOT in defined)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as temporary:
         folder = Path(temporary)
         objects = [f"{i}.o" for i in range(len(spec.objects))]

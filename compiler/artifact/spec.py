@@ -5,9 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from qcompile.runtime.manifest import DTYPES
 from qcompile.targets import CompileError, Target
-
-DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 # Words that C or C++ keeps for itself, of those that a model might be called
 _KEYWORDS = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qcompile.runtime import ArtifactError, Model, Tensor
+from qcompile.runtime import Model, Tensor
 from qcompile.runtime.native import NativeEngine
 from rich.console import Console
 from rich.table import Table
@@ -100,11 +100,8 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], boo
     from qcompile.targets import get_target
 
     manifest = model.manifest
-    file = manifest.folder / PROGRAM
-    if not file.is_file():
-        raise ArtifactError(f"{manifest.folder} has no {PROGRAM}, which a profile needs; compile the model again")
     target = get_target(manifest.cpu)
-    program = Program.load(file)
+    program = Program.load(manifest.read_file(PROGRAM))
     for _, run in CPU_PASSES:
         program = run(program, target)
     code = generate(program, target)
@@ -112,12 +109,12 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], boo
     ins, outs = ([TensorInfo(t.name, t.dtype, t.shape, t.scale, t.zero_point, t.axis) for t in tensors]
                  for tensors in (manifest.inputs, manifest.outputs))
     plain = ArtifactSpec(manifest.name, target, code.objects, code.weights, code.arena_bytes, ins, outs)
-    same = link_library(plain)[0] == manifest.library.read_bytes()
+    same = link_library(plain, manifest.content_hash)[0] == manifest.library.read_bytes()
     spec = replace(plain, objects=timed_objects(code, len(outs), target),
                    outputs=[*outs, TensorInfo(stamps.name, stamps.dtype, stamps.shape)])
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         library = Path(folder) / "timed.so"
-        library.write_bytes(link_library(spec)[0])
+        library.write_bytes(link_library(spec, manifest.content_hash)[0])
         engine = NativeEngine(replace(manifest, library=library, outputs=(*manifest.outputs, stamps)), threads)
     return _describe(program, [(c.node, c.kernel) for c in code.listing]), same, engine
 

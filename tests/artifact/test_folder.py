@@ -58,7 +58,9 @@ def test_builds_side_by_side(tmp_path):
 
 def test_writers_of_one_folder_leave_one_whole_artifact(tmp_path):
     def write(i: int) -> None:
-        write_folder(tmp_path / "build" / "m-host", {"manifest.json": b"%d" % i, "m.h": b"%d" % i})
+        manifest = {"abi_version": 1, "library_sha256": "", "library": "m.so", "header": "m.h", "files": {}, "i": i}
+        write_folder(tmp_path / "build" / "m-host", {
+            "manifest.json": json.dumps(manifest).encode(), "m.h": json.dumps(manifest).encode()})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(200)))

@@ -140,14 +140,23 @@ def test_wider_integers_are_narrowed_and_floats_are_no_integers(host):
 
 @pytest.mark.parametrize(("changes", "fault"), [
     ({"abi_version": 99}, "ABI version 99, this loader 1"), ({"library_sha256": "0" * 64}, "SHA-256"),
-    ({"library": "../x.so"}, "outside the folder"), ({"library": "none.so"}, "cannot read"),
-    ({"arena_bytes": None}, "'arena_bytes' is missing"), ({"inputs": [{"name": "x"}]}, "bad tensor entry"),
-    ({"inputs": "x"}, "'inputs' is wrong"), ({"arch": "riscv64"}, "for riscv64"),
-    ({"cpu_flags": ["avx9000"]}, "this CPU lacks avx9000"), ({"name": "other"}, "cannot load")])
+    ({"library": "../x.so"}, "is damaged: ValueError.*'../x.so'"), ({"library": "none.so"}, "is damaged.*'none.so'"),
+    ({"arena_bytes": None}, "'arena_bytes' is missing"), ({"inputs": [{"name": "x"}]}, "is damaged: KeyError.*dtype"),
+    ({"inputs": "x"}, "'inputs' is wrong"), ({"arch": "riscv64"}, "is not what was written"),
+    ({"cpu_flags": ["avx9000"]}, "is not what was written"), ({"name": "other"}, "is damaged: ValueError.*'other'")])
 def test_damaged_or_foreign_manifest_is_refused(copy, changes, fault):
     edit(copy, **changes)
     with pytest.raises(ArtifactError, match=fault):
         load(copy)
+
+
+@pytest.mark.parametrize(("machine", "fault"), [
+    (("riscv64", frozenset()), "it is for x86_64 and this machine is riscv64"),
+    (("x86_64", frozenset(["fpu"])), "this CPU lacks ")])
+def test_a_machine_that_cannot_run_it_is_told_why(tmp_path, monkeypatch, machine, fault):
+    monkeypatch.setattr("qcompile.runtime.native._machine", lambda: machine)
+    with pytest.raises(ArtifactError, match=fault):
+        load(build_multiply(tmp_path, "x86-avx2").path)
 
 
 def test_damaged_files_are_refused(copy, tmp_path):
