@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper, numpy_helper
+from onnx import numpy_helper
 from qcompile.frontend.control_flow import SEQUENCES
+from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
 from qcompile.targets.errors import CompileError
 
@@ -26,7 +27,11 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
     short external data, a graph the ONNX checker refuses, control flow, NaN or infinite weights, and quantization
     scales that are not positive and finite.
     """
-    model = source if isinstance(source, onnx.ModelProto) else _read(Path(source))
+    if isinstance(source, onnx.ModelProto):
+        model = source
+        read_external_data(model, None)
+    else:
+        model = _read(Path(source))
     if not model.graph.node or not model.graph.output:
         raise CompileError(
             "the model has an empty graph: it is no ONNX model, or the file is truncated; export it again"
@@ -60,47 +65,8 @@ def _read(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError, OSError) as e:
         raise CompileError(f"{path}: not an ONNX model, or truncated ({type(e).__name__}); export it again") from e
-    root = path.resolve().parent
-    for tensor in _tensors(model):
-        if external_data_helper.uses_external_data(tensor):
-            _read_external(tensor, root)
+    read_external_data(model, path)
     return model
-
-
-def _read_external(tensor: onnx.TensorProto, root: Path) -> None:
-    """Load one external tensor; its file must lie beside or below the model."""
-    info = {e.key: e.value for e in tensor.external_data}
-    file = (root / info.get("location", "")).resolve()
-    if not file.is_relative_to(root):
-        raise CompileError(
-            f"weight '{tensor.name}': its external data lies outside the model's folder "
-            f"({info.get('location')}); move the file beside the model"
-        )
-    if not file.is_file():
-        raise CompileError(
-            f"weight '{tensor.name}': external data file {info.get('location')!r} is missing beside the model"
-        )
-    try:
-        offset, length = int(info.get("offset", 0)), info.get("length")
-        size = file.stat().st_size
-        wanted = int(length) if length is not None else size - offset
-    except ValueError as e:
-        raise CompileError(f"weight '{tensor.name}': external data offset or length is not a number") from e
-    if offset < 0 or wanted < 0 or offset + wanted > size:
-        raise CompileError(f"weight '{tensor.name}': external data file {file.name!r} is too short; copy it again")
-    with file.open("rb") as f:
-        f.seek(offset)
-        tensor.raw_data = f.read(wanted)
-    tensor.data_location = onnx.TensorProto.DEFAULT
-    del tensor.external_data[:]
-
-
-def _tensors(model: onnx.ModelProto):
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        for a in node.attribute:
-            if a.type == onnx.AttributeProto.TENSOR:
-                yield a.t
 
 
 def _check_nodes(model: onnx.ModelProto) -> None:
