@@ -82,7 +82,7 @@ class NativeEngine:
         except (OSError, AttributeError) as error:
             raise ArtifactError(f"cannot load {manifest.library}: {error}") from error
         arena_bytes.restype = ctypes.c_size_t
-        self._manifest, self._arena_bytes = manifest, arena_bytes()
+        self.manifest, self.threads, self._arena_bytes = manifest, threads, arena_bytes()
         first = Buffers(manifest, self._arena_bytes)
         self.inputs, self.outputs, self.arguments = first.inputs, first.outputs, first.arguments
         self._idle = [first]
@@ -97,7 +97,7 @@ class NativeEngine:
         try:
             buffers = self._idle.pop()  # of a list, which threads may share
         except IndexError:
-            buffers = Buffers(self._manifest, self._arena_bytes)
+            buffers = Buffers(self.manifest, self._arena_bytes)
         try:
             for buffer, values in zip(buffers.inputs, inputs):
                 buffer[...] = values
