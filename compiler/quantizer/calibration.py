@@ -24,6 +24,7 @@ class Calibration:
 
     samples: list[Feed]
     notes: list[str] = field(default_factory=list)
+    synthetic: bool = False
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self.samples)
@@ -55,7 +56,7 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
         for v in graph.inputs
     }
     if source is None:
-        return Calibration(*synthetic_samples(graph, wanted))
+        return Calibration(*synthetic_samples(graph, wanted), synthetic=True)
     if isinstance(source, Calibration):
         return source
     if isinstance(source, str | os.PathLike):

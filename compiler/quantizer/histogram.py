@@ -155,6 +155,15 @@ def choose_16bit(h: Histogram) -> Quantization:
     return Quantization(float(np.float32(peak / 32767)) if peak > 1e-12 else 1.0 / 32767, 0, 16, -32768, 32767)
 
 
+def choose_whole(h: Histogram, codes: int) -> Quantization:
+    """16-bit codes of integers: the integers themselves where `codes` of them, and 16 bits, hold all that were seen;
+    else steps of 4.5 and more, with headroom, of which at most `codes` are used."""
+    top = min(codes // 2, 32767) if codes < 65536 else 32767
+    peak = max(-h.low, h.high)
+    scale = 1.0 if peak <= top else max(float(np.float32(peak * HEADROOM / top)), 1.0 if codes < 65536 else 4.5)
+    return Quantization(scale, 0, 16, *((-32768, 32767) if codes >= 65536 else (-top, top)))
+
+
 def choose_table(h: Histogram, floor: float) -> Quantization:
     """Symmetric 16-bit codes of which at most TABLE_CODES are used; below `floor` the function is flat."""
     low, high = max(h.low, floor), h.high * 1.1

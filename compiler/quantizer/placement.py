@@ -132,6 +132,7 @@ class Placer:
         self.gated = {id(n) for n in graph.nodes if n.op_type == "Mul" and self._gate(n) is not None}
         cells, self.cell_functions = spelled_cells(graph)
         self.wide = (self._wide_nodes() if wide_streams else set()) | cells | self._behind_parts()
+        self.wide |= self._behind_numbers()
         self.raw = self._raw_operands()
         self.transformer = wide_streams and any(n.op_type in STREAM_NORMS for n in graph.nodes)
 
@@ -143,7 +144,7 @@ class Placer:
             data = [i for i in node.input if i and i not in self.graph.constants]
             table = node.op_type == "Gather" and self.graph.is_float(node.input[0])
             if data and all(i in exact for i in data) and not table and node.op_type not in LINEAR:
-                exact.update(node.output)
+                exact.update(o for o in node.output if o not in self.graph.numbers)
         return exact
 
     def _score_nodes(self) -> set[int]:
@@ -166,7 +167,11 @@ class Placer:
 
     def masks(self) -> list[str]:
         """The integer inputs [batch, tokens] that are masks of attention scores, directly or through arithmetic."""
-        inputs = {v.name: v for v in self.graph.inputs if v.name in self.exact and self.graph.rank(v.name) == 2}
+        return [name for name in self.score_inputs() if self.graph.rank(name) == 2]
+
+    def score_inputs(self) -> list[str]:
+        """The integer inputs of any rank that are masks of attention scores."""
+        inputs = {v.name: v for v in self.graph.inputs if v.name in self.exact}
         frontier = [i for n in self.graph.nodes if id(n) in self.scores for i in n.input if i in self.exact]
         found: set[str] = set()
         while frontier:
@@ -255,6 +260,16 @@ class Placer:
             stack += new
         return found
 
+    def _behind_numbers(self) -> set[int]:
+        """The elementwise nodes that compute with integers that mean numbers: 8 bits would keep few of their digits."""
+        reached, found = set(self.graph.numbers), set[int]()
+        for node in self.graph.nodes:
+            plain = node.op_type in ELEMENTWISE and id(node) not in self.scores | self.biases | self.gated
+            if (plain or mover_inputs(node)) and any(i in reached for i in node.input):
+                reached.update(node.output)
+                found |= {id(node)} if plain else set()
+        return found
+
     def _readers(self, node: NodeProto) -> list[NodeProto]:
         return [c for o in node.output for c in self.graph.consumers(o)]
 
@@ -304,10 +319,12 @@ class Placer:
         if op in ELEMENTWISE | REDUCING | CLAMPS:
             if self._scaled_activation(node):
                 return None
-            return None if name in self.exact else "i16" if id(node) in self.wide else "i8"
+            wide = id(node) in self.wide or name in self.graph.numbers
+            return None if name in self.exact else "i16" if wide else "i8"
         if name in self.exact:
             return None
-        return "table" if id(node) in self.cell_functions else self._activation_kind(op)
+        few_codes = id(node) in self.cell_functions or name in self.graph.numbers
+        return "table" if few_codes else self._activation_kind(op)
 
     def _activation_kind(self, op: str) -> str:
         return "table" if self.transformer and op in WIDE_TABLE_FLOOR else "i8"
@@ -342,6 +359,7 @@ class Placer:
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
             name = node.input[mover_inputs(node)[0]]
         wide = node is not None and ((node.op_type in STREAM_NORMS and self.wide_streams) or id(node) in self.wide)
+        wide = wide or name in self.graph.numbers
         wide = wide or (node is not None and node.op_type in RECURRENT and name != node.output[0])
         return "i16" if wide else "i8"
 

@@ -17,7 +17,17 @@ from qcompile.quantizer.collect import observe
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.emit import Emitter
 from qcompile.quantizer.equalise import equalise
-from qcompile.quantizer.histogram import Histogram, Quantization, choose_8bit, choose_16bit, choose_narrow, choose_table
+from qcompile.quantizer.histogram import (
+    TABLE_CODES,
+    Histogram,
+    Quantization,
+    choose_8bit,
+    choose_16bit,
+    choose_narrow,
+    choose_table,
+    choose_whole,
+)
+from qcompile.quantizer.integer_inputs import find_numbers
 from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.outputs import cut_outputs, join_outputs
@@ -61,6 +71,7 @@ def quantize_graph(
     notes.extend(data.notes)
     samples = data.spaced(options.max_samples)
     prepare(graph)
+    find_numbers(graph, data, samples, set(Placer(graph, options.wide_streams).score_inputs()))
     layers = find_layers(graph)
     bits = options.bits or {}
     check_bits(bits, layers)
@@ -220,6 +231,8 @@ def _quantizations(
             result[key] = Quantization(
                 float(tables[members[0]].scale), 0, bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
             )
+        elif key[1] != "i8" and graph.numbers.issuperset(members):
+            result[key] = choose_whole(merged, TABLE_CODES if key[1] == "table" else 1 << 16)
         elif key[1] == "i16":
             result[key] = choose_state(merged, steps[key]) if key in steps else choose_16bit(merged)
         elif key[1] == "table":

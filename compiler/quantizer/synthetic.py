@@ -57,7 +57,7 @@ class Target:
 def synthetic_samples(graph: Graph, wanted: Wanted) -> tuple[list[Feed], list[str]]:
     """(samples, notes) for the inputs `wanted` = {name: (shape, dtype)} of a normalised `graph`; deterministic.
 
-    Integer inputs are ids below the size of the table that they index, else any value of 8 bits, else 1.
+    Integer inputs are ids below the size of the table that they index, else any value of 8 or 16 bits, else 1.
     """
     rng = np.random.default_rng(0)
     samples = [_noise(graph, wanted, rng) for _ in range(SAMPLES)]
@@ -89,7 +89,7 @@ def _noise(graph: Graph, wanted: Wanted, rng: np.random.Generator) -> Feed:
             feed[name] = rng.standard_normal(shape).astype(dtype)
         elif (bound := id_bound(graph, name)) is not None:
             feed[name] = rng.integers(0, bound, shape).astype(dtype)
-        elif dtype.kind in "iu" and dtype.itemsize == 1:  # pixels or codes
+        elif dtype.kind in "iu" and dtype.itemsize <= 2:  # pixels, codes or sound
             feed[name] = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
         else:
             feed[name] = np.ones(shape, dtype)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import dyadic
+from qcompile.kernels.arithmetic import RANGES, dyadic
 from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, scalar
 from qcompile.passes.integerize.values import (
     TABLE_CODES,
+    Accumulator,
     Deferred,
     Function,
     Grid,
@@ -104,6 +105,22 @@ def as_integers(r: Reader, v: Value) -> Value:
     return Quantized(name, v.axes, v.shape, 1.0, 0, str(info.dtype), int(info.min), int(info.max))
 
 
+def integers_on(r: Reader, v: Integers, grid: Grid) -> Quantized:
+    """An integer tensor on a grid: through 16 bits where that holds the grid's range, else as it is."""
+    ends = [(code - grid.zero_point) * grid.scale for code in (grid.lo, grid.hi)]
+    low, high = RANGES["int16"]
+    if r.builder.types[v.name].dtype != "int32" or (low <= min(ends) and max(ends) <= high):
+        return r.make.quantize(as_integers(r, v), grid)
+
+    def emit(bias: np.ndarray | None) -> str:
+        if bias is not None:
+            raise CompileError(f"{v.name}: integers beyond 16 bits cannot be moved by a zero point")
+        return v.name
+
+    top = float(RANGES["int32"][1])
+    return r.make.quantize(Accumulator(emit, v.axes, v.shape, 1.0, top, "integers"), grid)
+
+
 def apply(r: Reader, f: Callable[[np.ndarray], np.ndarray], v: Value) -> Value:
     """An elementwise function of any value."""
     if isinstance(v, Real):
@@ -131,9 +148,10 @@ LIMITS = {"relax.maximum", "relax.minimum", "relax.clip", "relax.nn.relu", "rela
 
 def clamp(r: Reader, v: Value, low: float, high: float) -> Value:
     """v limited to [low, high]; deferred values carry the limits to their grid."""
-    if isinstance(v, Integers) and v.graph_input:  # rounding and limits may change places
+    if isinstance(v, Integers):  # rounding and limits may change places
         grid = r.upcoming_grid(r.call_var, LIMITS)
-        v = v if grid is None else r.quantize_input(v, grid)
+        if grid is not None:
+            v = r.quantize_input(v, grid) if v.graph_input else integers_on(r, v, grid)
     if isinstance(v, Real):
         return Real(np.clip(v.values, low, high))
     if isinstance(v, Weights):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.functions import as_integers
+from qcompile.passes.integerize.functions import integers_on
 from qcompile.passes.integerize.reader import Reader, grid_of, handles
 from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Rows, Sum, Weights
 from qcompile.targets.errors import CompileError
@@ -30,7 +30,7 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
         return (
             r.quantize_input(v, grid)
             if v.graph_input
-            else r.make.quantize(as_integers(r, v), _whole_numbers(grid) or grid)
+            else integers_on(r, v, _whole_numbers(grid) or grid)
         )
     if isinstance(v, Sum) and grid.scale > MASK and not all(_mask_like(t) for t in (v.a, v.b)):
         raise CompileError(
