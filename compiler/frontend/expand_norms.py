@@ -36,4 +36,4 @@ def expand_group_norm(graph: Graph) -> None:
         )
         back = graph.add("Reshape", [normal, graph.constant(f"{x}_shape", np.array(shape))], f"{x}_back")
         graph.replace(node, "Add", [graph.add("Mul", [back, factors[0]], f"{x}_scaled"), factors[1]])
-        graph.update()
+        graph.update(node)

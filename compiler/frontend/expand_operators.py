@@ -29,7 +29,7 @@ def expand_operators(graph: Graph) -> None:
             infer_shapes(graph)
         if graph.shape(node.input[0]) is not None:
             rewrite(graph, node)
-            graph.update()
+            graph.update(node)
 
 
 def finite_masks(graph: Graph) -> None:

@@ -51,7 +51,7 @@ def fuse_fake_quantize(graph: Graph) -> None:
             x = graph.add("Clip", [x, *ends], f"{y}_clipped")
         codes = graph.add("QuantizeLinear", [x, *grid], f"{y}_codes")
         graph.replace(node, "DequantizeLinear", [codes, *grid])
-        graph.update()
+        graph.update(node)
 
 
 def _match(graph: Graph, node: NodeProto) -> tuple[str, float, int, int, int] | None:

@@ -36,7 +36,7 @@ def batch_norm_to_affine(graph: Graph) -> None:
             if y in known:
                 known[scaled] = known[y]
         graph.replace(node, "Add", [scaled, graph.constant(f"{y}_shift", _f32(beta - mean * factor, shape))])
-        graph.update()
+        graph.update(node)
 
 
 def _f32(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -137,7 +137,7 @@ def _scale(graph: Graph, layer: NodeProto, bias_add: NodeProto | None, factor: n
     if i is not None:
         bias = graph.constants[bias_node.input[i]]
         bias_node.input[i] = graph.constant(f"{bias_node.input[i]}_folded", (bias * factor).astype(bias.dtype))
-    graph.update()
+    graph.update(layer, bias_node)
     return True
 
 
@@ -156,7 +156,7 @@ def _shift(graph: Graph, layer: NodeProto, bias_add: NodeProto | None, shift: np
     else:
         del node.input[2:]
         node.input.append(graph.constant(f"{layer.output[0]}_bias", shift.astype(np.float32)))
-    graph.update()
+    graph.update(node)
     return True
 
 
@@ -187,6 +187,7 @@ def fold_before_conv(graph: Graph) -> None:
         inputs = inputs.reshape(*inputs.shape, *(1,) * (weight.ndim - 2))
         if node.op_type == "Mul":
             conv.input[1] = graph.constant(f"{conv.input[1]}_folded", (weight * inputs).astype(np.float32))
+            graph.update(conv)
         else:
             shift = (weight * inputs).reshape(weight.shape[0], -1).sum(1)
             _shift(graph, conv, None, shift)
@@ -213,7 +214,8 @@ def hoist_matmul_factors(graph: Graph) -> None:
             if graph.shape(scale.input[1 - k]) != graph.shape(name):
                 continue
             factor = np.float32(graph.scalar(scale.input[k]))
-            (path[-1] if path else node).input[0 if path else i] = scale.input[1 - k]
+            reader = path[-1] if path else node
+            reader.input[0 if path else i] = scale.input[1 - k]
             y = node.output[0]
             product = graph.add("MatMul", node.input, f"{y}_unscaled")
             tables: tuple[dict, ...] = (graph.shapes, graph.dtypes)
@@ -221,7 +223,7 @@ def hoist_matmul_factors(graph: Graph) -> None:
                 if y in known:
                     known[product] = known[y]
             graph.replace(node, scale.op_type, [product, graph.constant(f"{y}_factor", np.array(factor))])
-            graph.update()
+            graph.update(node, reader)
             break
 
 
@@ -234,7 +236,7 @@ def merge_scalar_factors(graph: Graph) -> None:
         if inner and graph.only_consumer(outer[0]) is node and graph.shape(inner[0]) == graph.shape(node.output[0]):
             factor = graph.constant(f"{node.output[0]}_factor", np.array(inner[1] * outer[1], np.float32))
             graph.replace(node, "Mul", [inner[0], factor])
-            graph.update()
+            graph.update(node)
 
 
 def _scalar_factor(graph: Graph, node: NodeProto) -> tuple[str, float] | None:

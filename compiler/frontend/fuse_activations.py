@@ -53,7 +53,7 @@ def fuse_activations(graph: Graph) -> None:
         if not graph.is_float(node.output[0]):
             continue
         for source in _candidates(graph, node):
-            value = _value(graph, node.output[0], source, DEPTH)
+            value = _value(graph, node.output[0], DEPTH, {source: POINTS})
             name = next(
                 (k for k, (_, _, want, tol) in NAMED.items() if value is not None and np.abs(value - want).max() < tol),
                 None,
@@ -61,7 +61,7 @@ def fuse_activations(graph: Graph) -> None:
             if name and graph.shape(source) == graph.shape(node.output[0]):
                 op_type, attrs, _, _ = NAMED[name]
                 graph.replace(node, op_type, [source], **attrs)
-                graph.update()
+                graph.update(node)
                 break
     _order_silu(graph)
 
@@ -80,17 +80,23 @@ def _candidates(graph: Graph, node: NodeProto) -> list[str]:
     return sorted(found, key=found.get)
 
 
-def _value(graph: Graph, name: str, source: str, depth: int) -> np.ndarray | None:
-    """The tensor `name` as a function of `source` on POINTS, or None where it depends on anything else."""
-    if name == source:
-        return POINTS
+def _value(graph: Graph, name: str, depth: int, known: dict[str, np.ndarray | None]) -> np.ndarray | None:
+    """The tensor `name` as a function of the source on POINTS, or None where it depends on anything else. `known`: the
+    values so far; it begins with the source's."""
+    if name not in known:
+        known[name] = None
+        known[name] = _computed(graph, name, depth, known)
+    return known[name]
+
+
+def _computed(graph: Graph, name: str, depth: int, known: dict[str, np.ndarray | None]) -> np.ndarray | None:
     if name in graph.constants:
         scalar = graph.scalar(name)
         return None if scalar is None else np.full_like(POINTS, scalar)
     node = graph.producer(name, *UNARY, *BINARY, "Clip")
-    if node is None or depth == 0:
+    if node is None or depth == 0 or any(i in graph.constants and graph.scalar(i) is None for i in node.input):
         return None
-    args = [_value(graph, i, source, depth - 1) if i else None for i in node.input]
+    args = [_value(graph, i, depth - 1, known) if i else None for i in node.input]
     if args[0] is None or (node.op_type in BINARY and any(a is None for a in args)):
         return None
     with np.errstate(all="ignore"):

@@ -94,7 +94,7 @@ def _replace(graph: Graph, node: NodeProto, d: str, variance: str) -> bool:
         ones = graph.constant(f"{node.output[0]}_one", np.ones(shape[1], np.float32))
         zeros = graph.constant(f"{node.output[0]}_zero", np.zeros(shape[1], np.float32))
         graph.replace(node, "InstanceNormalization", [x, ones, zeros], epsilon=eps)
-        graph.update()
+        graph.update(node)
         _fold_instance_affine(graph, node)
         return True
     if not last:
@@ -112,7 +112,7 @@ def _replace(graph: Graph, node: NodeProto, d: str, variance: str) -> bool:
     graph.replace(
         final, "LayerNormalization" if source else "RMSNormalization", inputs, axis=axes[0] - len(shape), epsilon=eps
     )
-    graph.update()
+    graph.update(final)
     return True
 
 
@@ -172,4 +172,4 @@ def _fold_instance_affine(graph: Graph, norm: NodeProto) -> None:
         inputs[slot] = graph.constant(f"{user.output[0]}_affine", graph.constants[user.input[k]].reshape(-1))
         graph.replace(user, "InstanceNormalization", inputs, epsilon=attribute(norm, "epsilon", 1e-5))
         norm = user
-        graph.update()
+        graph.update(user)

@@ -2,7 +2,8 @@
 
 Nodes are a list in topological order; constants are numpy arrays by name. A pass looks patterns up through
 `producer` and `consumers`, edits nodes in place or appends new ones, and calls `update`, which prunes what nobody
-reads, sorts, and rebuilds the maps. No pass handles node indices.
+reads, sorts, and rebuilds the maps. No pass handles node indices. `update(node, ...)` does so for these nodes and those
+added since only, so that a pass of many edits takes time in proportion to them.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Graph:
     def __init__(self, model: onnx.ModelProto):
         g = model.graph
         self.name, self.metadata = g.name or "model", [_copy(p) for p in model.metadata_props]
+        self._loose: list[NodeProto] = []  # added or changed since the last update
+        self._gone: set[int] = set()  # ids of nodes that are still in the list
         self.nodes = [_copy(n) for n in g.node]
         self.constants = {t.name: numpy_helper.to_array(t) for t in g.initializer}
         self.inputs = [_copy(v) for v in g.input if v.name not in self.constants]
@@ -87,9 +90,21 @@ class Graph:
         self.dtypes: dict[str, int] = {}
         self.note_types([*g.input, *g.value_info, *g.output])
         self._names = {n for node in self.nodes for n in [*node.input, *node.output]} | set(self.constants)
+        self._counts: dict[str, int] = {}  # names that `fresh` made from each base
         self.changed = False
         self.update()
         self.changed = False
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        """All nodes in topological order."""
+        if self._stale:
+            self._rebuild()
+        return self._nodes
+
+    @nodes.setter
+    def nodes(self, value: list[NodeProto]) -> None:
+        self._nodes, self._stale = value, False
 
     # --- looking up -------------------------------------------------------------------------------------------
     def producer(self, name: str, *op_types: str) -> NodeProto | None:
@@ -98,14 +113,17 @@ class Graph:
         return node if node is not None and (not op_types or node.op_type in op_types) else None
 
     def consumers(self, name: str) -> list[NodeProto]:
-        return self._consumers.get(name, [])
+        return list(self._consumers[name].values()) if name in self._consumers else []
 
     def only_consumer(self, name: str, *op_types: str) -> NodeProto | None:
         """The single node that reads `name` (once, and the tensor is no graph output), or None."""
-        users = self.consumers(name)
-        if len(users) != 1 or name in self.output_names or list(users[0].input).count(name) != 1:
+        users = self._consumers.get(name, {})
+        if len(users) != 1 or name in self.output_names:
             return None
-        return users[0] if not op_types or users[0].op_type in op_types else None
+        (user,) = users.values()
+        if list(user.input).count(name) != 1:
+            return None
+        return user if not op_types or user.op_type in op_types else None
 
     def is_constant(self, name: str) -> bool:
         return name in self.constants
@@ -136,10 +154,11 @@ class Graph:
     # --- editing ----------------------------------------------------------------------------------------------
     def fresh(self, base: str) -> str:
         """A tensor or node name that is not in use yet."""
-        name, k = base, 0
+        name, k = base, self._counts.get(base, 0)
         while name in self._names:
             k += 1
             name = f"{base}_{k}"
+        self._counts[base] = k
         self._names.add(name)
         return name
 
@@ -155,7 +174,8 @@ class Graph:
         """Append a node; a string `base` names one fresh output, a list the exact names. Returns the first."""
         outputs = [self.fresh(base)] if isinstance(base, str) else list(base)
         attrs = {k: v for k, v in attrs.items() if v is not None}
-        self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], domain=domain, **attrs))
+        self._nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], domain=domain, **attrs))
+        self._loose.append(self._nodes[-1])
         return outputs[0]
 
     def replace_uses(self, old: str, new: str, only: Iterable[NodeProto] | None = None) -> None:
@@ -164,11 +184,13 @@ class Graph:
             for i, name in enumerate(node.input):
                 if name == old:
                     node.input[i] = new
+            self._loose.append(node)
 
     def replace(self, node: NodeProto, op_type: str, inputs: Sequence[str], domain: str = "", **attrs: Any) -> None:
         """Turn the producer of `node`'s first output into another op, keeping that output's name."""
         attrs = {k: v for k, v in attrs.items() if v is not None}
         node.CopyFrom(helper.make_node(op_type, list(inputs), [node.output[0]], name=node.name, domain=domain, **attrs))
+        self._loose.append(node)
 
     def bypass(self, node: NodeProto, source: str) -> None:
         """Remove a node whose output equals `source`; a graph output keeps its name."""
@@ -181,20 +203,72 @@ class Graph:
             for i, name in enumerate(maker.output):
                 if name == source:
                     maker.output[i] = out
+            self._loose.append(maker)
         else:
             return  # an output that repeats an input or another output stays as an Identity
         if out in self.statistics and self.shape(out) == self.shape(source):
             kept = out if out in self.output_names else source
             self.statistics[kept] = self.statistics[out]
-        self.nodes = [n for n in self.nodes if n is not node]
-        self.update()
+        self.remove(node)
 
-    def update(self) -> None:
-        """After edits: sort topologically, drop nodes and constants that lead to no output, rebuild the maps."""
+    def remove(self, node: NodeProto) -> None:
+        """Take a node away whose outputs nobody reads, and those that it alone read."""
+        self.update(node)
+        self._unread((node, name) for name in self._drop(node))
+
+    def update(self, *touched: NodeProto) -> None:
+        """After edits: sort topologically, drop nodes and constants that lead to no output, rebuild the maps.
+
+        Where nodes are given, the maps follow these and what `add`, `replace` and `replace_uses` have changed since the
+        last update; the list and the constants follow when the list is next asked for.
+        """
         self.changed = True
-        self._producers = {o: n for n in self.nodes for o in n.output if o}
+        if not touched:
+            self._rebuild()
+            return
+        nodes = {id(n): n for n in (*self._loose, *touched) if id(n) not in self._gone}
+        self._loose, self._stale = [], True
+        lost = [(node, name) for node in nodes.values() for name in self._note(node)]
+        self._unread(lost)
+
+    def _note(self, node: NodeProto) -> list[str]:
+        """The maps learn what a node reads and makes now; the names that it read before and does not now."""
+        _, before, made = self._known.get(id(node), (node, [], []))
+        names = [n for n in dict.fromkeys(reads(node)) if n]
+        self._known[id(node)] = node, names, list(node.output)
+        for name in made:
+            if name not in node.output and self._producers.get(name) is node:
+                del self._producers[name]
+        self._producers.update((o, node) for o in node.output if o)
+        for name in names:
+            self._consumers[name][id(node)] = node
+        return [n for n in before if n not in names]
+
+    def _unread(self, lost: Iterable[tuple[NodeProto, str]]) -> None:
+        """Nodes do not read these names any more; the makers of what nobody reads leave the maps."""
+        lost = list(lost)
+        while lost:
+            node, name = lost.pop()
+            self._consumers[name].pop(id(node), None)
+            maker = self._producers.get(name)
+            outputs = self.output_names
+            if maker is not None and not any(o in outputs or self._consumers.get(o) for o in maker.output):
+                lost += [(maker, i) for i in self._drop(maker)]
+
+    def _drop(self, node: NodeProto) -> list[str]:
+        """A node leaves the maps; what it read."""
+        self._gone.add(id(node))
+        _, names, made = self._known.pop(id(node), (node, [], []))
+        for name in made:
+            if self._producers.get(name) is node:
+                del self._producers[name]
+        return names
+
+    def _rebuild(self) -> None:
+        nodes = [n for n in self._nodes if id(n) not in self._gone]
+        self._producers = {o: n for n in nodes for o in n.output if o}
         order: list[NodeProto] = []
-        seen: set[int] = set()
+        names: dict[int, list[str]] = {}
         for output in self.outputs:
             stack = [(self._producers.get(output.name), False)]
             while stack:
@@ -203,16 +277,16 @@ class Graph:
                     continue
                 if done:
                     order.append(node)
-                elif id(node) not in seen:
-                    seen.add(id(node))
+                elif id(node) not in names:
+                    names[id(node)] = reads(node)
                     stack.append((node, True))
-                    stack.extend((self._producers.get(i), False) for i in reversed(reads(node)))
-        self.nodes = order
-        self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in dict.fromkeys(reads(node)):
-                if name:
-                    self._consumers[name].append(node)
+                    stack.extend((self._producers.get(i), False) for i in reversed(names[id(node)]))
+        self.nodes, self._loose, self._gone = order, [], set()
+        self._producers = {o: n for n in order for o in n.output if o}
+        self._consumers: dict[str, dict[int, NodeProto]] = defaultdict(dict)
+        self._known: dict[int, tuple[NodeProto, list[str], list[str]]] = {}
+        for node in order:
+            self._note(node)
         read = set(self._consumers) | self.output_names
         self.constants = {k: v for k, v in self.constants.items() if k in read}
 

@@ -74,7 +74,7 @@ def merge_transposes(graph: Graph) -> None:
         elif graph.constants.get(node.input[1]) is None or (graph.constants[node.input[1]] <= 0).any():
             continue
         node.input[0] = before.input[0]
-        graph.update()
+        graph.update(node)
 
 
 def move_into_weights(graph: Graph) -> None:
@@ -88,7 +88,7 @@ def move_into_weights(graph: Graph) -> None:
         axis = attribute(dq, "axis", 1) % max(value.ndim, 1)
         name = graph.constant(f"{dq.input[0]}_transposed", value.transpose(perm))
         graph.replace(node, "DequantizeLinear", [name, *dq.input[1:]], axis=perm.index(axis))
-        graph.update()
+        graph.update(node)
 
 
 def plain_gemm(graph: Graph) -> None:
@@ -117,7 +117,7 @@ def plain_gemm(graph: Graph) -> None:
                     transB=attribute(node, "transB", 0),
                 )
                 graph.replace(node, "Add", [product, inputs[2]])
-                graph.update()
+                graph.update(node)
                 continue
         trans_a = attribute(node, "transA", 0)
         if trans_a:
@@ -125,7 +125,7 @@ def plain_gemm(graph: Graph) -> None:
             trans_a = 0
         if inputs != list(node.input):
             graph.replace(node, "Gemm", inputs, transB=attribute(node, "transB", 0), alpha=alpha, beta=beta)
-            graph.update()
+            graph.update(node)
 
 
 def unflatten_gemm(graph: Graph) -> None:
@@ -151,4 +151,4 @@ def unflatten_gemm(graph: Graph) -> None:
             graph.replace(after, "Add", [product, graph.constant(f"{bias}_n", flat)])
         else:
             graph.replace(after, "MatMul", inputs)
-        graph.update()
+        graph.update(after)
