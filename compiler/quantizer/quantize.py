@@ -21,6 +21,7 @@ from qcompile.quantizer.histogram import (
     TABLE_CODES,
     Histogram,
     Quantization,
+    affine,
     choose_8bit,
     choose_16bit,
     choose_narrow,
@@ -89,7 +90,7 @@ def quantize_graph(
     nodes = layer_nodes(graph)
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
     tables = _tables(graph, placement, chosen)
-    quantizations = _quantizations(graph, placement, histograms, options, chosen, tables)
+    quantizations = _quantizations(graph, placement, histograms, options, chosen, tables, data.synthetic)
     narrow = {name: n for name, n in nodes.items() if n.op_type in LINEAR and _narrows(n, graph, chosen[id(n)])}
     emitter = Emitter(graph, placer, placement, quantizations, moments, options, tables, narrow.values())
     if not narrow:
@@ -184,7 +185,23 @@ def _statistics(graph: Graph, placement: Placement, samples: list):
             entry[2] += 1
 
     observe(graph, wanted, samples, observer, "calibrating")
+    for node in graph.nodes:
+        value = _padding(graph, node)
+        for (moved, _), (source, _) in placement.carrier.items():
+            if value is not None and moved == node.output[0]:
+                histograms[source].add(np.repeat(value, len(samples)))
     return histograms, {k: (m / c, s / c) for k, (m, s, c) in sums.items()}
+
+
+def _padding(graph: Graph, node: NodeProto) -> np.ndarray | None:
+    """What a Pad puts beside the values that it moves; None where that is nothing new."""
+    if node.op_type != "Pad" or attribute(node, "mode", "constant") != "constant" or len(node.input) < 3:
+        return None
+    value, sizes = graph.constants.get(node.input[2]), [graph.shape(n) for n in (node.output[0], node.input[0])]
+    if value is None or None in sizes:
+        return None
+    count = max(int(np.prod(sizes[0])) - int(np.prod(sizes[1])), 0)
+    return np.full(count, float(value.reshape(-1)[0]), np.float32)
 
 
 def _keys(placement: Placement) -> list[tuple[str, str]]:
@@ -212,8 +229,9 @@ def _quantizations(
     options: QuantizeOptions,
     chosen: Mapping[int, LayerBits],
     tables: Mapping[str, QuantizedWeight],
+    synthetic: bool,
 ) -> dict[tuple[str, str], Quantization]:
-    """One quantization per group of tensors that share it."""
+    """One quantization per group of tensors that share it. synthetic: what the histograms saw was made up."""
     narrow = _narrow_groups(graph, placement, chosen)
     steps = state_steps(graph, placement)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -238,12 +256,17 @@ def _quantizations(
         elif key[1] == "table":
             result[key] = choose_table(merged, _table_floor(graph, key[0]))
         elif len(members) == 1 and makers[0] is not None and makers[0].op_type in SOFTMAX - {"LogSoftmax"}:
-            result[key] = SOFTMAX_CODES
+            result[key] = SOFTMAX_CODES if synthetic else _softmax_codes(merged)
         elif key in narrow:
             result[key] = choose_narrow(merged, options.ranges)
         else:
             result[key] = choose_8bit(merged, options.ranges)
     return result
+
+
+def _softmax_codes(seen: Histogram) -> Quantization:
+    """Codes of 0 to 1; finer ones where all that was seen is small, with room for rows that are twice as sure."""
+    return SOFTMAX_CODES if seen.high >= 0.5 or not seen.high else affine(0.0, 2 * seen.high)
 
 
 def _table_floor(graph: Graph, tensor: str) -> float:

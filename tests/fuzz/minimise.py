@@ -15,11 +15,10 @@ from onnx import helper, numpy_helper
 
 from fuzz.build import reads, session
 from fuzz.case import DEFAULTS, Case
-from fuzz.check import HANG, LOW, Result
+from fuzz.check import HANG, LEAST_DB, LOW, Result
 from fuzz.yardstick import all_values
 
 SECONDS = 90.0
-CLEAR_DB = 23.0  # of rounding to 8 bits alone
 FEW = 2  # samples that are enough
 
 
@@ -36,8 +35,10 @@ def minimise(case: Case, found: Result, limit: float, seconds: float = SECONDS) 
             (_, result), *_ = run_cases([(0, lambda: candidate)], 1, patience)
         except Exception:  # a reduction that made no valid model
             return False
-        if found.kind == LOW and min(result.plain_decibels.values(), default=0.0) < CLEAR_DB:
-            return False  # another cause: 8 bits are too few
+        if found.kind == LOW:
+            noisy = {n for n, d in result.decibels.items() if d < LEAST_DB}
+            if noisy.isdisjoint(n for n, d in found.decibels.items() if d < LEAST_DB):
+                return False  # another output, so perhaps another cause
         return result.kind == found.kind and _place(result) == _place(found)
 
     changed = True

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import qcompile
 from onnx import TensorProto, helper, numpy_helper
 from qcompile.frontend import load_model, normalise
 from qcompile.frontend.graph import Graph
@@ -18,6 +19,7 @@ from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.weights import quantize_weight
 from qcompile.targets.errors import CompileError
+from small_models import model
 
 MODELS = Path(__file__).resolve().parents[3] / "shared" / "models"
 
@@ -327,3 +329,29 @@ def test_vision_transformer_agrees_with_float(file, name, least):
     sessions = [ort.InferenceSession(m.SerializeToString()) for m in (model, quantized)]
     a, b = (np.concatenate([s.run(None, f)[0] for f in images("x", 200)]).argmax(1) for s in sessions)
     assert (a == b).mean() >= least
+
+
+def signal_to_noise(net, feeds, folder):
+    """Decibels of the only output against ONNX Runtime, over all feeds."""
+    compiled = qcompile.load(qcompile.compile(net, calibration=feeds, output=folder, name="net").path)
+    session = ort.InferenceSession(net.SerializeToString())
+    want = np.stack([session.run(None, f)[0] for f in feeds])
+    got = np.stack([next(iter(compiled.run(f).values())) for f in feeds])
+    return 10 * np.log10(np.mean(want**2) / np.mean((want - got) ** 2))
+
+
+def test_a_flat_softmax_has_fine_codes(tmp_path):
+    """Results of about 1/127 on codes of 1/255 were 18 dB."""
+    rng = np.random.default_rng(5)
+    feeds = [{"x": rng.uniform(-1, 1, (4, 127)).astype(np.float32)} for _ in range(4)]
+    net = model(("Softmax", ["x"], ["y"], {"axis": -1}), inputs={"x": [4, 127]})
+    assert signal_to_noise(net, feeds, tmp_path) > 32
+
+
+def test_padding_by_a_value_out_of_range_is_kept(tmp_path):
+    """A tensor that is never negative has codes for nothing below 0; what is put beside it was cut off there."""
+    rng = np.random.default_rng(6)
+    feeds = [{"x": rng.uniform(0, 4, (2, 9)).astype(np.float32)} for _ in range(4)]
+    pads = {"pads": np.array([1, 0, 1, 2]), "value": np.float32(-3)}
+    net = model(("Pad", ["x", "pads", "value"], ["y"], {}), inputs={"x": [2, 9]}, constants=pads)
+    assert signal_to_noise(net, feeds, tmp_path) > 40
