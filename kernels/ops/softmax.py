@@ -52,6 +52,14 @@ def numerator_bits(numerator: int) -> int:
     return max(0, int(numerator).bit_length() - 32)
 
 
+LONGEST_ROW = 1 << 20  # sums of numerators in 16 lanes fit 32 bits each
+
+
+def total_shift(count: int) -> int:
+    """Bits by which the sum of a row of `count` numerators is cut, so that it has 31 of them: none up to 65541."""
+    return max(0, (count * EXP2[0]).bit_length() - 31)
+
+
 def numerators(x, mask, multiplier: int, shift: int, pre: int) -> tuple[np.ndarray, np.ndarray]:
     """(d, e): d = row maximum - x over the unmasked, e = Q15 numerators, 0 where masked. x int64 [..., L]."""
     keep = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask != 0, x.shape)
@@ -66,7 +74,7 @@ class Softmax:
     """Softmax along the last axis.
 
     d = max - x; t = min(rescale(d, multiplier, shift, pre), 31*1024-1), units of 2^-10 octave; e = 2^-t in Q15;
-    y = clamp(zero_point + rescale(e << 15, divide(numerator, sum e), out_shift)).
+    y = clamp(zero_point + rescale(e << 15, divide(numerator >> k, sum e >> k), out_shift)), k = total_shift(L).
     x int8|uint8|int16|int32 [..., L]; mask (optional) int8 broadcastable to x, 0 = weight exactly 0; a row without
     unmasked elements gives zero_point. numerator < 2^46 is chosen so that numerator / EXP2[0] < 2^31.
     """
@@ -76,7 +84,8 @@ class Softmax:
 
     def evaluate(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype):
         _, e = numerators(x.astype(np.int64), mask[0] if mask else None, multiplier, shift, pre)
-        r = divide(numerator, e.sum(-1, keepdims=True))
+        k = total_shift(x.shape[-1])
+        r = divide(numerator >> k, e.sum(-1, keepdims=True) >> k)
         return saturate(rescale(e << 15, r, out_shift), zero_point, qmin, qmax, dtype)
 
 
@@ -102,7 +111,7 @@ class LogSoftmax:
 
     d, e as in softmax; y = clamp(zero_point + round_shift(-mulhi(d << x_pre, x_multiplier) - mulhi(L << log_pre,
     log_multiplier), out_shift)),
-    L = log2_fixed(sum e) - 15 * 2^16 (>= 0 up to rounding, units of 2^-16 octave).
+    L = log2_fixed(sum e >> k) + (k - 15) * 2^16 (>= 0 up to rounding, units of 2^-16 octave), k = total_shift(length).
     """
 
     def infer(
@@ -140,7 +149,8 @@ class LogSoftmax:
         dtype,
     ):
         d, e = numerators(x.astype(np.int64), None, multiplier, shift, pre)
-        log = log2_fixed(e.sum(-1, keepdims=True)) - (15 << LOG_BITS)
+        k = total_shift(x.shape[-1])
+        log = log2_fixed(e.sum(-1, keepdims=True) >> k) + ((k - 15) << LOG_BITS)
         acc = -mulhi(checked_int32(d << x_pre, "log_softmax"), x_multiplier) - mulhi(
             checked_int32(log << log_pre, "log_softmax"), log_multiplier
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, dyadic
-from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
+from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, LONGEST_ROW, OCTAVE_BITS
 from qcompile.passes.integerize.approximations import STEPS
 from qcompile.passes.integerize.elementwise import scaled
 from qcompile.passes.integerize.functions import apply, as_function
@@ -145,6 +145,7 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(v, Real):
         e = np.exp(v.values - v.values.max(axis, keepdims=True))
         return Real(e / e.sum(axis, keepdims=True))
+    _check_length(shape[axis])
     scores, masks, biases = split_masks(r, v)
     if len(scores.shape) != rank and (masks or biases):
         raise CompileError("a mask has more axes than the scores that it is added to; give both the same")
@@ -162,6 +163,11 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
     ):
         return Weights(scores, [masks, biases], shape, deferred)
     return deferred
+
+
+def _check_length(count: int) -> None:
+    if count > LONGEST_ROW:
+        raise CompileError(f"a softmax over {count} elements is too long: its sums fit 32 bits up to {LONGEST_ROW}")
 
 
 def _normalised(
@@ -224,6 +230,7 @@ def log_softmax(r: Reader, call: Any, args: list[Any]) -> Deferred:
     rank = len(shape)
     axis = int(call.attrs.axis) % rank
     last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])
+    _check_length(shape[axis])
     q = r.make.relayout(r.make.settle(v), last)
     spread = (q.hi - q.lo) * float(q.scale)
 

@@ -31,7 +31,7 @@ from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext, Workspace
-from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS
+from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAVE_BITS, total_shift
 
 LANES = 16
 ROW_LEVELS = 3  # a mask's rows may repeat and advance along this many axes
@@ -183,7 +183,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
     isa, a, count = get_isa(ctx.target), ctx.node.attrs, ctx.out.shape[-1]
     rows, x_dtype, y_dtype = ctx.out.size // count, ctx.types[ctx.node.inputs[0]].dtype, ctx.out.dtype
     masked, fixed = len(ctx.node.inputs) > 1, static(count, LANES)
-    parallel = rows > 1 and ctx.out.size >= PARALLEL_WORK
+    parallel, cut = rows > 1 and ctx.out.size >= PARALLEL_WORK, total_shift(count)
     tasks = min(TASKS, rows) if parallel else 1
     mask, numbers, calls = mask_operand(ctx, ctx.node.inputs[1], ctx.out.shape) if masked else (None, [], [])
     stride = -(-count // LANES) * LANES
@@ -200,7 +200,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             parts = Rows(isa, x, start, count, read, multiplier, shift, pre)
             parts.find_top()
             total = parts.total(lambda at, e: scratch.store(keep + at, cast(e, "int16")))
-            ratio = bind(splat(quotient(numerator, total), "int32", LANES))
+            ratio = bind(splat(quotient(numerator, T.shift_right(total, T.int64(cut))), "int32", LANES))
 
             def result(at: Expr) -> Expr:
                 e = T.shift_left(widen(scratch.load(keep + at, LANES)), splat(15, "int32", LANES))
@@ -223,11 +223,11 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             *(f"m{i}" for i in range(len(numbers))),
         ),
     ]
-    work = kernel("softmax", (isa, masked, parallel, fixed), parameters, body)
+    work = kernel("softmax", (isa, masked, parallel, fixed, cut), parameters, body)
     operands = (
         operand(ctx, ctx.node.inputs[0]),
         Buffer(ctx.node.name),
-        division(int(a["numerator"])),
+        division(int(a["numerator"]) >> cut),
         Workspace("numerators", tasks * stride * 2 + 64),
         *([mask] if masked else []),
         rows,
@@ -249,7 +249,7 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
     isa, a, count = get_isa(ctx.target), ctx.node.attrs, ctx.out.shape[-1]
     rows, fixed = ctx.out.size // count, static(count, LANES)
     x_dtype, y_dtype = ctx.types[ctx.node.inputs[0]].dtype, ctx.out.dtype
-    parallel = rows > 1 and ctx.out.size >= PARALLEL_WORK
+    parallel, cut = rows > 1 and ctx.out.size >= PARALLEL_WORK, total_shift(ctx.out.shape[-1])
 
     def body(x: Pointer, y: Pointer, rows: Expr, count: Expr, *numbers: Expr) -> None:
         v = dict(zip(LOG_NUMBERS, numbers))
@@ -258,7 +258,7 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
             return Rows(isa, x, start, count, None, v["multiplier"], v["shift"], v["pre"])
 
         def row_term(total: Expr) -> Expr:
-            log = pin(log2_fixed(total) - T.int64(15 << LOG_BITS))
+            log = pin(log2_fixed(T.shift_right(total, T.int64(cut))) + T.int64((cut - 15) << LOG_BITS))
             scaled = T.shift_left(log, T.cast(v["log_pre"], "int64")) * T.cast(v["log_multiplier"], "int64")
             return T.cast(T.shift_right(scaled, T.int64(32)), "int32")
 
@@ -296,7 +296,7 @@ def lower_log_softmax(ctx: NodeContext) -> list[KernelCall]:
                 write(bind((first + i) * count), bind(tops.load(i)), bind(terms.load(i)))
 
     parameters = [*pointers(x=x_dtype, y=y_dtype), *scalars("rows", "count", *LOG_NUMBERS)]
-    work = kernel("log_softmax", (isa, parallel, fixed), parameters, body)
+    work = kernel("log_softmax", (isa, parallel, fixed, cut), parameters, body)
     return [
         KernelCall(
             work,

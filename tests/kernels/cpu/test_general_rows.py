@@ -63,6 +63,11 @@ def soft(
 
 
 def cases(rng):
+    # the sum of a row's numerators has more than 31, and than 32 bits
+    for count in (70_001, 140_003):
+        x = rng.integers(-3, 4, (1, count)).astype(np.int8)
+        yield soft(f"long_{count}", x, out="int16", numerator=(1 << 45) + 12345, out_shift=1, multiplier=2**30, pre=0)
+        yield soft(f"log_long_{count}", x, op="log_softmax", multiplier=2**30, pre=0)
     sizes = [(3, 1), (5, 7), (2, 3, 16), (4, 20), (4, 50), (6, 384), (1, 768), (130, 600)]
     for (i, shape), dtype in itertools.product(enumerate(sizes), ("int8", "uint8", "int16")):
         if i == 7 and dtype == "uint8":
