@@ -76,14 +76,17 @@ class Softmax:
     d = max - x; t = min(rescale(d, multiplier, shift, pre), 31*1024-1), units of 2^-10 octave; e = 2^-t in Q15;
     y = clamp(zero_point + rescale(e << 15, divide(numerator >> k, sum e >> k), out_shift)), k = total_shift(L).
     x int8|uint8|int16|int32 [..., L]; mask (optional) int8 broadcastable to x, 0 = weight exactly 0; a row without
-    unmasked elements gives zero_point. numerator < 2^46 is chosen so that numerator / EXP2[0] < 2^31.
+    unmasked elements weighs all alike where `uniform`, as the lowest float added to all of it does, else gives
+    zero_point. numerator < 2^46 is chosen so that numerator / EXP2[0] < 2^31.
     """
 
-    def infer(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype):
+    def infer(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype, uniform=False):
         return Type(x.shape, dtype)
 
-    def evaluate(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype):
+    def evaluate(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype, uniform=False):
         _, e = numerators(x.astype(np.int64), mask[0] if mask else None, multiplier, shift, pre)
+        if uniform:
+            e = np.where(e.any(-1, keepdims=True), e, EXP2[0])
         k = total_shift(x.shape[-1])
         r = divide(numerator >> k, e.sum(-1, keepdims=True) >> k)
         return saturate(rescale(e << 15, r, out_shift), zero_point, qmin, qmax, dtype)
@@ -165,7 +168,8 @@ class Attention:
     u = min(d >> score_shift, 32767) (score_shift < 0: d << -score_shift);  t = min(255, (u * score_multiplier + 2^14)
     >> 15)
     p = table[t], 0 where masked;  l = sum p;  o = p (v - v_zero_point), int32
-    y = clamp(zero_point + rescale(o, divide(numerator, l), shift)); a row without unmasked elements gives zero_point.
+    y = clamp(zero_point + rescale(o, divide(numerator, l), shift)); in a row without unmasked elements all p are
+    table[0] where `uniform`, else it gives zero_point.
     q int8|uint8 [..., M, D], k [..., L, D], v [..., L, E] (leading axes broadcast), table uint8 [256] with table[0] >
     0,
     then, as has_mask and has_bias say: mask int8 and bias int32, broadcastable to [..., M, L]. -> dtype [..., M, E].
@@ -191,6 +195,7 @@ class Attention:
         qmin,
         qmax,
         dtype,
+        uniform=False,
     ):
         lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         return Type((*lead, q.shape[-2], v.shape[-1]), dtype)
@@ -214,6 +219,7 @@ class Attention:
         qmin,
         qmax,
         dtype,
+        uniform=False,
     ):
         s = integer_matmul(q.astype(np.int32) - q_zero_point, (k.astype(np.int32) - k_zero_point).swapaxes(-1, -2))
         if has_bias:
@@ -224,6 +230,8 @@ class Attention:
         u = np.minimum(d >> score_shift if score_shift >= 0 else d << -score_shift, 32767)
         t = np.minimum((u * score_multiplier + (1 << 14)) >> 15, 255)
         p = np.where(keep, table[t], 0).astype(np.int64)
+        if uniform:
+            p = np.where(keep.any(-1, keepdims=True), p, int(table[0]))
         total = p.sum(-1, keepdims=True)
         o = checked_int32(integer_matmul(p, v.astype(np.int32) - v_zero_point), "attention")
         r = divide(numerator, total)

@@ -156,6 +156,8 @@ def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(a, Real):
         a, b = b, a
     shape = np.broadcast_shapes(a.shape, b.shape)
+    if isinstance(a, Integers) and isinstance(b, Real) and b.values.size > 1 and np.isin(b.values, (0, 1)).all():
+        return _kept(r, a, b, shape)
     if isinstance(b, Real) and shape == a.shape:
         if b.values.size == 1:
             return scaled(r, a, float(b.values.ravel()[0]))
@@ -172,6 +174,14 @@ def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
     if same:
         return Function(same[0].source, same[0].values * same[1].values)
     return elementwise_product(r, a, b, shape)
+
+
+def _kept(r: Reader, v: Integers, flags: Real, shape: tuple[int, ...]) -> Integers:
+    """The integers where the constant flags are 1, 0 elsewhere: a mask times a causal one."""
+    name = r.make.physical(v.name, v.axes, identity(len(v.shape)))
+    keep = r.builder.constant(flags.values.astype(np.int8), "mask")
+    zero = r.builder.constant(np.zeros((), r.builder.types[name].dtype), "zero")
+    return Integers(r.builder.emit("where", [keep, name, zero]), identity(len(shape)), shape)
 
 
 def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> Deferred:

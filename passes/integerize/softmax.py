@@ -31,6 +31,7 @@ from qcompile.targets.errors import CompileError
 
 FINEST_ROW_DIVISION = 32.0  # output steps per step of the values, so that floor(numerator / sum) fits 31 bits
 MASKED = -1e3  # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
+ABSORBING = -1e8  # float32 scores that this is added to are all the same; of less, a row masked whole keeps its scores
 
 
 @dataclass
@@ -93,7 +94,9 @@ def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]
                 base, masks, biases = split_masks(r, scores)
                 keep = term.values > MASKED
                 if not keep.all():
-                    masks = [*masks, r.builder.constant(keep.astype(np.int8), "mask")]
+                    weak = term.values[~keep].min() > ABSORBING
+                    none = np.logical_not(keep.any(-1, keepdims=True)) if weak else False
+                    masks = [*masks, r.builder.constant((keep | none).astype(np.int8), "mask")]
                 rest = np.where(keep, term.values, 0.0)
                 return base, masks, [*biases, rest] if rest.any() else biases
             if isinstance(term, Function) and (term.values <= MASKED).any():
@@ -106,8 +109,18 @@ def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]
                     )
                 keep = apply(r, lambda x: (x > MASKED).astype(np.float64), term)
                 q = r.make.plain(r.make.quantize(keep, Grid(1.0, 0, "int8", 0, 1)))
-                return base, [*masks, q.name], biases
+                weak = term.values[term.values <= MASKED].max() > ABSORBING
+                return base, [*masks, _seeing_rows(r, q.name) if weak else q.name], biases
     return v, [], []
+
+
+def _seeing_rows(r: Reader, mask: str) -> str:
+    """The mask without its rows that mask everything."""
+    shape = r.builder.types[mask].shape
+    rows = r.builder.emit("reshape", [mask], shape=[int(np.prod(shape[:-1], dtype=np.int64)), shape[-1], 1])
+    some = r.builder.emit("reduce_max", [rows], minimum=False)
+    some = r.builder.emit("reshape", [some], shape=[*shape[:-1], 1])
+    return r.builder.emit("where", [some, mask, r.builder.constant(np.ones((), np.int8), "mask")])
 
 
 def _flag_like(f: Function) -> bool:
@@ -151,7 +164,8 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
         raise CompileError("a mask has more axes than the scores that it is added to; give both the same")
     if axis != rank - 1 and (masks or biases):
         raise CompileError("a masked softmax must run along the last axis; transpose the scores")
-    deferred = _normalised(r, scores, masks, biases, axis, shape)
+    guarded = _guarded(r, r.call_var)
+    deferred = _normalised(r, scores, masks, biases, axis, shape, uniform=not guarded)
     if (
         isinstance(scores, Accumulator)
         and scores.scores
@@ -161,8 +175,15 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
         and scores.scale > 0
         and np.all(np.asarray(scores.bias) == 0)
     ):
-        return Weights(scores, [masks, biases], shape, deferred)
+        return Weights(scores, [masks, biases], shape, deferred, uniform=not guarded)
     return deferred
+
+
+def _guarded(r: Reader, var: Any) -> bool:
+    """Whether a guard against NaN reads a tensor, or its codes: what gives 0 in place of rows that are masked whole."""
+    users = [(b.var, getattr(getattr(b.value, "op", None), "name", "")) for b in r.users.get(var, [])]
+    pairs = ("relax.quantize", "relax.dequantize")
+    return any(name == "relax.isnan" or (name in pairs and _guarded(r, user)) for user, name in users)
 
 
 def _check_length(count: int) -> None:
@@ -171,8 +192,15 @@ def _check_length(count: int) -> None:
 
 
 def _normalised(
-    r: Reader, scores: Value, masks: list[str], biases: list[np.ndarray], axis: int, shape: tuple[int, ...]
+    r: Reader,
+    scores: Value,
+    masks: list[str],
+    biases: list[np.ndarray],
+    axis: int,
+    shape: tuple[int, ...],
+    uniform: bool,
 ) -> Deferred:
+    """uniform: rows that are masked whole weigh all alike, rather than nothing, as behind a guard against NaN."""
     rank = len(shape)
     last = tuple([*range(axis), rank - 1, *range(axis, rank - 1)])
 
@@ -207,6 +235,7 @@ def _normalised(
             pre=d.pre,
             numerator=numerator,
             out_shift=out_shift,
+            uniform=bool(masks) and uniform,
             **grid.attrs(),
         )
 
@@ -331,6 +360,7 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
             score_multiplier=multiplier,
             numerator=numerator,
             shift=out_shift,
+            uniform=bool(masks) and w.uniform,
             **grid.attrs(),
         )
 

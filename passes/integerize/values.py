@@ -212,6 +212,7 @@ class Weights:
     masks: list
     shape: tuple[int, ...]
     normalised: Deferred = field(repr=False, default=None)  # type: ignore[assignment]
+    uniform: bool = False  # rows that are masked whole weigh all alike
 
     @property
     def axes(self) -> tuple[int, ...]:

@@ -86,6 +86,7 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         "mask" in extras,
         "bias" in extras,
         a["score_shift"] < 0,
+        "mask" in extras and bool(a.get("uniform", False)),
         parallel,
     )
     k_columns, v_columns = plan.columns

@@ -78,6 +78,7 @@ def lanes_call(
         "" if mask is None else "full" if isinstance(mask, np.ndarray) else "keys",
         "bias" in extras,
         a["score_shift"] < 0,
+        mask is not None and bool(a.get("uniform", False)),
         q_zero_point == 0,
         parallel,
     )

@@ -38,6 +38,7 @@ class Plan:
     masked: bool
     biased: bool
     left: bool  # distances are shifted left
+    uniform: bool  # rows without unmasked keys weigh all alike
     parallel: bool
 
     @property
@@ -207,6 +208,9 @@ class Body:
             tops.store(i, self._highest(*row(i)))
         with T.serial(0, plan.rows) as i:
             sums.store(i, self._weigh(*row(i), bind(tops.load(i))))
+        if plan.uniform:
+            with T.serial(0, plan.rows) as i, T.If(sums.load(i) == 0), T.Then():
+                sums.store(i, self._weigh_alike(bind(self.at["rows"] + i * self.stride)))
         with T.serial(0, plan.rows) as i:
             row_sum, at = bind(sums.load(i)), self.at["row_terms"] + i
             v["ratios"].store(at, quotient(v["numerator"], row_sum))
@@ -260,6 +264,18 @@ class Body:
 
         self._each(visit)
         return across(total.load(0, lanes), add)
+
+    def _weigh_alike(self, start: Expr) -> Expr:
+        """Writes the largest numerator to all of a row; their sum."""
+        v, largest = self.v, bind(self.v["table"].load(0))
+
+        def visit(at: Expr, exists: Expr | None) -> None:
+            weight = bind(splat(largest, "uint8", self.width))
+            weight = weight if exists is None else bind(select(exists, weight, splat(0, "uint8", self.width)))
+            v["numerators"].store(start + at, flip(weight, "int8") if self.plan.signed else weight)
+
+        self._each(visit)
+        return bind(T.cast(largest, "int32") * v["length"])
 
     def _exponent(self, distance: Expr) -> Expr:
         """t of the op's definition as uint8, from distances that fit 32 bits without sign."""

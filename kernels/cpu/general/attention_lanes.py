@@ -24,7 +24,7 @@ from qcompile.kernels.cpu.builder import (
     reinterpret,
     splat,
 )
-from qcompile.kernels.cpu.general.common import add, ceil_div, lane_numbers, loop, pin, select
+from qcompile.kernels.cpu.general.common import across, add, ceil_div, lane_numbers, loop, pin, select
 from qcompile.kernels.cpu.general.division import quotient
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
@@ -47,6 +47,7 @@ class Plan:
     mask: str
     biased: bool
     left: bool  # distances are shifted left
+    uniform: bool  # queries without unmasked keys weigh all alike
     centred: bool  # q's zero point is that of its signed codes
     parallel: bool
 
@@ -280,11 +281,29 @@ class Body:
                 p = pin(T.bitwise_and(self.isa.lookup(v["table"], t), kept))
                 total.store(0, self.isa.add_groups(total.load(0, part), p))
                 v["weights"].store(self.at["weights"] + (g * n + j) * KEYS, flip(p, "int8"))
+            if self.plan.uniform:
+                self._weigh_alike(j, part, total)
             terms.store(j, total.load(0, part) * splat(0 - v["v_zero_point"], "int32", part))
             ratios.store(j, total.load(0, part))
         with T.serial(0, n) as i:
             ratios.store(i, quotient(v["numerator"], bind(ratios.load(i))))
         return ratios, terms
+
+    def _weigh_alike(self, first: int, part: int, total: Pointer) -> None:
+        """Gives the largest numerator to all keys of those queries whose numerators add up to 0."""
+        v, n, zero = self.v, self.plan.queries, splat(0, "int32", part)
+        none = bind(select(total.load(0, part) == zero, splat(-1, "int32", part), zero))
+        with T.If(across(none, T.min) < 0), T.Then():
+            largest = bind(splat(v["table"].load(0), "uint8", KEYS))
+            with T.serial(0, self.key_groups) as g:
+                exist = lane_numbers(KEYS) < bind(splat(v["length"] - g * KEYS, "int32", KEYS))
+                word = reinterpret(bind(select(exist, largest, splat(0, "uint8", KEYS))), "int32", 1)
+                place = bind(self.at["weights"] + (g * n + first) * KEYS)
+                weights = reinterpret(flip(v["weights"].load(place, KEYS * part), "uint8"), "int32", part)
+                weights = T.bitwise_or(weights, T.bitwise_and(none, splat(word, "int32", part)))
+                v["weights"].store(place, flip(reinterpret(bind(weights), "uint8", KEYS * part), "int8"))
+            every = splat(T.cast(v["table"].load(0), "int32") * v["length"], "int32", part)
+            total.store(0, bind(select(none == zero, total.load(0, part), every)))
 
     def _shifted(self, distance: Expr) -> Expr:
         """u of the op's definition, int32, not yet limited where a saturation follows."""

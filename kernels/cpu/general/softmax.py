@@ -183,6 +183,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
     isa, a, count = get_isa(ctx.target), ctx.node.attrs, ctx.out.shape[-1]
     rows, x_dtype, y_dtype = ctx.out.size // count, ctx.types[ctx.node.inputs[0]].dtype, ctx.out.dtype
     masked, fixed = len(ctx.node.inputs) > 1, static(count, LANES)
+    uniform = masked and bool(a.get("uniform", False))
     parallel, cut = rows > 1 and ctx.out.size >= PARALLEL_WORK, total_shift(count)
     tasks = min(TASKS, rows) if parallel else 1
     mask, numbers, calls = mask_operand(ctx, ctx.node.inputs[1], ctx.out.shape) if masked else (None, [], [])
@@ -200,6 +201,12 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             parts = Rows(isa, x, start, count, read, multiplier, shift, pre)
             parts.find_top()
             total = parts.total(lambda at, e: scratch.store(keep + at, cast(e, "int16")))
+            if uniform:
+                with T.If(total == T.int64(0)), T.Then():
+                    alike = splat(EXP2[0], "int16", LANES)
+                    parts.each(lambda at, _: scratch.store(keep + at, alike))
+                every = T.cast(count, "int64") * T.int64(EXP2[0])
+                total = pin(T.Select(total == T.int64(0), every, total))
             ratio = bind(splat(quotient(numerator, T.shift_right(total, T.int64(cut))), "int32", LANES))
 
             def result(at: Expr) -> Expr:
@@ -223,7 +230,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             *(f"m{i}" for i in range(len(numbers))),
         ),
     ]
-    work = kernel("softmax", (isa, masked, parallel, fixed, cut), parameters, body)
+    work = kernel("softmax", (isa, masked, uniform, parallel, fixed, cut), parameters, body)
     operands = (
         operand(ctx, ctx.node.inputs[0]),
         Buffer(ctx.node.name),

@@ -89,10 +89,14 @@ def cases(rng):
             ("left", dict(dtypes=("int8", "uint8", "int8"), score_shift=-2, score_multiplier=32767)),
         ]
         for kind, more in kinds[i % 3 :: 3]:  # each kind meets a third of the shapes
-            yield attention(rng, f"{kind}{i}", q, k, v, **more)
+            yield attention(rng, f"{kind}{i}", q, k, v, uniform="mask" in more and bool(i % 2), **more)
     yield attention(rng, "shared", (2, 3, 7, 16), (2, 1, 20, 16), (3, 20, 16))
     yield attention(rng, "steep", (1, 7, 16), (1, 20, 16), (1, 20, 16), score_shift=-20)
     yield attention(rng, "flat", (1, 7, 16), (1, 20, 16), (1, 20, 16), score_shift=25)
+    for alike in (False, True):  # one mask for all queries, of which one batch has no key
+        masked = dict(mask=(3, 1, 1, 50), uniform=alike)
+        yield attention(rng, f"alone{alike}", (3, 2, 33, 16), (3, 2, 50, 16), (3, 2, 50, 16), **masked)
+        yield attention(rng, f"few{alike}", (3, 2, 3, 16), (3, 2, 50, 16), (3, 2, 50, 16), **masked)
     yield attention(rng, "heads", (1, 12, 40, 32), (1, 12, 40, 32), (1, 12, 40, 32))
 
 
