@@ -122,7 +122,7 @@ BAD_MODELS = {
     "wrong channels": (conv(channels=3), ["hannel"]),
     "zero groups": (conv(group=0), ["group"]),
     "zero stride": (conv(strides=[0, 0]), ["the_y", "stride"]),
-    "huge padding": (conv(pads=[2**40] * 4), ["the_y", "elements"]),
+    "huge padding": (conv(pads=[2**40] * 4), ["the_y", "pads"]),
     "axis out of range": (model(("Softmax", ["x"], ["y"], {"axis": 9})), ["the_y", "axis"]),
     "constant index out of range": (
         model(("Gather", ["x", "i"], ["y"], {"axis": 1}), constants={"i": np.array([100])}),

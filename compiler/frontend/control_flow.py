@@ -9,6 +9,7 @@ from qcompile.frontend.graph import Graph, attribute, label
 from qcompile.targets.errors import CompileError
 
 MOST_STEPS = 512  # an unrolled loop of more would make a program of tens of thousands of kernels
+MOST_NODES = 50_000  # of all unrolled loops together
 SEQUENCES = {
     "SequenceMap",
     "Optional",
@@ -103,7 +104,7 @@ def _loop(graph: Graph, node: NodeProto) -> None:
     if trips is None or start is None or not _goes_on(body):
         return
     count = int(trips) if start.reshape(-1)[0] else 0
-    _check_count(node, count)
+    _check_count(graph, node, count)
     carried, base = list(node.input[2:]), node.output[0] or node.name
     rows: list[list[str]] = [[] for _ in body.output[1 + len(carried) :]]
     for step in range(count):
@@ -142,7 +143,7 @@ def _scan(graph: Graph, node: NodeProto) -> None:
     out_axes = attribute(node, "scan_output_axes") or [0] * results
     out_backward = attribute(node, "scan_output_directions") or [0] * results
     count, base = shapes[0][axes[0]] if shapes and shapes[0] else 0, node.output[0] or node.name
-    _check_count(node, count)
+    _check_count(graph, node, count)
     rows: list[list[str]] = [[] for _ in range(results)]
     for step in range(count):
         slices = []
@@ -157,12 +158,29 @@ def _scan(graph: Graph, node: NodeProto) -> None:
     _splice(graph, node, [*states, *(_joined(graph, row, axis) for row, axis in zip(ordered, out_axes))])
 
 
-def _check_count(node: NodeProto, count: int) -> None:
+def _check_count(graph: Graph, node: NodeProto, count: int) -> None:
+    """Raise CompileError where a loop, with those inside it, is too long to be unrolled."""
     if count > MOST_STEPS:
         raise CompileError(
             f"node {label(node)}: {count} steps are too many to unroll (at most {MOST_STEPS}); "
             "export recurrent layers as LSTM, GRU or RNN"
         )
+    nodes = count * _size(graph, attribute(node, "body"))
+    if nodes > MOST_NODES or len(graph.nodes) + nodes > 2 * MOST_NODES:
+        raise CompileError(
+            f"node {label(node)}: its {count} steps, with the loops inside it, are {nodes} nodes, too many to unroll "
+            f"(at most {MOST_NODES}); export recurrent layers as LSTM, GRU or RNN"
+        )
+
+
+def _size(graph: Graph, body: GraphProto) -> int:
+    """Nodes of a body, loops of known length unrolled."""
+    total = 0
+    for node in body.node:
+        inner = [_size(graph, a.g) for a in node.attribute if a.type == AttributeProto.GRAPH]
+        trips = graph.scalar(node.input[0]) if node.op_type == "Loop" and node.input[0] else None
+        total += 1 + int(trips or 1) * sum(inner)
+    return total
 
 
 def _unsqueezed(graph: Graph, name: str, axis: int) -> str:

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from qcompile.frontend.control_flow import SEQUENCES
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
+from qcompile.frontend.opset import OLDEST
 from qcompile.targets.errors import CompileError
 
 QUANTIZE_OPS = {"QuantizeLinear", "DequantizeLinear"}
@@ -39,10 +40,17 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     model = _with_domains(model)
+    _check_opset(model)
     _check_nodes(model)
     _check_constants(model)
     _check_graph(model)
     return model
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST)
+    if version < OLDEST:
+        raise CompileError(f"the model uses opset {version}; export it with opset {OLDEST} or later")
 
 
 def _with_domains(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx
 from qcompile.frontend.accept import check_parameters, check_supported
+from qcompile.frontend.attributes import check_attributes
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
 from qcompile.frontend.channel_grids import single_scales
 from qcompile.frontend.control_flow import CONTROL_FLOW, refuse_control_flow, unroll
@@ -92,11 +93,13 @@ def normalise_graph(
     notes = [] if notes is None else notes
     single_precision(graph)
     fix_input_shapes(graph, shapes, notes)
+    check_attributes(graph)
     if graph.opsets.get("", TARGET) < SOFTMAX_OF_ROWS:
         fold_constants(graph)  # old softmaxes need the rank of what they read
     infer_shapes(graph)
     upgrade_opset(graph)
     fold_constant_nodes(graph)
+    check_attributes(graph)
     _resolve_control_flow(graph)
     expand_weight_only(graph)
     expand_contrib(graph)

@@ -27,8 +27,6 @@ def upgrade_opset(graph: Graph) -> None:
     version = graph.opsets.get("", TARGET)
     used = {n.domain for n in graph.nodes} | {""}
     graph.opsets = {d: v for d, v in graph.opsets.items() if d in used}
-    if version < OLDEST:
-        raise CompileError(f"the model uses opset {version}; export it with opset {OLDEST} or later")
     if version < TARGET:
         for node in list(graph.nodes):
             for below, rewrite in REWRITES.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
