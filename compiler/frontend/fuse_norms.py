@@ -1,175 +1,220 @@
-"""Recognises normalisations that exporters write as several nodes.
+"""Recognises normalisations that exporters write as several nodes, whatever algebra they use.
 
-Accepts, over the last axes, with operands in any order, Pow(d, 2) or Mul(d, d), Div by Sqrt, Mul by Reciprocal(Sqrt)
-or by Pow(-0.5), and Casts between floats anywhere:
-- d = x - ReduceMean(x); d / sqrt(ReduceMean(d^2) + eps) [* gamma [+ beta]] -> LayerNormalization
-- the same over the spatial axes of an NCHW tensor -> InstanceNormalization
-- x / sqrt(ReduceMean(x^2) + eps) [* gamma] -> RMSNormalization, which raises the model's opset to 23
+A product of one tensor, one reciprocal root and constants, in any order and grouping, is a normalisation where the root
+is that of a moment of the tensor (see `moments`): x - mean(x) over the deviation is LayerNormalization, or over the
+spatial axes of an NCHW tensor InstanceNormalization; x over the root of its mean square is RMSNormalization, which
+raises the model's opset to 23. Constants become gamma, a constant added behind becomes beta; so do those of
+x * a + (beta - mean(x) * a), as TensorFlow writes it. Other axes than the last are moved there and back.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from onnx import NodeProto
-from qcompile.frontend.graph import Graph, attribute
+from qcompile.frontend.graph import Graph
+from qcompile.frontend.moments import Root, deviation_of, mean_of, plain, reciprocal_root, same_tensor
 
 RMS_OPSET = 23
+MOST_FACTORS = 8
+
+
+@dataclass
+class Product:
+    """Factors of a product: tensors, constants, reciprocal roots with the tensor that each is."""
+
+    tensors: list[str] = field(default_factory=list)
+    constants: list[np.ndarray] = field(default_factory=list)
+    roots: list[tuple[Root, str]] = field(default_factory=list)
 
 
 def fuse_norms(graph: Graph) -> None:
     """Replace decomposed layer, instance and RMS normalisations by the ONNX operator."""
-    for node in list(graph.nodes):
-        if node.op_type not in ("Div", "Mul") or graph.producer(node.output[0]) is not node:
+    for node in reversed(list(graph.nodes)):  # the whole product before parts of it
+        if graph.producer(node.output[0]) is not node:
             continue
-        for centred, root in _normalised(graph, node):
-            if _replace(graph, node, centred, root):
-                break
+        if node.op_type in ("Add", "Sub") and _replace_affine(graph, node):
+            continue
+        if node.op_type in ("Div", "Mul"):
+            _replace_product(graph, node)
 
 
-def _skip_casts(graph: Graph, name: str) -> str:
-    while (cast := graph.producer(name, "Cast")) is not None and graph.is_float(cast.input[0]) and graph.is_float(name):
-        name = cast.input[0]
-    return name
+def _factors(graph: Graph, name: str, top: NodeProto, found: Product) -> None:
+    """Adds the factors of `name` to `found`; products that others read too are factors themselves, except `top`."""
+    if name in graph.constants:
+        found.constants.append(graph.constants[name])
+        return
+    source = plain(graph, name)
+    root = reciprocal_root(graph, source)
+    if root is not None:
+        found.roots.append((root, source))
+        return
+    node = graph.producer(source, "Mul", "Div")
+    whole = node is top or (node is not None and _is_factor(graph, node))
+    if node is None or not whole or len(found.tensors) > MOST_FACTORS:
+        found.tensors.append(source)
+        return
+    _factors(graph, node.input[0], top, found)
+    if node.op_type == "Mul":
+        _factors(graph, node.input[1], top, found)
+    elif node.input[1] in graph.constants:
+        found.constants.append(1.0 / graph.constants[node.input[1]].astype(np.float64))
+    else:
+        root = reciprocal_root(graph, plain(graph, node.input[1]), inverted=True)
+        if root is None:
+            found.tensors += [source, source]  # no normalisation
+        else:
+            found.roots.append((root, plain(graph, node.input[1])))
 
 
-def _normalised(graph: Graph, node: NodeProto):
-    """(d, v) for every reading of `node` as d / sqrt(v)."""
-    pairs = [tuple(node.input)] if node.op_type == "Div" else [tuple(node.input), tuple(reversed(node.input))]
-    for d, r in pairs:
-        r = _skip_casts(graph, r)
-        if node.op_type == "Mul":
-            inverse = graph.producer(r, "Reciprocal", "Div", "Pow")
-            if inverse is None:
-                continue
-            if inverse.op_type == "Pow" and graph.scalar(inverse.input[1]) == -0.5:
-                yield _skip_casts(graph, d), _skip_casts(graph, inverse.input[0])
-                continue
-            if inverse.op_type == "Div" and graph.scalar(inverse.input[0]) != 1.0:
-                continue
-            r = _skip_casts(graph, inverse.input[-1])
-        root = graph.producer(r, "Sqrt", "Pow")
-        if root is not None and (root.op_type == "Sqrt" or graph.scalar(root.input[1]) == 0.5):
-            yield _skip_casts(graph, d), _skip_casts(graph, root.input[0])
+def _is_factor(graph: Graph, node: NodeProto, depth: int = 0) -> bool:
+    """Whether a product is only a step on the way: some factor of it is a constant or a reciprocal root."""
+    for k, name in enumerate(node.input):
+        source = plain(graph, name)
+        if name in graph.constants or reciprocal_root(graph, source, node.op_type == "Div" and k == 1) is not None:
+            return True
+        inner = graph.producer(source, "Mul", "Div") if depth < MOST_FACTORS else None
+        if inner is not None and _is_factor(graph, inner, depth + 1):
+            return True
+    return False
 
 
-def _axes(graph: Graph, mean: NodeProto) -> list[int] | None:
-    axes = graph.constants.get(mean.input[1]) if len(mean.input) > 1 else None
-    rank = graph.rank(mean.input[0])
-    return (
-        None
-        if axes is None or rank is None or not attribute(mean, "keepdims", 1)
-        else sorted(int(a) % rank for a in axes)
-    )
-
-
-def _mean_of_square(graph: Graph, name: str) -> tuple[str, float, list[int]] | None:
-    """(d, eps, axes) where `name` is ReduceMean(d^2) + eps."""
-    add = graph.producer(name, "Add")
-    if add is None:
+def _product(graph: Graph, name: str, node: NodeProto) -> tuple[Product, Root] | None:
+    """The factors of a product of one tensor and one reciprocal root whose shape is that of a moment of it."""
+    found = Product()
+    _factors(graph, name, node, found)
+    if len(found.tensors) != 1 or len(found.roots) != 1:
         return None
-    for k in (0, 1):
-        eps, mean = graph.scalar(add.input[k]), graph.producer(_skip_casts(graph, add.input[1 - k]), "ReduceMean")
-        square = graph.producer(_skip_casts(graph, mean.input[0]), "Pow", "Mul") if mean is not None else None
-        if eps is None or square is None or (axes := _axes(graph, mean)) is None:
+    root, tensor = found.roots[0]
+    shape = graph.shape(root.source)
+    if shape is None or graph.shape(tensor) != tuple(1 if i in root.axes else n for i, n in enumerate(shape)):
+        return None
+    return found, root
+
+
+def _replace_product(graph: Graph, node: NodeProto) -> bool:
+    got = _product(graph, node.output[0], node)
+    if got is None:
+        return False
+    found, root = got
+    x, axes = root.source, root.axes
+    if root.centred:
+        centred = deviation_of(graph, found.tensors[0])
+        if centred is None or not same_tensor(graph, centred[0], x) or centred[1] != axes:
+            return False
+    elif not same_tensor(graph, found.tensors[0], x):
+        return False
+    gamma = _gamma(found.constants, root)
+    final, beta = node, None
+    if not root.centred:
+        return _emit(graph, node, root, gamma, None)
+    add = _reader(graph, node)
+    if add is not None and add.op_type in ("Add", "Sub"):
+        k = next((i for i in (0, 1) if add.input[i] in graph.constants), None)
+        if k is not None and (add.op_type == "Add" or k == 1):
+            value = graph.constants[add.input[k]].astype(np.float64)
+            final, beta = add, value if add.op_type == "Add" else -value
+    gain = _reader(graph, final) if beta is None else None
+    if gain is not None and gain.op_type == "Mul" and any(i in graph.constants for i in gain.input):
+        return False  # the product is matched from its end
+    return _emit(graph, final, root, gamma, beta) or (final is not node and _emit(graph, node, root, gamma, None))
+
+
+def _reader(graph: Graph, node: NodeProto) -> NodeProto | None:
+    """What alone reads the node's result, behind Casts between floats."""
+    user = graph.only_consumer(node.output[0])
+    while user is not None and user.op_type == "Cast" and graph.is_float(user.output[0]):
+        user = graph.only_consumer(user.output[0])
+    return user
+
+
+def _replace_affine(graph: Graph, node: NodeProto) -> bool:
+    """x * a + (beta - mean(x) * a), or x * a - mean(x) * a, with a = gamma / deviation(x)."""
+    orders = [(0, 1)] if node.op_type == "Sub" else [(0, 1), (1, 0)]
+    for i, k in orders:
+        first = graph.producer(plain(graph, node.input[i]), "Mul", "Div")
+        other, beta = plain(graph, node.input[k]), None
+        if node.op_type == "Add":
+            sub = graph.producer(other, "Sub")
+            if sub is None or sub.input[0] not in graph.constants:
+                continue
+            beta, other = graph.constants[sub.input[0]], plain(graph, sub.input[1])
+        second = graph.producer(other, "Mul", "Div")
+        if first is None or second is None:
             continue
-        if (square.op_type == "Mul" and square.input[0] == square.input[1]) or (
-            square.op_type == "Pow" and graph.scalar(square.input[1]) == 2.0
-        ):
-            return _skip_casts(graph, square.input[0]), eps, axes
-    return None
+        a, b = _product(graph, first.output[0], first), _product(graph, second.output[0], second)
+        if a is None or b is None or not a[1].centred or a[0].roots[0][1] != b[0].roots[0][1]:
+            continue
+        (found, root), mean = a, mean_of(graph, b[0].tensors[0])
+        if mean is None or mean.axes != root.axes or not same_tensor(graph, mean.source, root.source):
+            continue
+        gamma, same = _gamma(found.constants, root), _gamma(b[0].constants, root) * mean.factor
+        if not same_tensor(graph, found.tensors[0], root.source):
+            continue
+        if gamma.size == same.size and np.allclose(gamma.ravel(), same.ravel(), rtol=1e-5):
+            return _emit(graph, node, root, gamma, beta)
+    return False
 
 
-def _replace(graph: Graph, node: NodeProto, d: str, variance: str) -> bool:
-    found = _mean_of_square(graph, variance)
-    if found is None or (found[0] != d and not _same_difference(graph, found[0], d)):
+def _gamma(constants: list[np.ndarray], root: Root) -> np.ndarray:
+    gamma = np.float64(root.gain)
+    for c in constants:
+        gamma = gamma * c.astype(np.float64)
+    return np.asarray(gamma)
+
+
+def _emit(graph: Graph, node: NodeProto, root: Root, gamma: np.ndarray, beta: np.ndarray | None) -> bool:
+    """`node` becomes the normalisation; whether gamma and beta lie along the normalised axes, or along channels."""
+    x, axes, shape = root.source, root.axes, graph.shape(root.source)
+    if shape is None or graph.shape(node.output[0]) not in (shape, None):
         return False
-    _, eps, axes = found
-    source = _centred(graph, d, axes)
-    x = source or d
-    shape = graph.shape(x)
-    if shape is None:
+    spatial = list(range(2, len(shape)))
+    full = [_ranked(np.asarray(0.0) if v is None else v, len(shape)) for v in (gamma, beta)]
+    if any(f is None for f in full):
         return False
-    last = axes == list(range(axes[0], len(shape)))
-    if source and last and axes[0] == 2 and len(shape) > 3 and not _affine_over(graph, node, shape[2:]):
-        ones = graph.constant(f"{node.output[0]}_one", np.ones(shape[1], np.float32))
-        zeros = graph.constant(f"{node.output[0]}_zero", np.zeros(shape[1], np.float32))
-        graph.replace(node, "InstanceNormalization", [x, ones, zeros], epsilon=eps)
-        graph.update(node)
-        _fold_instance_affine(graph, node)
+    per_channel = len(shape) > 2 and all(_only_along(f, [1]) for f in full)
+    if root.centred and axes == spatial and per_channel and (len(shape) > 3 or any(f.size > 1 for f in full)):
+        parameters = [np.broadcast_to(f.reshape(-1), (shape[1],)).astype(np.float32) for f in full]
+        names = [graph.constant(f"{node.output[0]}_{n}", p) for n, p in zip(("gamma", "beta"), parameters)]
+        graph.replace(node, "InstanceNormalization", [x, *names], epsilon=root.epsilon)
+        graph.update()
         return True
-    if not last:
+    if not all(_only_along(f, axes) for f in full):
         return False
-    extent = shape[axes[0] :]
-    gamma, target = _constant_after(graph, node, "Mul", extent)
-    beta, final = _constant_after(graph, target, "Add", extent) if source else (None, target)
-    name = final.output[0]
-    full = lambda v, fill: np.broadcast_to(fill if v is None else v, extent).astype(np.float32)  # noqa: E731
-    inputs = [x, graph.constant(f"{name}_gamma", full(gamma, 1.0))]
-    if source:
-        inputs.append(graph.constant(f"{name}_beta", full(beta, 0.0)))
+    extent = tuple(shape[i] for i in axes)
+    order = [i for i in range(len(shape)) if i not in axes] + axes
+    vectors = [
+        np.broadcast_to(f.transpose(order).reshape(f.transpose(order).shape[-len(axes) :]), extent).astype(np.float32)
+        for f in full
+    ]
+    name = node.output[0]
+    inputs = [x, graph.constant(f"{name}_gamma", vectors[0])]
+    if root.centred:
+        inputs.append(graph.constant(f"{name}_beta", vectors[1]))
     else:
         graph.opsets[""] = max(graph.opsets[""], RMS_OPSET)
-    graph.replace(
-        final, "LayerNormalization" if source else "RMSNormalization", inputs, axis=axes[0] - len(shape), epsilon=eps
-    )
-    graph.update(final)
+    kind = "LayerNormalization" if root.centred else "RMSNormalization"
+    along = {"axis": -len(axes), "epsilon": root.epsilon}
+    if order == list(range(len(shape))):
+        graph.replace(node, kind, inputs, **along)
+    else:
+        moved = tuple(shape[i] for i in order)
+        inputs[0] = graph.add("Transpose", [x], f"{name}_last", perm=order)
+        made = graph.add(kind, inputs, f"{name}_normalised", **along)
+        for t in (inputs[0], made):
+            graph.shapes[t], graph.dtypes[t] = moved, graph.dtypes[name]
+        graph.replace(node, "Transpose", [made], perm=[int(i) for i in np.argsort(order)])
+    graph.update()
     return True
 
 
-def _centred(graph: Graph, d: str, axes: list[int]) -> str | None:
-    """x where d = x - ReduceMean(x) over `axes`."""
-    sub = graph.producer(d, "Sub")
-    mean = graph.producer(_skip_casts(graph, sub.input[1]), "ReduceMean") if sub is not None else None
-    x = _skip_casts(graph, sub.input[0]) if sub is not None else ""
-    return x if mean is not None and _skip_casts(graph, mean.input[0]) == x and _axes(graph, mean) == axes else None
+def _ranked(value: np.ndarray, rank: int) -> np.ndarray | None:
+    """A constant with `rank` axes."""
+    if value.ndim > rank:
+        return value.reshape(value.shape[-rank:]) if all(n == 1 for n in value.shape[: value.ndim - rank]) else None
+    return value.reshape((1,) * (rank - value.ndim) + value.shape)
 
 
-def _same_difference(graph: Graph, a: str, b: str) -> bool:
-    """Exporters compute x - mean twice; equal where both subtract the same tensors."""
-    first, second = graph.producer(a, "Sub"), graph.producer(b, "Sub")
-    return (
-        first is not None
-        and second is not None
-        and [_skip_casts(graph, i) for i in first.input] == [_skip_casts(graph, i) for i in second.input]
-    )
-
-
-def _constant_after(graph: Graph, node: NodeProto, op_type: str, extent: tuple[int, ...]):
-    """(constant, node) where `node` is only read by `op_type` with a constant over `extent`, else (None, node)."""
-    name = node.output[0]
-    user = graph.only_consumer(name)
-    while user is not None and user.op_type == "Cast" and graph.is_float(user.output[0]):
-        name, user = user.output[0], graph.only_consumer(user.output[0])
-    if user is None or user.op_type != op_type:
-        return None, node
-    value = next((graph.constants[i] for i in user.input if i in graph.constants), None)
-    if value is None or (value.ndim > len(extent) and any(s != 1 for s in value.shape[: value.ndim - len(extent)])):
-        return None, node
-    value = value.reshape(value.shape[-len(extent) :]) if value.ndim > len(extent) else value
-    if any(s not in (1, e) for s, e in zip(value.shape[::-1], extent[::-1])):
-        return None, node
-    return value, user
-
-
-def _affine_over(graph: Graph, node: NodeProto, extent: tuple[int, ...]) -> bool:
-    value, user = _constant_after(graph, node, "Mul", extent)
-    return user is not node and value is not None and value.size > 1
-
-
-def _fold_instance_affine(graph: Graph, norm: NodeProto) -> None:
-    """Mul then Add by per-channel constants after an InstanceNormalization become its scale and bias."""
-    for op_type, slot in (("Mul", 1), ("Add", 2)):
-        user = graph.only_consumer(norm.output[0], op_type)
-        k = next((i for i in (0, 1) if user.input[i] in graph.constants), None) if user is not None else None
-        channels = graph.shape(norm.input[0])[1]
-        if (
-            k is None
-            or graph.constants[user.input[k]].size != channels
-            or graph.constants[user.input[k]].shape[-(graph.rank(norm.input[0]) - 1) :][:1] != (channels,)
-        ):
-            return
-        inputs = list(norm.input)
-        inputs[slot] = graph.constant(f"{user.output[0]}_affine", graph.constants[user.input[k]].reshape(-1))
-        graph.replace(user, "InstanceNormalization", inputs, epsilon=attribute(norm, "epsilon", 1e-5))
-        norm = user
-        graph.update(user)
+def _only_along(value: np.ndarray, axes: list[int]) -> bool:
+    return all(n == 1 or i in axes for i, n in enumerate(value.shape))

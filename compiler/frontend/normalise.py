@@ -25,6 +25,7 @@ from qcompile.frontend.fold_scales import (
 )
 from qcompile.frontend.fuse_activations import fuse_activations
 from qcompile.frontend.fuse_norms import fuse_norms
+from qcompile.frontend.fuse_softmax import fuse_softmax
 from qcompile.frontend.graph import Graph
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
@@ -61,6 +62,7 @@ PASSES = [
     expand_operators,  # CumSum, Einsum, LRN, ...: what they are made of
     expand_group_norm,  # GroupNormalization: InstanceNormalization of groups, Mul, Add
     fuse_norms,  # LayerNormalization, InstanceNormalization, RMSNormalization
+    fuse_softmax,  # exp(x) / sum(exp(x)): Softmax, and LogSoftmax
     fuse_activations,  # Gelu, HardSwish, HardSigmoid, Mish
     batch_norm_to_affine,  # BatchNormalization: Mul and Add
     fold_into_linear,  # Mul, Add after a layer: its weights and bias
