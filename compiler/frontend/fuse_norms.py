@@ -158,10 +158,10 @@ def _replace_affine(graph: Graph, node: NodeProto) -> bool:
 
 
 def _gamma(constants: list[np.ndarray], root: Root) -> np.ndarray:
-    gamma = np.float64(root.gain)
+    gamma = np.array(root.gain, np.float64)
     for c in constants:
-        gamma = gamma * c.astype(np.float64)
-    return np.asarray(gamma)
+        gamma = np.asarray(gamma * c.astype(np.float64))
+    return gamma
 
 
 def _emit(graph: Graph, node: NodeProto, root: Root, gamma: np.ndarray, beta: np.ndarray | None) -> bool:

@@ -222,15 +222,14 @@ def _root_of(graph: Graph, name: str) -> tuple[Moment, float] | None:
     if node is None:
         return None
     if node.op_type == "Sqrt" or (node.op_type == "Pow" and graph.scalar(node.input[1]) == 0.5):
-        found = moment_of(graph, node.input[0])
-        return None if found is None else (found, 1.0)
+        moment = moment_of(graph, node.input[0])
+        return None if moment is None else (moment, 1.0)
     if node.op_type == "Add":
         for k in (0, 1):
             c = graph.scalar(node.input[k])
             found = None if c is None or not 0 <= c <= TINY else _root_of(graph, node.input[1 - k])
             if found is not None and c is not None:
-                moment, factor = found
-                return replace(moment, offset=moment.offset + (c / factor) ** 2), factor
+                return replace(found[0], offset=found[0].offset + (c / found[1]) ** 2), found[1]
     return None
 
 
