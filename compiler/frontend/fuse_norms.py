@@ -178,7 +178,7 @@ def _emit(graph: Graph, node: NodeProto, root: Root, gamma: np.ndarray, beta: np
         parameters = [np.broadcast_to(f.reshape(-1), (shape[1],)).astype(np.float32) for f in full]
         names = [graph.constant(f"{node.output[0]}_{n}", p) for n, p in zip(("gamma", "beta"), parameters)]
         graph.replace(node, "InstanceNormalization", [x, *names], epsilon=root.epsilon)
-        graph.update()
+        graph.update(node)
         return True
     if not all(_only_along(f, axes) for f in full):
         return False
@@ -205,7 +205,7 @@ def _emit(graph: Graph, node: NodeProto, root: Root, gamma: np.ndarray, beta: np
         for t in (inputs[0], made):
             graph.shapes[t], graph.dtypes[t] = moved, graph.dtypes[name]
         graph.replace(node, "Transpose", [made], perm=[int(i) for i in np.argsort(order)])
-    graph.update()
+    graph.update(node)
     return True
 
 

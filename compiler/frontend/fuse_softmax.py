@@ -35,7 +35,7 @@ def _softmax(graph: Graph, node: NodeProto) -> None:
         if exponential is not None and axis is not None:
             source = _without_offset(graph, exponential.input[0], axis)
             graph.replace(node, "Softmax", [source], axis=axis)
-            graph.update()
+            graph.update(node)
             return
 
 
@@ -48,7 +48,7 @@ def _log_softmax(graph: Graph, node: NodeProto) -> None:
     axis = _axis_of_sum(graph, log.input[0], node.input[1], exponential.output[0])
     if axis is not None:
         graph.replace(node, "LogSoftmax", [_without_offset(graph, exponential.input[0], axis)], axis=axis)
-        graph.update()
+        graph.update(node)
 
 
 def _axis_of_sum(graph: Graph, total: str, read: str, summand: str) -> int | None:
