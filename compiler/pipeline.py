@@ -40,6 +40,7 @@ from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
+from qcompile.quantizer.agreement import noisy_outputs, output_agreement, worth_measuring
 from qcompile.quantizer.float_inputs import quantize_inputs
 from qcompile.quantizer.prepare import prepare
 from qcompile.statistics import macs
@@ -109,9 +110,9 @@ def compile(
     declare_states(graph, states or {})
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
-    plan, noise = Plan(), None
+    plan, noise, agreement = Plan(), None, dict[str, float]()
     if not is_quantized(graph):
-        plan, noise = _quantize(graph, calibration, options, request, cpu, report or keep, notes)
+        plan, noise, agreement = _quantize(graph, calibration, options, request, cpu, report or keep, notes)
     else:
         used = quantize_inputs(graph, calibration, notes)
         notes += _unused(None if used else calibration, bits, budget)
@@ -155,6 +156,7 @@ def compile(
             "ops": len(reference.nodes),
             "kernels": len(code.kernels),
             "kernel_calls": len(code.listing),
+            "agreement_db": agreement,
         },
         files=files,
         states=list(pairs.items()),
@@ -181,8 +183,9 @@ def _quantize(
     target: Target,
     report: bool,
     notes: list[str],
-) -> tuple[Plan, dict[str, float] | None]:
-    """Plans bits and turns the float `graph` into QDQ form; for a `report`, also measures the noise of each layer."""
+) -> tuple[Plan, dict[str, float] | None, dict[str, float]]:
+    """Plans bits and turns the float `graph` into QDQ form; the noise of each layer, for a `report`, and of each
+    output."""
     if graph.dynamic and calibration is None:
         raise CompileError(
             f"node {graph.dynamic}: the model is quantized dynamically; its static scales come from real samples: "
@@ -193,11 +196,16 @@ def _quantize(
     plan = make_plan(graph, data, request, options, target, notes)
     if str(plan.label) != "8" and any(n.op_type in RECURRENT for n in graph.nodes):
         notes.append("LSTM, GRU and RNN keep 8-bit weights")
-    reference = twin(graph) if report else None
+    measured = worth_measuring(graph, data)
+    reference = twin(graph) if report or measured else None
     quantize_graph(graph, data, replace(options, bits=plan.bits), notes)
     normalise_graph(graph, {}, notes)
-    noise = None if reference is None else layer_noise(reference, graph, plan.layers, data.samples)
-    return plan, noise
+    if reference is None:
+        return plan, None, {}
+    agreement = output_agreement(reference, graph, data) if measured else {}
+    notes += noisy_outputs(agreement, len(data))
+    noise = layer_noise(reference, graph, plan.layers, data.samples) if report else None
+    return plan, noise, agreement
 
 
 def _unused(calibration: Calibration, bits: Bits, budget: Budget) -> list[str]:
