@@ -15,6 +15,7 @@ from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.defects import reports_defects
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
+from qcompile.frontend.fixed_inputs import fix_inputs
 from qcompile.frontend.recurrent import RECURRENT
 from qcompile.frontend.states import declare_states
 from qcompile.frontend.states import states as declared_states
@@ -79,6 +80,7 @@ def compile(
     report: bool = False,
     threads: int = 1,
     states: Mapping[str, str] | None = None,
+    constants: Mapping[str, Any] | None = None,
     options: QuantizeOptions | None = None,
     bits_options: BitsOptions | None = None,
     progress: Progress | None = None,
@@ -93,6 +95,7 @@ def compile(
     tables, "ibert" polynomials for GELU, or "pwl", straight segments for sigmoid and tanh. threads: recorded in the
     manifest as the number to run with. report: also measure each layer's signal-to-noise ratio and write report.html.
     keep: the same, and write bits.json and the program after each pass.
+    constants: {input: value} that the model is compiled for; these inputs are gone.
     states: {input: output} that is fed back to it as integers (`Model.stream`).
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
     meaning). Raises CompileError, of which Defect means a fault of the compiler, and leaves nothing behind.
@@ -106,6 +109,7 @@ def compile(
     notes: list[str] = []
     clock.start("read")
     graph = Graph(load_model(model))
+    fix_inputs(graph, constants or {})
     normalise_graph(graph, dict(shapes or {}), notes)
     declare_states(graph, states or {})
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from qcompile.cli.messages import one_line_errors, write_whole
+from qcompile.frontend.fixed_inputs import parse_constants
 from qcompile.frontend.states import parse_states
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.targets import CompileError, target_names
@@ -103,6 +104,13 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 @click.option("--name", help="Name of the artifact and of its C functions; default: the model's file name.")
 @click.option("--shapes", multiple=True, metavar="NAME:1x3x224x224", help="Fixes dynamic axes of an input; repeatable.")
 @click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=16000",
+    help="Fixes an input to a number, true, false or a JSON list before anything else is done; repeatable.",
+)
+@click.option(
     "--state",
     "state",
     multiple=True,
@@ -152,6 +160,7 @@ def main(
     output: Path,
     name: str | None,
     shapes: tuple[str, ...],
+    settings: tuple[str, ...],
     state: tuple[str, ...],
     approx: str,
     keep: bool,
@@ -195,6 +204,7 @@ def main(
             output=output,
             shapes=parse_shapes(shapes),
             states=parse_states(state),
+            constants=parse_constants(settings),
             name=name,
             approx=approx,
             keep=keep,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, numpy_helper
 from qcompile.frontend.graph import Graph, attribute, label
+from qcompile.frontend.shapes import infer_shapes
 from qcompile.targets.errors import CompileError
 
 MOST_STEPS = 512  # an unrolled loop of more would make a program of tens of thousands of kernels
@@ -39,6 +40,37 @@ def unroll(graph: Graph) -> None:
             _scan(graph, node)
 
 
+def choose(graph: Graph) -> bool:
+    """Every If whose branches give equal shapes runs both, and Where chooses; whether there was one.
+
+    Conditions are constant or computed; branches with loops or Ifs inside follow when they are unrolled.
+    """
+    done = False
+    for node in [n for n in graph.nodes if n.op_type == "If"]:
+        base = node.output[0] or node.name
+        branches = [attribute(node, f"{n}_branch") for n in ("then", "else")]
+        values = [_inline(graph, body, [], f"{base}_{n}") for n, body in zip(("then", "else"), branches)]
+        graph.nodes = [n for n in graph.nodes if n is not node]
+        condition = node.input[0]
+        if graph.rank(condition) != 0:
+            single = graph.constant(f"{base}_single", np.zeros(0, np.int64))
+            condition = graph.add("Reshape", [condition, single], f"{base}_if")
+        for output, *pair in zip(node.output, *values):
+            if output:
+                graph.add("Where", [condition, *pair], [output])
+        graph.update()
+        infer_shapes(graph)
+        shapes = [[graph.shape(v) for v in side] for side in values]
+        if shapes[0] != shapes[1] or None in shapes[0]:  # Where would repeat the smaller in silence
+            known = " and ".join(str([s if s is None else list(s) for s in side]) for side in shapes)
+            raise CompileError(
+                f"node {label(node)}: its branches give shapes {known}, and its condition depends on data; export the "
+                "model with one of them, or fix the input that it depends on with --set NAME=VALUE"
+            )
+        done = True
+    return done
+
+
 def refuse_control_flow(graph: Graph) -> None:
     """Raise CompileError for the first If, Loop or Scan that is left."""
     for node in graph.nodes:
@@ -46,7 +78,8 @@ def refuse_control_flow(graph: Graph) -> None:
             what = "its condition" if node.op_type == "If" else "its number of steps"
             raise CompileError(
                 f"node {label(node)}: control flow and sequences cannot be compiled to a static integer program where "
-                f"{what} depends on data; export the model with fixed shapes and constant conditions"
+                f"{what} depends on data; export the model with fixed shapes and constant conditions, or fix the input "
+                "that it depends on with --set NAME=VALUE"
             )
 
 

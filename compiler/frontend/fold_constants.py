@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from qcompile.frontend.graph import Graph, attribute, label
+from qcompile.frontend.graph import Graph, attribute, dense, label
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.targets.errors import CompileError
 
@@ -57,8 +57,10 @@ def fold_constant_nodes(graph: Graph) -> bool:
             graph.constants[node.output[0]] = np.array(helper.get_attribute_value(a), np.float32)
         elif a.name in ("value_int", "value_ints"):
             graph.constants[node.output[0]] = np.array(helper.get_attribute_value(a), np.int64)
+        elif a.name == "sparse_value":
+            graph.constants[node.output[0]] = dense(a.sparse_tensor)
         else:
-            raise CompileError(f"node {label(node)}: constants of kind {a.name} (strings, sparse) cannot be compiled")
+            raise CompileError(f"node {label(node)}: constants of kind {a.name} (strings) cannot be compiled")
     graph.nodes = [n for n in graph.nodes if n.op_type != "Constant"]
     return bool(found)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import Message
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 Shape = tuple[int, ...]
 
@@ -60,6 +60,14 @@ def _copy(message: Message) -> Any:
     return type(message).FromString(message.SerializeToString())
 
 
+def dense(sparse: SparseTensorProto) -> np.ndarray:
+    """The whole array of a sparse tensor, whose indices count elements, or are one row of numbers for each."""
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    result = np.zeros(tuple(sparse.dims), values.dtype)
+    result[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, result.shape)] = values
+    return result
+
+
 class Graph:
     """Nodes, constants and static facts of one ONNX model.
 
@@ -79,6 +87,7 @@ class Graph:
         self._gone: set[int] = set()  # ids of nodes that are still in the list
         self.nodes = [_copy(n) for n in g.node]
         self.constants = {t.name: numpy_helper.to_array(t) for t in g.initializer}
+        self.constants |= {t.values.name: dense(t) for t in g.sparse_initializer}
         self.inputs = [_copy(v) for v in g.input if v.name not in self.constants]
         self.outputs = [_copy(v) for v in g.output]
         self.opsets = {o.domain: o.version for o in model.opset_import}

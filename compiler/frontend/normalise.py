@@ -9,7 +9,7 @@ from qcompile.frontend.accept import check_parameters, check_supported
 from qcompile.frontend.attributes import check_attributes
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
 from qcompile.frontend.channel_grids import single_scales
-from qcompile.frontend.control_flow import CONTROL_FLOW, refuse_control_flow, unroll
+from qcompile.frontend.control_flow import CONTROL_FLOW, choose, refuse_control_flow, unroll
 from qcompile.frontend.expand_contrib import expand_contrib
 from qcompile.frontend.expand_functions import expand_functions
 from qcompile.frontend.expand_norms import expand_group_norm
@@ -133,7 +133,7 @@ def _resolve_control_flow(graph: Graph) -> None:
     while found := [n for n in graph.nodes if n.op_type in CONTROL_FLOW]:
         fold_constants(graph)
         unroll(graph)
-        if all(any(n is m for m in graph.nodes) for n in found):
+        if all(any(n is m for m in graph.nodes) for n in found) and not choose(graph):
             refuse_control_flow(graph)
 
 

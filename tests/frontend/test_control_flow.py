@@ -7,7 +7,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from qcompile.frontend import load_model, normalise
-from qcompile.targets.errors import CompileError
 
 RNG = np.random.default_rng(2)
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -57,12 +56,12 @@ def test_if_of_a_shape(size, op):
     assert same(model_of(graph), {"x": RNG.standard_normal((2, size)).astype(np.float32)}) == [op]
 
 
-def test_if_of_data_is_refused():
+def test_if_of_data_runs_both_branches():
     graph = graph_of(
         [("If", ["b"], ["y"], {"name": "the_if"} | branches())], [value("x", [2]), value("b", [], BOOL)], [value("y")]
     )
-    with pytest.raises(CompileError, match=r"the_if.*condition depends on data"):
-        normalise(load_model(model_of(graph)))
+    made = normalise(load_model(model_of(graph)))
+    assert sorted(n.op_type for n in made.graph.node) == ["Add", "Relu", "Where"]
 
 
 def test_loop_of_a_fixed_count():
