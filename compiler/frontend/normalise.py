@@ -30,6 +30,7 @@ from qcompile.frontend.graph import Graph
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
 from qcompile.frontend.precision import single_precision
+from qcompile.frontend.qonnx import expand_quant
 from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
 from qcompile.frontend.recurrent import fold_zeros, plain_recurrent
 from qcompile.frontend.recurrent_dynamic import expand_dynamic_lstm
@@ -95,6 +96,7 @@ def normalise_graph(
     notes = [] if notes is None else notes
     single_precision(graph)
     fix_input_shapes(graph, shapes, notes)
+    expand_quant(graph)
     check_attributes(graph)
     if graph.opsets.get("", TARGET) < SOFTMAX_OF_ROWS:
         fold_constants(graph)  # old softmaxes need the rank of what they read
