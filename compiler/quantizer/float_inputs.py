@@ -16,11 +16,13 @@ LARGEST = 32767
 
 
 def float_inputs(graph: Graph) -> list[str]:
-    """The float inputs that some operator reads before a QuantizeLinear does."""
+    """The float inputs that some operator reads before a QuantizeLinear does, or that are outputs when moved about."""
     return [v.name for v in graph.inputs if graph.is_float(v.name) and _read_as_float(graph, v.name)]
 
 
 def _read_as_float(graph: Graph, name: str) -> bool:
+    if name in graph.output_names:
+        return True
     for node in graph.consumers(name):
         if mover_inputs(node):
             if any(_read_as_float(graph, y) for y in node.output):

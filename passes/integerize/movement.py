@@ -18,7 +18,6 @@ from qcompile.passes.integerize.values import (
     Value,
     identity,
     symmetric_grid,
-    unknown_range,
     value_range,
 )
 from qcompile.targets.errors import CompileError
@@ -48,9 +47,7 @@ def reshape(r: Reader, call: Any, args: list[Any]) -> Value:
         return v.map(lambda x: x.reshape(shape))
     if v.shape == shape:
         return v
-    if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
-        return _reshape_input(r, v, shape)
-    if not isinstance(v, Integers | Quantized | Function | Accumulator):
+    if not isinstance(v, Quantized | Function | Accumulator):
         v = r.settled(v, r.call_var)
     same = _unit_axes(v, shape)
     if same:
@@ -83,14 +80,6 @@ def _viewed(r: Reader, v: Any, physical: list[int], axes: tuple[int, ...], shape
     return replace(v, name=r.builder.emit("reshape", [v.name], shape=physical), axes=axes, shape=shape)
 
 
-def _reshape_input(r: Reader, v: Integers, shape: tuple[int, ...]) -> Value:
-    """A float input that is reshaped before it is quantized: quantized first."""
-    grid = r.upcoming_grid(r.call_var)
-    if grid is None:
-        raise unknown_range(v.name)
-    return _reshape(r, r.quantize_input(v, grid), shape)
-
-
 def _reshape(r: Reader, q: Any, shape: tuple[int, ...]) -> Any:
     if isinstance(q, Quantized) and not q.per_tensor:
         q = r.make.settle(q)
@@ -113,12 +102,7 @@ def permute(r: Reader, call: Any, args: list[Any]) -> Value:
     order = tuple(i % len(order) for i in order)
     if isinstance(v, Real):
         return v.map(lambda x: x.transpose(order))
-    if isinstance(v, Integers) and v.graph_input and v.name not in r.builder.types:
-        grid = r.upcoming_grid(r.call_var)
-        if grid is None:
-            raise unknown_range(v.name)
-        v = r.quantize_input(v, grid)
-    if not isinstance(v, Integers | Quantized | Function | Accumulator):
+    if not isinstance(v, Quantized | Function | Accumulator):
         v = r.settled(v, r.call_var)
     if isinstance(v, Function):
         return replace(v, source=_permute(v.source, order))

@@ -24,6 +24,7 @@ from qcompile.passes.integerize.values import (
     Sum,
     Value,
     identity,
+    unknown_range,
     value_range,
 )
 from qcompile.targets.errors import CompileError
@@ -204,6 +205,8 @@ class Reader:
         grids = set()
         for binding in self.users.get(var, []):
             call = binding.value
+            if isinstance(call, relax.TupleGetItem) and not self._is_read(binding.var):
+                continue
             if isinstance(call, relax.TupleGetItem) or (
                 isinstance(call, relax.Call) and getattr(call.op, "name", "") in MOVEMENT | through
             ):
@@ -214,9 +217,21 @@ class Reader:
                 return None
         return grids.pop() if len(grids) == 1 else None
 
+    def _is_read(self, var: Any) -> bool:
+        """Whether anything reads the variable, or it is a result."""
+        body = self.function.body.body
+        results = body.fields if isinstance(body, relax.Tuple) else [body]
+        return bool(self.users.get(var)) or any(var.same_as(r) for r in results)
+
     def settled(self, v: Value, var: Any) -> Value:
         """`v` ready to be moved about: constants, integers and quantized tensors as they are; what is deferred is made
-        now, on the grid that is asked for later if that is known."""
+        now, on the grid that is asked for later if that is known. Raises CompileError for a float input of which it is
+        not."""
+        if isinstance(v, Integers) and v.graph_input:
+            grid = self.upcoming_grid(var) if var is not None else None
+            if grid is None:
+                raise unknown_range(v.name)
+            return self.quantize_input(v, grid)
         if isinstance(v, Real | Integers | Quantized):
             return v
         if isinstance(v, Function) and len(v.values) <= 256:
