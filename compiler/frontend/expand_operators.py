@@ -277,7 +277,22 @@ def _index_type(graph: Graph, node: NodeProto) -> type:
 
 FACTORS = 64  # a product of more would lose itself in its rounding
 
+MOST_OPERANDS = 16
+
+
+def _in_parts(graph: Graph, node: NodeProto) -> None:
+    """Sum, Max or Min of very many operands, which nest where they are imported: of parts, of parts of parts, ..."""
+    names = list(node.input)
+    if len(names) <= MOST_OPERANDS:
+        return
+    parts = [names[i : i + MOST_OPERANDS] for i in range(0, len(names), MOST_OPERANDS)]
+    made = [graph.add(node.op_type, p, f"{node.output[0]}_part") if len(p) > 1 else p[0] for p in parts]
+    graph.replace(node, node.op_type, made)
+    _in_parts(graph, node)
+
+
 TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
+    **dict.fromkeys(("Sum", "Max", "Min"), _in_parts),
     "ArgMax": _last_of_equals,
     "ArgMin": _last_of_equals,
     "CumSum": _cum_sum,
