@@ -13,6 +13,7 @@ import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, RANGES
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.ops.elementwise import PIECES
+from qcompile.kernels.ops.whole import wrapped_interval
 from qcompile.kernels.program import Node, Program
 from qcompile.passes.recurrent_bounds import recurrent
 from qcompile.targets.errors import CompileError
@@ -183,6 +184,14 @@ def _window_sum(
     return low, high
 
 
+def _resized(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    low, high = _shift(intervals[0], node.attrs["x_zero_point"])
+    reach = int(np.prod([np.abs(constants[i]).sum(0).max(initial=0) for i in (2, 4)]))  # type: ignore[arg-type]
+    top = max(abs(low), abs(high)) * reach * 2 ** node.attrs["pre"]
+    _fits(node, "the sum", -top, top)
+    return _clamped(node)
+
+
 def _attention(
     node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
 ) -> Interval:
@@ -256,7 +265,8 @@ RULES: dict[str, Rule] = {
     "softmax": lambda n, i, c, t: _clamped(n),
     "log_softmax": lambda n, i, c, t: _clamped(n),
     "layer_norm": _layer_norm,
-    "resize_linear": lambda n, i, c, t: _clamped(n),
+    "resize_linear": _resized,
+    "whole": lambda n, i, c, t: wrapped_interval(n.attrs["function"], *i, n.attrs["dtype"]),
     **dict.fromkeys(("reshape", "transpose", "slice", "broadcast", "take", "max_pool2d", "reduce_max"), _first),
 }
 

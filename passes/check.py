@@ -8,7 +8,7 @@ import numpy as np
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program, infer_node
 
-INTEGER_DTYPES = {"int8", "uint8", "int16", "int32"}
+INTEGER_DTYPES = {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"}
 Types = dict[str, Type]
 SHIFTS = {"requantize_word": (0, 16), "add_residual_word": (0, 16)}  # where not from 1 to 31
 

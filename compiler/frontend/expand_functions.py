@@ -17,8 +17,10 @@ EXPANDED = {
     "AffineGrid",
     "Attention",
     "CastLike",
+    "CausalConvWithState",
     "Celu",
     "CenterCropPad",
+    "LinearAttention",
     "MeanVarianceNormalization",
     "NegativeLogLikelihoodLoss",
     "ReduceL1",
@@ -28,6 +30,7 @@ EXPANDED = {
     "RotaryEmbedding",
     "Shrink",
     "SoftmaxCrossEntropyLoss",
+    "SwiGLU",
     "Swish",
     "ThresholdedRelu",
 }

@@ -7,12 +7,14 @@ from typing import Any
 from unittest import mock
 
 import onnx
-from qcompile.importer import converters, recurrent, windows
+from qcompile.importer import converters, recurrent, resize, windows
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-CONVERTERS = {c.__name__: c for c in (*converters.OPERATORS, *windows.OPERATORS, *recurrent.OPERATORS)}
+CONVERTERS = {
+    c.__name__: c for c in (*converters.OPERATORS, *windows.OPERATORS, *resize.OPERATORS, *recurrent.OPERATORS)
+}
 
 
 @dataclass(frozen=True)

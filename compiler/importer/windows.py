@@ -1,6 +1,6 @@
-"""Converters of the operators that slide windows over an image or a sequence: convolutions, pools, resizing.
+"""Converters of the operators that slide windows over an image or a sequence: convolutions and pools.
 
-1-D transposed convolutions, pools and resizes become 2-D ones of height 1.
+1-D transposed convolutions and pools become 2-D ones of height 1.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qcompile.importer.converters import Converter, needs_constant, text
+from qcompile.importer.converters import Converter, text
 from tvm import relax
 
 
@@ -134,51 +134,4 @@ class AveragePool(Converter):
         )
 
 
-class Resize(Converter):
-    """nearest and linear, of the spatial axes; sizes, or scales that give whole sizes."""
-
-    @classmethod
-    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
-        x = inputs[0]
-        n, shape = _check_rank(x), [int(i) for i in x.ty.shape]
-        axes = [a % len(shape) for a in _integers(attr, "axes", list(range(len(shape))))]
-        scales, sizes = (
-            needs_constant(inputs[i], "the size of Resize") if inputs[i] is not None else [] for i in (2, 3)
-        )
-        out = list(shape)
-        for axis, value in zip(axes, sizes if len(sizes) else scales):
-            wanted = float(value) if len(sizes) else float(value) * shape[axis]
-            out[axis] = round(wanted)
-            if abs(out[axis] - wanted) > 1e-3:
-                raise ValueError(
-                    f"Resize by {float(value):.4g} of an axis of {shape[axis]} gives no whole size; give sizes"
-                )
-        mode = text(attr, "mode", "nearest")
-        if (
-            out[:2] != shape[:2]
-            or attr.get("antialias", 0)
-            or text(attr, "keep_aspect_ratio_policy", "stretch") != "stretch"
-        ):
-            raise ValueError("Resize of batch or channels, with antialias or with a kept aspect ratio is not supported")
-        if mode not in ("nearest", "linear"):
-            raise ValueError(f"Resize with mode {mode} is not supported; use nearest or linear")
-        method, coordinates, rounding = (
-            "nearest_neighbor" if mode == "nearest" else mode,
-            text(attr, "coordinate_transformation_mode", "half_pixel"),
-            text(attr, "nearest_mode", "round_prefer_floor"),
-        )
-
-        def resize(x4: Any, size: list[int]) -> Any:
-            return relax.op.image.resize2d(
-                x4,
-                relax.ShapeExpr(size),
-                layout="NCHW",
-                method=method,
-                coordinate_transformation_mode=coordinates,
-                rounding_method=rounding,
-            )
-
-        return resize(x, out[2:]) if n == 2 else as_2d(bb, x, lambda x4: resize(x4, [1, *out[2:]]))
-
-
-OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool, Resize)
+OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool)

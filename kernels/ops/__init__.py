@@ -8,4 +8,5 @@ from qcompile.kernels.ops import (  # noqa: F401
     recurrent,
     reduce,
     softmax,
+    whole,
 )

@@ -47,11 +47,10 @@ class SumPool2d:
 class ResizeLinear:
     """Interpolation with integer weights, one rounding.
 
-    acc = sum_{i,j in 0,1} row_weights[i,oh] * column_weights[j,ow] * (x[n, rows[i,oh], columns[j,ow], c] -
+    acc = sum_{i,j} row_weights[i,oh] * column_weights[j,ow] * (x[n, rows[i,oh], columns[j,ow], c] -
     x_zero_point),
-    y = clamp(zero_point + rescale(acc, multiplier)). rows, columns int32 [2, OH|OW]; weights int32 [2, OH|OW], each
-    pair adds
-    up to the same power of two (at most 2^7), so that acc fits int32. x [N,H,W,C] int8|uint8|int16.
+    y = clamp(zero_point + rescale(acc, multiplier)). rows, columns int32 [taps, OH|OW]; weights int32 of the same
+    shapes, so small that acc fits int32 (proved). x [N,H,W,C] int8|uint8|int16.
     """
 
     def infer(
@@ -89,8 +88,8 @@ class ResizeLinear:
         dtype,
     ):
         d, acc = x.astype(np.int64) - x_zero_point, 0
-        for i in range(2):
-            for j in range(2):
+        for i in range(len(rows)):
+            for j in range(len(columns)):
                 w = row_weights[i][:, None, None].astype(np.int64) * column_weights[j][:, None]
                 acc = acc + d[:, rows[i]][:, :, columns[j]] * w
         return saturate(rescale(acc, multiplier, shift, pre), zero_point, qmin, qmax, dtype)

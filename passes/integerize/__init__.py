@@ -21,7 +21,9 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     quantization,
     recurrent,
     reduction,
+    resample,
     softmax,
+    whole,
 )
 from qcompile.passes.integerize.reader import Reader, is_whole
 from qcompile.passes.integerize.states import settled_state

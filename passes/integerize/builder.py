@@ -15,6 +15,7 @@ class Builder:
     def __init__(self) -> None:
         self.program = Program({}, [], {}, [])
         self.types: dict[str, Type] = {}
+        self.intervals: dict[str, tuple[int, int]] = {}  # of integers, where they are known to be narrower than a type
         self._constants: dict[tuple, str] = {}
         self._calls: dict[tuple, str] = {}
 

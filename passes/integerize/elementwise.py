@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, dyadic
 from qcompile.passes.integerize.functions import apply, as_function, as_integers, clamp
-from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, is_whole, shape_of, whole_grid
+from qcompile.passes.integerize.reader import HANDLERS, Reader, handles
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
     Accumulator,
@@ -22,10 +22,10 @@ from qcompile.passes.integerize.values import (
     Sum,
     Value,
     Weights,
-    identity,
     symmetric_grid,
     value_range,
 )
+from qcompile.passes.integerize.whole import computed, whole_type
 from qcompile.targets.errors import CompileError
 
 
@@ -65,37 +65,15 @@ def channel_vector(c: np.ndarray, v: Any) -> np.ndarray | None:
 
 @handles("relax.add")
 def add(r: Reader, call: Any, args: list[Any]) -> Value:
-    return _shifted(r, call, *args) or plus(r, *_numbers(r, call, args))
+    return computed(r, "add", call, args) if whole_type(call) else plus(r, *args)
 
 
 @handles("relax.subtract")
 def subtract(r: Reader, call: Any, args: list[Any]) -> Value:
+    if whole_type(call):
+        return computed(r, "subtract", call, args)
     a, b = args
-    moved = _shifted(r, call, a, Real(-b.values)) if isinstance(b, Real) and is_whole(call) else None
-    if moved:
-        return moved
-    a, b = _numbers(r, call, args)
     return plus(r, a, scaled(r, b, -1.0))
-
-
-def _numbers(r: Reader, call: Any, args: list[Any]) -> list[Any]:
-    """The operands of integer arithmetic as numbers of scale 1."""
-    return [as_integers(r, a) for a in args] if is_whole(call) else args
-
-
-def _shifted(r: Reader, call: Any, a: Value, b: Value) -> Integers | None:
-    """A tensor of 32-bit integers plus a constant, exact."""
-    if isinstance(a, Real):
-        a, b = b, a
-    if not (is_whole(call) and isinstance(a, Integers) and isinstance(b, Real)) or a.shape != shape_of(call):
-        return None
-    if a.graph_input or r.builder.types[a.name].dtype != "int32" or np.abs(b.values).max(initial=0) >= 1 << 30:
-        return None
-    name = r.make.physical(a.name, a.axes, identity(len(a.shape)))
-    offset = np.broadcast_to(b.values, a.shape).astype(np.int32)
-    return Integers(
-        r.builder.emit("bias_add", [name, r.builder.constant(offset, "offset")]), identity(len(a.shape)), a.shape
-    )
 
 
 def plus(r: Reader, a: Value, b: Value) -> Value:
@@ -150,7 +128,9 @@ def _same_source(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> tuple
 
 @handles("relax.multiply")
 def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
-    a, b = _numbers(r, call, args)
+    if whole_type(call):
+        return computed(r, "multiply", call, args)
+    a, b = args
     if isinstance(a, Real) and isinstance(b, Real):
         return Real(a.values * b.values)
     if isinstance(a, Real):
@@ -218,9 +198,9 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
 
 @handles("relax.divide")
 def divide(r: Reader, call: Any, args: list[Any]) -> Value:
+    if whole_type(call):
+        return computed(r, "divide", call, args)
     a, b = args
-    if is_whole(call):
-        return _whole_quotient(r, a, b)
     if isinstance(b, Real):
         return multiply(r, call, [a, Real(1.0 / b.values.astype(np.float64))])
     shape = np.broadcast_shapes(a.shape, b.shape)
@@ -238,18 +218,10 @@ def divide(r: Reader, call: Any, args: list[Any]) -> Value:
     return multiply(r, call, [a, Function(f.source, 1.0 / safe)])
 
 
-def _whole_quotient(r: Reader, a: Value, b: Value) -> Value:
-    """Integer division rounds toward zero."""
-    if isinstance(a, Real) and isinstance(b, Real):
-        return Real(np.trunc(a.values / b.values).astype(a.values.dtype))
-    if not isinstance(b, Real) or b.values.size != 1:
-        raise CompileError("a division of integers by a computed tensor has no integer form; divide by a constant")
-    divisor = float(b.values.ravel()[0])
-    return apply(r, lambda x: np.trunc(x / divisor), as_integers(r, a))
-
-
 @handles("relax.power")
 def power(r: Reader, call: Any, args: list[Any]) -> Value:
+    if whole_type(call):
+        return computed(r, "power", call, args)
     if not isinstance(args[1], Real) or args[1].values.size != 1:
         raise CompileError("a power with a computed or non-scalar exponent has no integer form")
     return apply(r, lambda x: x ** float(args[1].values.ravel()[0]), args[0])
@@ -257,7 +229,8 @@ def power(r: Reader, call: Any, args: list[Any]) -> Value:
 
 def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
     def handler(r: Reader, call: Any, args: list[Any]) -> Value:
-        args = _numbers(r, call, args)
+        if whole_type(call):
+            return computed(r, "maximum" if low else "minimum", call, args)
         a, b = args if not isinstance(args[0], Real) else (args[1], args[0])
         if isinstance(b, Real) and b.values.size == 1:
             c = float(b.values.ravel()[0])
@@ -267,8 +240,7 @@ def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
         a = r.make.settle(a)  # max(a, b) = a + relu(b - a), min(a, b) = a - relu(a - b)
         sign = 1.0 if low else -1.0
         excess = clamp(r, plus(r, scaled(r, b, sign), scaled(r, a, -sign)), 0.0, np.inf)
-        excess = r.make.quantize(excess, whole_grid()) if is_whole(call) else r.make.settle(excess)
-        return plus(r, a, scaled(r, excess, sign))
+        return plus(r, a, scaled(r, r.make.settle(excess), sign))
 
     return handler
 
@@ -279,7 +251,6 @@ SHARPNESS = 8
 LOGICAL = (np.logical_and, np.logical_or, np.logical_xor)
 COMPARE = {
     "equal": np.equal,
-    "not_equal": np.not_equal,
     "less": np.less,
     "less_equal": np.less_equal,
     "greater": np.greater,
@@ -309,6 +280,8 @@ def _compare(f: Callable[..., np.ndarray]) -> Callable[[Reader, Any, list[Any]],
         if isinstance(a, Real) and a.values.size == 1:
             b, c = _relative(r, b, a)
             return apply(r, lambda x: f(c, x).astype(np.float64), b)
+        if whole_type(call.args[0]) and whole_type(call.args[1]):
+            return computed(r, f.__name__, call, args)
         return _logical(r, f, a, b) if f in LOGICAL else _ordered(r, f, a, b)
 
     return handler

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES, dyadic
+from qcompile.passes.integerize.integers import in_type, within
 from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, scalar
 from qcompile.passes.integerize.values import (
     TABLE_CODES,
@@ -84,6 +85,8 @@ def as_function(r: Reader, v: Value) -> Function:
     if isinstance(v, Integers):
         if v.graph_input:
             raise unknown_range(v.name)
+        if r.builder.types[v.name].dtype not in ("int8", "int32"):
+            return as_function(r, as_integers(r, v))
         name = v.name
         if r.builder.types[name].dtype == "int32":  # masks and flags: what matters lies within 8 bits
             name = r.builder.emit("cast", [name], offset=0, dtype="int8")
@@ -99,6 +102,8 @@ def as_integers(r: Reader, v: Value) -> Value:
     """An integer tensor as numbers of scale 1, saturated to 16 bits; other values as they are."""
     if not isinstance(v, Integers) or v.graph_input:
         return v
+    if r.builder.types[v.name].dtype not in ("int8", "int16", "int32"):
+        v = within(r, v, *RANGES["int16"], "int16")
     dtype = r.builder.types[v.name].dtype
     name = r.builder.emit("cast", [v.name], offset=0, dtype="int16") if dtype == "int32" else v.name
     info = np.iinfo(r.builder.types[name].dtype)
@@ -109,6 +114,8 @@ def integers_on(r: Reader, v: Integers, grid: Grid) -> Quantized:
     """An integer tensor on a grid: through 16 bits where that holds the grid's range, else as it is."""
     ends = [(code - grid.zero_point) * grid.scale for code in (grid.lo, grid.hi)]
     low, high = RANGES["int16"]
+    if r.builder.types[v.name].dtype in ("uint32", "int64", "uint64"):
+        v = within(r, v, *RANGES["int32"], "int32")
     if r.builder.types[v.name].dtype != "int32" or (low <= min(ends) and max(ends) <= high):
         return r.make.quantize(as_integers(r, v), grid)
 
@@ -214,10 +221,10 @@ def astype(r: Reader, call: Any, args: list[Any]) -> Value:
     v, dtype = args[0], str(call.attrs.dtype)
     if isinstance(v, Real):
         return Real(v.values.astype(dtype), v.step)
-    if isinstance(v, Integers):
-        return v
     if dtype == "bool":
         return apply(r, lambda x: (x != 0).astype(np.float64), v)
+    if isinstance(v, Integers):
+        return in_type(r, v, dtype) if "int" in dtype else v
     if "int" in dtype and isinstance(v, Function):
         return apply(r, np.trunc, v)
     return v

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.functions import as_function, as_integers
+from qcompile.passes.integerize.functions import as_function
 from qcompile.passes.integerize.movement import cut, reshape_value, shape_after
 from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
-from qcompile.passes.integerize.reader import Reader, handles, is_whole, shape_of, whole_grid
+from qcompile.passes.integerize.reader import Reader, handles, is_whole, shape_of
+from qcompile.passes.integerize.resample import taken
 from qcompile.passes.integerize.softmax import keep_tensor, masked_scores
 from qcompile.passes.integerize.values import (
     Function,
@@ -21,6 +22,7 @@ from qcompile.passes.integerize.values import (
     symmetric_grid,
     value_range,
 )
+from qcompile.passes.integerize.whole import chosen_integers, dtype_of, integers_of, whole_type
 from qcompile.targets.errors import CompileError
 
 
@@ -43,11 +45,12 @@ def take(r: Reader, call: Any, args: list[Any]) -> Value:
             begin[axis], end[axis] = int(flat[0]), int(flat[-1]) + 1
             part = cut(r, v, begin, end, [1] * len(v.shape), shape_after(v.shape, axis, flat.size))
             return part if part.shape == shape else reshape_value(r, part, shape)
+        if i.ndim == 1:
+            return taken(r, v, i, axis)
         ids = r.builder.constant(i.astype(np.int32), "indices")
     else:
         if isinstance(indices, Function | Quantized) and is_whole(call.args[1]):
-            indices = r.whole_numbers(indices)
-            indices = Integers(indices.name, indices.axes, indices.shape)
+            indices = integers_of(r, indices, dtype_of(call.args[1]))
         if isinstance(indices, Function | Quantized):
             raise CompileError("the indices of a Gather are computed from float values; that has no integer form")
         ids = r.make.physical(indices.name, indices.axes, identity(len(indices.shape)))
@@ -121,6 +124,8 @@ def where(r: Reader, call: Any, args: list[Any]) -> Value:
         chosen = a if condition.values.all() else b
         if chosen.shape == shape:
             return chosen
+    if whole_type(call):
+        return chosen_integers(r, keep_tensor(r, condition), *(integers_of(r, v, dtype_of(call)) for v in (a, b)))
     if isinstance(a, Real) and isinstance(b, Real) and a.values.size == 1 and b.values.size == 1:
         x, y = a.values.ravel()[0], b.values.ravel()[0]
         f = as_function(r, condition)
@@ -129,9 +134,6 @@ def where(r: Reader, call: Any, args: list[Any]) -> Value:
     if masked is not None:
         return masked
     grid = r.upcoming_grid(r.call_var)
-    if is_whole(call):
-        a, b = (as_integers(r, v) for v in (a, b))
-        grid = whole_grid()
     if grid is None:
         (al, ah), (bl, bh) = value_range(a), value_range(b)
         grid = symmetric_grid(min(al, bl), max(ah, bh))

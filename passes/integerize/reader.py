@@ -151,10 +151,8 @@ class Reader:
         stored = {"float32": "int8", "float16": "int8", "float64": "int8", "int64": "int32", "bool": "int8"}.get(
             dtype, dtype
         )
-        if stored not in ("int8", "uint8", "int16", "int32"):
-            raise CompileError(
-                f"input {name} has type {dtype}; inputs are float, int8, uint8, int16, int32, int64 or bool"
-            )
+        if stored not in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64"):
+            raise CompileError(f"input {name} has type {dtype}; inputs are float, integers of 8 to 64 bits, or bool")
         if dtype.startswith("float"):
             return Integers(name, identity(len(shape)), shape, graph_input=True)  # typed by its first QuantizeLinear
         self.builder.input(name, Type(shape, stored))

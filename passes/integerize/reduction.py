@@ -1,4 +1,4 @@
-"""Pooling, means, sums, maxima, resizing."""
+"""Pooling, means, sums, maxima."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import dyadic
 from qcompile.kernels.ops.linear import conv_output_size
-from qcompile.passes.integerize.movement import shape_after
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.values import (
     Accumulator,
@@ -221,75 +220,3 @@ def maximum(r: Reader, call: Any, args: list[Any]) -> Value:
 def argmax(r: Reader, call: Any, args: list[Any]) -> Value:
     _, name, layout = _extreme(r, call, args, "argmax", minimum=call.op.name == "relax.argmin", last=False)
     return Integers(name, layout, shape_of(call))
-
-
-# ---- resizing --------------------------------------------------------------------------------------------------------
-def source_positions(out: int, size: int, mode: str) -> np.ndarray:
-    """Where each output index lies in the input (ONNX Resize, coordinate_transformation_mode), in input pixels."""
-    i = np.arange(out, dtype=np.float64)
-    scale = out / size
-    if mode == "asymmetric":
-        return i / scale
-    if mode == "align_corners":
-        return i * (size - 1) / max(out - 1, 1)
-    if mode == "pytorch_half_pixel" and out == 1:
-        return np.zeros(1)
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (i + 0.5) / scale - 0.5
-    raise CompileError(f"Resize with coordinate mode {mode} is not supported")
-
-
-NEAREST = {
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round": lambda x: np.floor(x + 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "": lambda x: np.ceil(x - 0.5),
-}
-
-
-@handles("relax.image.resize2d")
-def resize(r: Reader, call: Any, args: list[Any]) -> Value:
-    a, out = call.attrs, shape_of(call)
-    v = r.settled(args[0], r.call_var)
-    x = r.make.settle(v)
-    method, mode = str(a.method), str(a.coordinate_transformation_mode)
-    positions = [source_positions(out[2 + i], x.shape[2 + i], mode) for i in range(2)]
-    if method == "nearest_neighbor":
-        x = r.make.relayout(x, (0, 3, 1, 2))
-        for i, p in enumerate(positions):
-            index = np.clip(NEAREST[str(a.rounding_method)](np.round(p, 9)), 0, x.shape[2 + i] - 1).astype(np.int32)
-            if not np.array_equal(index, np.arange(x.shape[2 + i])):
-                shape = shape_after(x.shape, 2 + i, len(index))
-                x = replace(
-                    x,
-                    name=r.builder.emit("take", [x.name, r.builder.constant(index, "indices")], axis=1 + i),
-                    shape=shape,
-                )
-        return x
-    if method != "linear":
-        raise CompileError(f"Resize with mode {method} is not supported; use nearest or linear")
-    x = r.make.relayout(x, (0, 3, 1, 2))
-    taps = []
-    for i, p in enumerate(positions):
-        p = np.clip(p, 0, x.shape[2 + i] - 1)
-        low = np.floor(p).astype(np.int32)
-        high = np.minimum(low + 1, x.shape[2 + i] - 1)
-        w = np.rint((p - low) * 128).astype(np.int32)
-        taps.append((np.stack([low, high]).astype(np.int32), np.stack([128 - w, w]).astype(np.int32)))
-    constants = [r.builder.constant(t, "taps") for pair in taps for t in pair]
-
-    def make(grid: Grid) -> str:
-        d = dyadic(float(x.scale) / (1 << 14) / grid.scale, x.magnitude << 14)
-        return r.builder.emit(
-            "resize_linear",
-            [x.name, *constants],
-            x_zero_point=x.zero_point,
-            multiplier=int(d.multiplier[0]),
-            shift=d.shift,
-            pre=d.pre,
-            **grid.attrs(),
-        )
-
-    return Deferred(make, x.axes, out, *x.range())

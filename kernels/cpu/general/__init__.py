@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from qcompile.kernels.cpu.general import attention, elementwise, movement, norm, pool, recurrent, reduce, softmax, table
+from qcompile.kernels.cpu.general import (
+    attention,
+    elementwise,
+    movement,
+    norm,
+    pool,
+    recurrent,
+    reduce,
+    softmax,
+    table,
+    whole,
+)
 from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
-for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table):
+for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole):
     LOWERINGS |= _family.LOWERINGS
 
 __all__ = ["LOWERINGS"]

@@ -240,17 +240,19 @@ def lower_sum_pool2d(ctx: NodeContext) -> list[KernelCall]:
     ]
 
 
+FEW = 4  # taps that are written out
 RESIZE = ("images", "h", "w", "c", "oh", "ow")
 BOUNDS = ("x_zero_point", "multiplier", "shift", "pre", "zero_point", "qmin", "qmax")
 
 
 def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
-    """Four weighted pixels for each vector of channels; rows, columns and weights come as tables."""
+    """A few weighted pixels for each vector of channels; rows, columns and weights come as tables."""
     isa, a = get_isa(ctx.target), ctx.node.attrs
     x, *tables = ctx.node.inputs
     type_, out = ctx.types[x], ctx.out
     n, h, w, c = type_.shape
     _, oh, ow, _ = out.shape
+    taps = [ctx.types[t].shape[0] for t in tables[::2]]
     fixed, parallel = static(c, LANES), n * oh > 1 and out.size >= PARALLEL_WORK
 
     def body(
@@ -265,19 +267,41 @@ def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
         size, number = dict(zip(RESIZE, rest)), dict(zip(BOUNDS, rest[len(RESIZE) :]))
         with loop(bind(size["images"] * size["oh"]), parallel) as line:
             image, i = bind(T.truncdiv(line, size["oh"])), bind(T.truncmod(line, size["oh"]))
-            starts = [bind((image * size["h"] + rows.load(k * size["oh"] + i)) * size["w"]) for k in range(2)]
-            upper = [bind(row_weights.load(k * size["oh"] + i)) for k in range(2)]
+
+            def row(k: Expr | int) -> tuple[Expr, Expr]:
+                start = bind((image * size["h"] + rows.load(k * size["oh"] + i)) * size["w"])
+                return start, bind(row_weights.load(k * size["oh"] + i))
+
+            few = [row(k) for k in range(taps[0])] if taps[0] <= FEW else []
             with T.serial(0, size["ow"]) as j:
-                lefts = [bind(columns.load(k * size["ow"] + j)) for k in range(2)]
-                weights = [bind(column_weights.load(k * size["ow"] + j)) for k in range(2)]
+
+                def column(k: Expr | int) -> tuple[Expr, Expr]:
+                    return bind(columns.load(k * size["ow"] + j)), bind(column_weights.load(k * size["ow"] + j))
+
+                beside = [column(k) for k in range(taps[1])] if taps[1] <= FEW else []
 
                 def vector(channel: Expr) -> None:
                     zero = splat(number["x_zero_point"], "int32", LANES)
-                    acc = splat(0, "int32", LANES)
-                    for r in range(2):
-                        for s in range(2):
-                            pixel = widen(x.load(bind((starts[r] + lefts[s]) * size["c"] + channel), LANES)) - zero
-                            acc = acc + pixel * splat(bind(upper[r] * weights[s]), "int32", LANES)
+                    total = local(LANES, "int32")
+                    total.store(0, splat(0, "int32", LANES))
+
+                    def tap(start: Expr, upper: Expr, left: Expr, weight: Expr) -> None:
+                        pixel = widen(x.load(bind((start + left) * size["c"] + channel), LANES)) - zero
+                        total.store(0, total.load(0, LANES) + pixel * splat(bind(upper * weight), "int32", LANES))
+
+                    def line_of(start: Expr, upper: Expr) -> None:
+                        for left, weight in beside:
+                            tap(start, upper, left, weight)
+                        if not beside:
+                            with T.serial(0, taps[1]) as k:
+                                tap(start, upper, *column(k))
+
+                    for start, upper in few:
+                        line_of(start, upper)
+                    if not few:
+                        with T.serial(0, taps[0]) as k:
+                            line_of(*row(k))
+                    acc = bind(total.load(0, LANES))
                     acc = T.shift_left(acc, splat(number["pre"], "int32", LANES))
                     acc = isa.rescale(bind(acc), splat(number["multiplier"], "int32", LANES), number["shift"])
                     result = isa.saturate(acc, number["zero_point"], number["qmin"], number["qmax"], out.dtype)
@@ -298,7 +322,7 @@ def lower_resize_linear(ctx: NodeContext) -> list[KernelCall]:
     constants = [Constant(np.ascontiguousarray(ctx.constants[t]).astype(np.int32)) for t in tables]
     return [
         KernelCall(
-            kernel("resize_linear", (isa, fixed, parallel), parameters, body),
+            kernel("resize_linear", (isa, *taps, fixed, parallel), parameters, body),
             (operand(ctx, x), Buffer(ctx.node.name), *constants, n, h, w, c, oh, ow, *(int(a[b]) for b in BOUNDS)),
         )
     ]

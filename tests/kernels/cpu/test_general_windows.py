@@ -104,6 +104,16 @@ def cases(rng):
             {f"z{i}": edge_array(rng, (2, h, w, c), dtype)},
             tables,
         )
+    for i, (rows, columns, c) in enumerate([(4, 4, 5), (7, 1, 40), (3, 6, 16)]):  # of any number of taps
+        tables = {}
+        for axis, taps, n, m in (("rows", rows, 6, 9), ("columns", columns, 8, 5)):
+            tables[f"{axis}t{i}"] = rng.integers(0, n, (taps, m)).astype(np.int32)
+            tables[f"{axis}_weights_t{i}"] = rng.integers(-200, 500, (taps, m)).astype(np.int32)
+        yield Case(
+            node(f"taps_{i}", "resize_linear", [f"zt{i}", *tables], attrs),
+            {f"zt{i}": edge_array(rng, (2, 6, 8, c), "int8")},
+            tables,
+        )
 
 
 def test_windows(target, tmp_path):
