@@ -219,6 +219,19 @@ def _hull(node: Node, intervals: list[Interval], constants: list[np.ndarray | No
     return min(i[0] for i in intervals), max(i[1] for i in intervals)
 
 
+def _scattered(
+    node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]
+) -> Interval:
+    if node.attrs["reduction"] in ("none", "max", "min"):
+        return _hull(node, [intervals[0], intervals[2]], constants, types)
+    if node.attrs["reduction"] == "mul":
+        return RANGES[types[0].dtype]  # it wraps
+    count, (low, high) = types[1].size, intervals[2]
+    low, high = intervals[0][0] + min(low, 0) * count, intervals[0][1] + max(high, 0) * count
+    least, most = RANGES[types[0].dtype]
+    return (low, high) if least <= low and high <= most else (least, most)
+
+
 def _first(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
     return intervals[0]
 
@@ -261,6 +274,8 @@ RULES: dict[str, Rule] = {
     "where": lambda n, i, c, t: _hull(n, i[1:], c, t),
     "pad": _pad,
     "cast": _cast,
+    "scatter": _scattered,
+    "top_k": lambda n, i, c, t: (0, t[0].shape[1] - 1),
     "argmax": lambda n, i, c, t: (0, t[0].shape[1] - 1),
     "softmax": lambda n, i, c, t: _clamped(n),
     "log_softmax": lambda n, i, c, t: _clamped(n),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, helper
 from qcompile.frontend.einsum import expand_einsum
 from qcompile.frontend.fuse_norms import RMS_OPSET
 from qcompile.frontend.graph import Graph, attribute, set_attribute
@@ -120,13 +120,14 @@ def _space_to_depth(graph: Graph, node: NodeProto) -> None:
 def _trilu(graph: Graph, node: NodeProto) -> None:
     k = graph.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else np.array(0)
     shape = graph.shape(node.input[0])
-    if k is None or shape is None or not graph.is_float(node.input[0]):
+    if k is None or shape is None or node.input[0] not in graph.dtypes:
         return
     ones, at = np.ones(shape[-2:], bool), int(k.reshape(-1)[0])
     kept = graph.constant(
         f"{node.output[0]}_kept", np.triu(ones, at) if attribute(node, "upper", 1) else np.tril(ones, at)
     )
-    graph.replace(node, "Where", [kept, node.input[0], _float(graph, node, 0.0, "zero")])
+    zero = np.zeros((), helper.tensor_dtype_to_np_dtype(graph.dtypes[node.input[0]]))
+    graph.replace(node, "Where", [kept, node.input[0], graph.constant(f"{node.output[0]}_zero", zero)])
 
 
 def _cum_sum(graph: Graph, node: NodeProto) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 from unittest import mock
 
 import onnx
-from qcompile.importer import converters, recurrent, resize, windows
+from qcompile.importer import converters, recurrent, resize, selection, windows
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-CONVERTERS = {
-    c.__name__: c for c in (*converters.OPERATORS, *windows.OPERATORS, *resize.OPERATORS, *recurrent.OPERATORS)
-}
+FAMILIES = (converters, windows, resize, selection, recurrent)
+CONVERTERS = {c.__name__: c for family in FAMILIES for c in family.OPERATORS}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ def _axes(shape: list[int], inputs: Any, attr: dict) -> dict[int, Axis]:
     }
 
 
+COUNTING = ("align_corners", "tf_crop_and_resize")  # positions depend on the size of the result
+
+
 class Resize(Converter):
     """source.resample(x, numbers and weights of each axis); see importer.resampling."""
 
@@ -44,6 +47,11 @@ class Resize(Converter):
         method, mode = text(attr, "mode", "nearest"), text(attr, "coordinate_transformation_mode", "half_pixel")
         tables, axes, inside, out = [], [], np.ones([1] * len(shape), bool), list(shape)
         for a, axis in sorted(_axes(shape, inputs, attr).items()):
+            if mode in COUNTING and abs(axis.scale * axis.size - axis.out) > 1e-3:
+                raise ValueError(
+                    f"Resize of an axis of {axis.size} by {axis.scale:.4g} with {mode}: ONNX and ONNX Runtime differ "
+                    "where that is no whole size; give sizes"
+                )
             numbers, weights = taps(
                 axis,
                 method,

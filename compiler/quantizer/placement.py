@@ -56,11 +56,14 @@ MOVERS = {  # op type: indices of the data inputs; None means all
             "ReduceMin",
             "Trilu",
             "ReverseSequence",
+            "TopK",
         ),
         (0,),
     ),
     "Concat": None,
     "Where": (1, 2),
+    "ScatterElements": (0, 2),
+    "ScatterND": (0, 2),
 }
 WIDE_TABLE_FLOOR = {"Gelu": -6.0, "Mul": -12.0, "Mish": -12.0}  # below, the activation is zero to 16 bits
 
@@ -94,7 +97,7 @@ def mover_inputs(node: NodeProto) -> list[int]:
     """Indices of the inputs a data movement op passes on; empty for other ops."""
     if node.op_type == "Resize" and attribute(node, "mode", "nearest") == "nearest":
         return [0]
-    if node.op_type not in MOVERS:
+    if node.op_type not in MOVERS or attribute(node, "reduction", "none") != "none":
         return []
     return list(range(len(node.input)) if MOVERS[node.op_type] is None else MOVERS[node.op_type])
 

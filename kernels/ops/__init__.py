@@ -7,6 +7,7 @@ from qcompile.kernels.ops import (  # noqa: F401
     pool,
     recurrent,
     reduce,
+    selection,
     softmax,
     whole,
 )

@@ -71,3 +71,20 @@ def in_type(r: Reader, v: Integers, dtype: str) -> Integers:
     if _fits(found, dtype):
         return v
     return combine(r, "add", v, constant(r, np.array(0), r.builder.types[v.name].dtype), dtype)
+
+
+def same_type(r: Reader, *values: Integers) -> list[Integers]:
+    """Integers in one type that holds all of them."""
+    types = {r.builder.types[v.name].dtype for v in values}
+    if len(types) == 1:
+        return list(values)
+    wide, zero = computed_in(*types), r.builder.constant(np.zeros((), np.int8), "integers")
+    made = []
+    for v in values:
+        name = laid_out(r, v)
+        if r.builder.types[name].dtype != wide:
+            wider = r.builder.emit("whole", [name, zero], function="add", dtype=wide)
+            r.builder.intervals[wider] = interval(r, name)
+            name = wider
+        made.append(Integers(name, identity(len(v.shape)), v.shape))
+    return made

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
-from qcompile.kernels.ops.whole import FUNCTIONS, computed_in
+from qcompile.kernels.ops.whole import FUNCTIONS
 from qcompile.passes.integerize.functions import apply
-from qcompile.passes.integerize.integers import combine, constant, interval, laid_out, within
+from qcompile.passes.integerize.integers import combine, constant, interval, laid_out, same_type, within
 from qcompile.passes.integerize.reader import HANDLERS, Reader, handles, is_whole
 from qcompile.passes.integerize.values import Accumulator, Function, Integers, Quantized, Real, Value, identity
 from qcompile.targets.errors import CompileError
@@ -55,14 +55,7 @@ def computed(r: Reader, function: str, call: Any, args: list[Any]) -> Value:
 
 def chosen_integers(r: Reader, condition: str, a: Integers, b: Integers) -> Integers:
     """condition ? a : b, in the wider of their types."""
-    names = [laid_out(r, v) for v in (a, b)]
-    types = [r.builder.types[n].dtype for n in names]
-    if len(set(types)) > 1:
-        wide, zero = computed_in(*types), r.builder.constant(np.array(0, np.int8), "integers")
-        names = [
-            n if t == wide else r.builder.emit("whole", [n, zero], function="add", dtype=wide)
-            for n, t in zip(names, types)
-        ]
+    names = [laid_out(r, v) for v in same_type(r, a, b)]
     name = r.builder.emit("where", [condition, *names])
     ranges = [interval(r, n) for n in names]
     r.builder.intervals[name] = min(i[0] for i in ranges), max(i[1] for i in ranges)

@@ -10,6 +10,7 @@ from qcompile.kernels.cpu.general import (
     pool,
     recurrent,
     reduce,
+    selection,
     softmax,
     table,
     whole,
@@ -17,7 +18,7 @@ from qcompile.kernels.cpu.general import (
 from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
-for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole):
+for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole, selection):
     LOWERINGS |= _family.LOWERINGS
 
 __all__ = ["LOWERINGS"]

@@ -1,0 +1,72 @@
+"""Converters of what picks and places elements by number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcompile.importer.converters import Converter, needs_constant, text
+from qcompile.passes.source_ops import source_op
+from tvm import relax
+
+
+def _shape(x: Any) -> list[int]:
+    return [int(i) for i in x.ty.shape]
+
+
+class GatherElements(Converter):
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        x, indices = inputs[0], inputs[1]
+        axis = int(attr.get("axis", 0)) % len(_shape(x))
+        return source_op("gather_elements", [x, indices], _shape(indices), str(x.ty.dtype), axis=axis)
+
+
+class GatherND(Converter):
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        x, indices, batch = inputs[0], inputs[1], int(attr.get("batch_dims", 0))
+        at = _shape(indices)
+        out = [*at[:-1], *_shape(x)[batch + at[-1] :]]
+        return source_op("gather_nd", [x, indices], out, str(x.ty.dtype), batch=batch)
+
+
+class ScatterElements(Converter):
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        x = inputs[0]
+        axis, reduction = int(attr.get("axis", 0)) % len(_shape(x)), text(attr, "reduction", "none")
+        return source_op("scatter_elements", inputs[:3], _shape(x), str(x.ty.dtype), axis=axis, reduction=reduction)
+
+
+class Scatter(ScatterElements):
+    """The operator's name before opset 11."""
+
+
+class ScatterND(Converter):
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        x = inputs[0]
+        return source_op(
+            "scatter_nd", inputs[:3], _shape(x), str(x.ty.dtype), reduction=text(attr, "reduction", "none")
+        )
+
+
+class TopK(Converter):
+    """(values, numbers), sorted whether or not that is asked for."""
+
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        x, k = inputs[0], int(needs_constant(inputs[1], "TopK's k").reshape(-1)[0])
+        out, dtype = _shape(x), str(x.ty.dtype)
+        axis = int(attr.get("axis", -1)) % len(out)
+        if not 0 < k <= out[axis]:
+            raise ValueError(f"TopK of {k} elements of an axis of {out[axis]}")
+        out[axis] = k
+        numbers = bb.emit(
+            source_op("top_k", [x], out, "int64", axis=axis, k=k, largest=int(attr.get("largest", 1)))
+        )
+        values = bb.emit(source_op("gather_elements", [x, numbers], out, dtype, axis=axis))
+        return relax.Tuple([values, numbers])
+
+
+OPERATORS = (GatherElements, GatherND, ScatterElements, Scatter, ScatterND, TopK)

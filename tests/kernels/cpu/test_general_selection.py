@@ -1,0 +1,34 @@
+"""The largest elements of rows and rows written by number, against numpy on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from general_targets import TARGETS, edge_array, node
+from kernel_harness import Case, check_cases
+from qcompile.kernels.ops.selection import REDUCTIONS
+
+
+def cases(rng):
+    for dtype in ("int8", "int16", "int32", "int64"):
+        for i, (rows, n, k) in enumerate([(1, 5, 5), (3, 16, 4), (2, 100, 7), (40, 3, 1)]):
+            x = edge_array(rng, (rows, n), dtype)
+            x[-1] //= np.iinfo(dtype).max // 3  # ties
+            for minimum in (False, True):
+                name = f"top_{dtype}_{i}_{minimum}"
+                yield Case(node(name, "top_k", [f"x_{name}"], {"k": k, "minimum": minimum}), {f"x_{name}": x})
+        for i, reduction in enumerate(REDUCTIONS):
+            name = f"scatter_{dtype}_{reduction}"
+            rows, size, count = ((5, 1, 9), (6, 20, 4), (1, 3, 2))[i % 3]
+            low = 1 << (8 if dtype in ("int32", "int64") else 3)  # sums and products stay within their type
+            data = edge_array(rng, (rows, size), dtype) if reduction in ("none", "max", "min") else None
+            x = rng.integers(-low, low, (rows, size)).astype(dtype) if data is None else data
+            updates = rng.integers(-2, 3, (count, size)).astype(dtype)
+            numbers = rng.integers(-1, rows + 1, count).astype(np.int32)
+            inputs = {f"x_{name}": x, f"n_{name}": numbers, f"u_{name}": updates}
+            yield Case(node(name, "scatter", list(inputs), {"reduction": reduction}), inputs)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_selection(target, tmp_path):
+    check_cases(list(cases(np.random.default_rng(4))), target, tmp_path)
