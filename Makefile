@@ -65,7 +65,7 @@ bench-kernels: setup-test
 
 # ONNX's own node tests: each compiles and agrees, or is refused by name; WORDS="conv pool" takes some (minutes)
 conformance: setup-test
-	$(BIN)/python benchmarks/conformance.py --markdown benchmarks/results/conformance.md $(WORDS)
+	$(BIN)/python benchmarks/conformance.py --markdown benchmarks/results/conformance.md --page docs/operators.md $(WORDS)
 
 # Random graphs against every target and the reference; FUZZ="--graphs 5000 --seed 1 --resume" goes on where it was
 fuzz: setup-test

@@ -1,6 +1,6 @@
 """ONNX's own node tests: each compiles and agrees, or is refused by name; none crashes, hangs or is silently wrong.
 
-conformance.py [--reference] [--json FILE] [--markdown FILE] [--timeout SECONDS] [word ...]
+conformance.py [--reference] [--json FILE] [--markdown FILE] [--page FILE] [--timeout SECONDS] [word ...]
 
 A case is compiled with all its inputs as inputs; where that is refused, with its parameters (shapes, scales, axes, then
 everything but the first input) as constants. Float models are calibrated on the case's own inputs. Float results may
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from operators import page
 
 OUTCOMES = ("agrees", "refused", "wrong", "crashed", "hung", "no numbers")
 FAILURES = ("wrong", "crashed", "hung")
@@ -217,12 +218,14 @@ def _reference(model: Any, feed: dict[str, np.ndarray]) -> tuple[list, dict, dic
     return results, quantized, steps
 
 
-def _real(model: Any, name: str, codes: np.ndarray, scale: float | None, zero: int) -> tuple[np.ndarray, float | None]:
-    """A result as the ONNX model has it: floats, or integers as they are."""
+def _real(model: Any, name: str, codes: np.ndarray, scale: Any, zero: int, axis: int = 0) -> tuple[np.ndarray, Any]:
+    """A result as the ONNX model has it: floats, or integers as they are; and its largest step."""
     output = next(o for o in model.graph.output if o.name == name)
     is_float = output.type.tensor_type.elem_type in (0, 1, 10, 11, 16)
     if is_float and scale is not None:
-        return (codes.astype(np.float64) - zero) * scale, scale
+        along = [-1 if i == axis else 1 for i in range(codes.ndim)]
+        steps = np.asarray(scale).reshape(along if np.size(scale) > 1 else ())
+        return (codes.astype(np.float64) - zero) * steps, float(np.max(scale))
     return codes.astype(np.float64 if is_float else np.int64), scale
 
 
@@ -239,7 +242,7 @@ def _artifact(model: Any, feed: dict[str, np.ndarray]) -> tuple[list, dict, dict
             if i.scale and feed[i.name].dtype.kind == "f":
                 quantized[i.name] = (codes[i.name].astype(np.float64) - i.zero_point) * i.scale
                 steps[i.name] = i.scale
-        results = [_real(model, o.name, outputs[o.name], o.scale, o.zero_point) for o in loaded.outputs]
+        results = [_real(model, o.name, outputs[o.name], o.scale, o.zero_point, o.axis) for o in loaded.outputs]
     return results, quantized, steps
 
 
@@ -358,6 +361,7 @@ def main() -> int:
     parser.add_argument("--reference", action="store_true", help="the numpy meaning instead of machine code")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path, help="write the table there, where all cases ran")
+    parser.add_argument("--page", type=Path, help="write docs/operators.md there, where all cases ran")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one case")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -377,6 +381,8 @@ def main() -> int:
     if options.markdown and not options.words:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(f"{HEADING}\n{report(rows, ops)}")
+    if options.page and not options.words:
+        options.page.write_text(page(rows, ops))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

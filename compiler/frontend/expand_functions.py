@@ -20,6 +20,7 @@ EXPANDED = {
     "CausalConvWithState",
     "Celu",
     "CenterCropPad",
+    "FlexAttention",
     "LinearAttention",
     "MeanVarianceNormalization",
     "NegativeLogLikelihoodLoss",
@@ -34,13 +35,14 @@ EXPANDED = {
     "Swish",
     "ThresholdedRelu",
 }
+DOMAINS = ("", "ai.onnx", "ai.onnx.preview")
 ROUNDS = 8  # bodies may use functions
 
 
 def expand_functions(graph: Graph) -> None:
     """Replace every node of EXPANDED whose schema has a body."""
     for _ in range(ROUNDS):
-        found = [n for n in graph.nodes if n.op_type in EXPANDED and n.domain in ("", "ai.onnx")]
+        found = [n for n in graph.nodes if n.op_type in EXPANDED and n.domain in DOMAINS]
         if not found:
             return
         fold_constants(graph)  # types and constant inputs choose the body
@@ -53,11 +55,16 @@ def expand_functions(graph: Graph) -> None:
             return
 
 
+def _domain(node: NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
 def _body(graph: Graph, node: NodeProto) -> FunctionProto | None:
     """The function that a node stands for, at the newest version that the graph's opset may use."""
-    version = graph.opsets[""]
+    domain = _domain(node)
+    version = graph.opsets[domain]
     try:
-        schema: Any = onnx.defs.get_schema(node.op_type, version, "")  # its type stubs lack the functions
+        schema: Any = onnx.defs.get_schema(node.op_type, version, domain)  # its type stubs lack the functions
     except onnx.defs.SchemaError:
         return None
     # bodies are written for some version of ONNX: the newest not above the graph's
@@ -94,7 +101,8 @@ def inline(graph: Graph, node: NodeProto, body: FunctionProto) -> None:
     names |= {inner: outer for inner, outer in zip(body.output, node.output) if outer}
     given = {a.name: a for a in node.attribute}
     given |= {a.name: a for a in body.attribute_proto if a.name not in given}
-    schema = onnx.defs.get_schema(node.op_type, graph.opsets[""], "") if not node.domain else None
+    domain = _domain(node)
+    schema = onnx.defs.get_schema(node.op_type, graph.opsets[domain], domain) if node.domain in DOMAINS else None
     for name, spec in schema.attributes.items() if schema is not None else ():
         if name not in given and spec.default_value.name:
             given[name] = spec.default_value

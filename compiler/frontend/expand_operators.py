@@ -14,6 +14,8 @@ from qcompile.frontend.fuse_norms import RMS_OPSET
 from qcompile.frontend.graph import Graph, attribute, set_attribute
 from qcompile.frontend.scatter import gather_elements, gather_nd, scatter_elements, scatter_nd
 from qcompile.frontend.shapes import infer_shapes
+from qcompile.frontend.spectra import expand_dft, expand_stft
+from qcompile.frontend.volumes import expand_conv, expand_pool
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN"}
 LOWEST = -1e30  # for -inf: a few of them added stay finite, and exp of it is 0
@@ -22,7 +24,8 @@ LOWEST = -1e30  # for -inf: a few of them added stay finite, and exp of it is 0
 def expand_operators(graph: Graph) -> None:
     """Rewrite every node of TABLE whose input shapes and parameters are known."""
     for node in list(graph.nodes):
-        rewrite = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        table = VOLUMES if graph.rank(node.input[0] if node.input else "") == 5 and node.op_type in VOLUMES else TABLE
+        rewrite = table.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rewrite is None or graph.producer(node.output[0]) is not node:
             continue
         if graph.shape(node.input[0]) is None:
@@ -297,6 +300,7 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "ArgMax": _last_of_equals,
     "ArgMin": _last_of_equals,
     "CumSum": _cum_sum,
+    "DFT": expand_dft,
     "Einsum": expand_einsum,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
@@ -309,9 +313,11 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceProd": _reduce_prod,
     "ReverseSequence": _reverse_sequence,
+    "STFT": expand_stft,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Trilu": _trilu,
 }
+VOLUMES = {"AveragePool": expand_pool, "Conv": expand_conv, "MaxPool": expand_pool}  # over three axes

@@ -111,6 +111,7 @@ def normalise_graph(
     expand_dynamic(graph, notes)
     expand_dynamic_lstm(graph, notes)
     expand_functions(graph)
+    _resolve_control_flow(graph)  # of the functions' bodies
     widen_types(graph)
     fuse_fake_quantize(graph)
     if not is_quantized(graph):

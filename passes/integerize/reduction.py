@@ -162,6 +162,14 @@ def _axes(call: Any, rank: int) -> list[int]:
     return sorted({i % rank for i in values})
 
 
+def _counts(r: Reader, v: Value) -> Quantized | None:
+    """A function whose values are few whole numbers, as those: their sums are counts, which may be divided by."""
+    if not isinstance(v, Function) or not np.isfinite(v.values).all() or (v.values % 1).any():
+        return None
+    low, high = int(v.values.min()), int(v.values.max())
+    return r.make.quantize(v, Grid(1.0, 0, "int8", low, high)) if -128 <= low <= high <= 127 else None
+
+
 @handles("relax.mean", "relax.sum")
 def mean(r: Reader, call: Any, args: list[Any]) -> Value:
     v, out, rank = args[0], shape_of(call), len(shape_of(call.args[0]))
@@ -172,7 +180,7 @@ def mean(r: Reader, call: Any, args: list[Any]) -> Value:
         from qcompile.passes.integerize.functions import as_function
 
         v = as_function(r, v).source
-    q = r.make.settle(r.settled(v, None))
+    q = _counts(r, v) or r.make.settle(r.settled(v, None))
     name, kept = _block(r, q, axes)
     count = int(np.prod([q.shape[a] for a in axes]))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from general_targets import TARGETS, edge_array, node
+from general_arrays import edge_array, node
 from kernel_harness import Case, check_cases
 from qcompile.kernels.ops.selection import REDUCTIONS
 
@@ -29,6 +28,5 @@ def cases(rng):
             yield Case(node(name, "scatter", list(inputs), {"reduction": reduction}), inputs)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_selection(target, tmp_path):
     check_cases(list(cases(np.random.default_rng(4))), target, tmp_path)
