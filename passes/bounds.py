@@ -281,7 +281,7 @@ RULES: dict[str, Rule] = {
     "log_softmax": lambda n, i, c, t: _clamped(n),
     "layer_norm": _layer_norm,
     "resize_linear": _resized,
-    "whole": lambda n, i, c, t: wrapped_interval(n.attrs["function"], *i, n.attrs["dtype"]),
+    "whole": lambda n, i, c, t: wrapped_interval(n.attrs["function"], i[0], i[1], n.attrs["dtype"]),
     **dict.fromkeys(("reshape", "transpose", "slice", "broadcast", "take", "max_pool2d", "reduce_max"), _first),
 }
 

@@ -117,13 +117,13 @@ def scatter(r: Reader, call: Any, args: list[Any]) -> Value:
     else:
         numbers, size = element_places(r, indices, shape, int(call.attrs["axis"])), 1
     if whole_type(call):
-        a, b = (integers_of(r, v, dtype_of(call)) for v in (data, updates))
-        return _scattered(r, *same_type(r, a, b), numbers, size, reduction)
+        old, new = same_type(r, *(integers_of(r, v, dtype_of(call)) for v in (data, updates)))
+        return _scattered(r, old, new, numbers, size, reduction)
     if reduction == "mul":
         raise CompileError(f"{call.op.name.removeprefix('source.')} with reduction mul has no integer form for floats")
     if isinstance(data, Integers) or isinstance(updates, Integers):  # truth values
-        a, b = (integers_of(r, v, "bool") for v in (data, updates))
-        return _scattered(r, a, b, numbers, size, reduction)
+        old, new = (integers_of(r, v, "bool") for v in (data, updates))
+        return _scattered(r, old, new, numbers, size, reduction)
     grid = r.upcoming_grid(r.call_var) if reduction != "add" else None
     if grid is None:
         ranges = [value_range(v) for v in (data, updates)]
@@ -153,7 +153,7 @@ def _summed(r: Reader, a: Quantized, b: Quantized, numbers: Integers, size: int,
     if bound > INT32_MAX:
         raise CompileError(f"{count} sums into one element may leave 32 bits; scatter fewer rows at a time")
     wide = [replace(v, name=r.builder.emit("cast", [v.name], offset=-v.zero_point, dtype="int32")) for v in (a, b)]
-    y = _scattered(r, *wide, numbers, size, "add")
+    y = _scattered(r, wide[0], wide[1], numbers, size, "add")
     return Accumulator(lambda _: y.name, y.axes, y.shape, grid.scale, bound, r.where)
 
 

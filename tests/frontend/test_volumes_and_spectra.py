@@ -32,7 +32,8 @@ def test_pools_over_three_axes(op, attrs):
     [
         (4, {}),
         (2, {"group": 2, "strides": [2, 1, 1], "pads": [1, 0, 1, 1, 1, 0]}),
-        (4, {"dilations": [2, 1, 2], "auto_pad": "SAME_LOWER"}),
+        (4, {"dilations": [2, 1, 2], "pads": [2, 1, 0, 1, 0, 2]}),
+        (4, {"auto_pad": "SAME_LOWER"}),
     ],
 )
 def test_convolutions_over_three_axes(channels, attrs):

@@ -22,12 +22,13 @@ SIZES = ((5, 8, 1.7), (8, 5, 0.64), (6, 3, 0.5), (4, 8, 2.0), (7, 1, 0.2), (3, 3
 NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
-def reference(x, scale, roi, **attrs):
-    names = ["x", "roi" if roi is not None else "", "scales"]
+def reference(x, scale, size, roi, **attrs):
+    """By the scale, or by the size where that is given."""
+    names = ["x", "roi" if roi is not None else "", "" if size else "scales", *(["sizes"] if size else [])]
     given = {"roi": np.asarray(roi, np.float32)} if roi is not None else {}
-    feed = {"x": x, "scales": np.array([scale], np.float32), **given}
+    feed = {"x": x, **given, **({"sizes": np.array([size])} if size else {"scales": np.array([scale], np.float32)})}
     node = helper.make_node("Resize", names, ["y"], axes=[0], **attrs)
-    inputs = [helper.make_tensor_value_info(n, 1, v.shape) for n, v in feed.items()]
+    inputs = [helper.make_tensor_value_info(n, 7 if n == "sizes" else 1, v.shape) for n, v in feed.items()]
     graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", 1, None)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     return ReferenceEvaluator(model).run(None, feed)[0]
@@ -42,11 +43,12 @@ def resized(x, axis, *args):
 def test_every_mode(mode):
     rng = np.random.default_rng(5)
     for size, out, scale in SIZES:
+        wanted = None
         if mode in ("pytorch_half_pixel", "align_corners", "tf_crop_and_resize"):
-            scale = out / size  # the reference takes size * scale for the number of elements where they are counted
+            scale, wanted = out / size, out  # the reference takes size * scale for the number of elements
         x = rng.standard_normal(size).astype(np.float32)
         begin, end = (0.2, 0.9) if mode == "tf_crop_and_resize" else (0.0, 1.0)
-        axis = Axis(size, out, float(np.float32(scale)), begin, end)
+        axis = Axis(size, out, scale if wanted else float(np.float32(scale)), begin, end)
         roi = [begin, end] if mode == "tf_crop_and_resize" else None
         for method, antialias, exclude in itertools.product(("linear", "cubic"), (False, True), (False, True)):
             if antialias and (mode != "half_pixel" or scale >= 1):
@@ -58,11 +60,11 @@ def test_every_mode(mode):
                 "exclude_outside": int(exclude),
                 "cubic_coeff_a": -0.5,
             }
-            want = reference(x, scale, roi, **attrs)
+            want = reference(x, scale, wanted, roi, **attrs)
             got = resized(x, axis, method, mode, "floor", -0.5, antialias, exclude)
             np.testing.assert_allclose(got, want, atol=2e-5, err_msg=f"{size} to {out}, {attrs}")
         for nearest in NEAREST:
             attrs = {"mode": "nearest", "coordinate_transformation_mode": mode, "nearest_mode": nearest}
-            want = reference(x, scale, roi, **attrs)
+            want = reference(x, scale, wanted, roi, **attrs)
             got = resized(x, axis, "nearest", mode, nearest, -0.75, False, False)
             np.testing.assert_allclose(got, want, err_msg=f"{size} to {out}, {attrs}")

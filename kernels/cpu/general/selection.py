@@ -18,9 +18,8 @@ from qcompile.kernels.cpu.general.common import (
 from qcompile.kernels.cpu.general.moves import move
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
-from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, KernelCall, NodeContext
 
-LANES = 16
 NONE = 2**31 - 1
 
 
@@ -28,41 +27,42 @@ def after(x: Pointer, start: Expr, count: Expr, minimum: bool, best: Pointer, nu
     """The element that follows, in falling order and then by number, the one whose value and number are in `best` and
     `number`: both are replaced. Where none follows, the number becomes NONE."""
     dtype, better = x.dtype, T.min if minimum else T.max
+    lanes = min(16, SLACK_BYTES // np.dtype(dtype).itemsize)  # a partial vector is read whole
     worst = RANGES[dtype][1 if minimum else 0]
-    old_value, old_number = (bind(splat(bind(p.load(0)), p.dtype, LANES)) for p in (best, number))
+    old_value, old_number = (bind(splat(bind(p.load(0)), p.dtype, lanes)) for p in (best, number))
 
     def follows(at: Expr) -> tuple[Expr, Expr, Expr]:
-        value = bind(x.load(start + at, LANES))
-        place = bind(lane_numbers(LANES) + splat(at, "int32", LANES))
+        value = bind(x.load(start + at, lanes))
+        place = bind(lane_numbers(lanes) + splat(at, "int32", lanes))
         behind = value > old_value if minimum else value < old_value
         return value, place, T.Or(behind, T.And(value == old_value, place > old_number))
 
     def walk(visit) -> None:  # type: ignore[no-untyped-def]
-        with exact_vectors(count, LANES) as at:
+        with exact_vectors(count, lanes) as at:
             visit(at, None)
-        visit(*rest(count, LANES))
+        visit(*rest(count, lanes))
 
-    top, first = local(LANES, dtype), local(LANES, "int32")
-    top.store(0, splat(worst, dtype, LANES))
-    first.store(0, splat(NONE, "int32", LANES))
+    top, first = local(lanes, dtype), local(lanes, "int32")
+    top.store(0, splat(worst, dtype, lanes))
+    first.store(0, splat(NONE, "int32", lanes))
 
     def largest(at: Expr, exists: Expr | None) -> None:
         value, _, open_ = follows(at)
         open_ = open_ if exists is None else T.And(open_, exists)
-        top.store(0, better(top.load(0, LANES), select(open_, value, splat(worst, dtype, LANES))))
+        top.store(0, better(top.load(0, lanes), select(open_, value, splat(worst, dtype, lanes))))
 
     walk(largest)
-    found = bind(splat(across(top.load(0, LANES), better), dtype, LANES))
+    found = bind(splat(across(top.load(0, lanes), better), dtype, lanes))
 
     def lowest(at: Expr, exists: Expr | None) -> None:
         value, place, open_ = follows(at)
         open_ = T.And(open_, value == found)
         open_ = open_ if exists is None else T.And(open_, exists)
-        first.store(0, T.min(first.load(0, LANES), select(open_, place, splat(NONE, "int32", LANES))))
+        first.store(0, T.min(first.load(0, lanes), select(open_, place, splat(NONE, "int32", lanes))))
 
     walk(lowest)
-    number.store(0, across(first.load(0, LANES), T.min))
-    best.store(0, across(top.load(0, LANES), better))
+    number.store(0, across(first.load(0, lanes), T.min))
+    best.store(0, across(top.load(0, lanes), better))
 
 
 def begin(dtype: str, minimum: bool) -> tuple[Pointer, Pointer]:
