@@ -22,6 +22,7 @@ from qcompile.passes.integerize.values import (
     Sum,
     Value,
     Weights,
+    identity,
     symmetric_grid,
     value_range,
 )
