@@ -13,8 +13,7 @@ from fuzz.check import AGREES, LOW, REFUSED
 from fuzz.workers import run_cases
 
 FOLDER = Path(__file__).parent
-LEAST_DB = {  # outputs whose ratio of signal to noise was once too small
-}
+LEAST_DB = {"s30036": 35.0, "s30226": 40.0}  # graphs whose ratio of signal to noise was once too small
 
 
 @pytest.mark.filterwarnings("ignore:This process")  # it forks
