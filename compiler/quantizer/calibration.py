@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper
 from qcompile.frontend.graph import Graph
+from qcompile.quantizer.outliers import without_wild
 from qcompile.quantizer.synthetic import synthetic_samples
 from qcompile.targets.errors import CompileError
 
@@ -66,7 +67,8 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
     samples = [_checked(feed, wanted, i) for i, feed in enumerate(feeds)]
     if not samples:
         raise CompileError("calibration: no samples; give at least one, some tens are better")
-    return Calibration(samples)
+    notes: list[str] = []
+    return Calibration(without_wild(samples, notes), notes)
 
 
 def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
