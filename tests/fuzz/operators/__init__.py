@@ -27,6 +27,7 @@ MODULES = (
     "products",
     "rows",
     "windows",
+    "spectra",
     "moves",
     "integers",
     "codes",
