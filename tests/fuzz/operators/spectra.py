@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from fuzz.build import Build
 from fuzz.operators import draws
 
