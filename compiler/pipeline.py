@@ -16,6 +16,7 @@ from qcompile.codegen import generate
 from qcompile.defects import reports_defects
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
 from qcompile.frontend.fixed_inputs import fix_inputs
+from qcompile.frontend.precision import declared_types
 from qcompile.frontend.recurrent import RECURRENT
 from qcompile.frontend.states import declare_states
 from qcompile.frontend.states import states as declared_states
@@ -43,6 +44,7 @@ from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
 from qcompile.quantizer.agreement import noisy_outputs, output_agreement, worth_measuring
 from qcompile.quantizer.float_inputs import quantize_inputs
+from qcompile.quantizer.pixels import fold_pixels
 from qcompile.quantizer.prepare import prepare
 from qcompile.statistics import macs
 from qcompile.targets import CompileError, Target, get_target
@@ -110,8 +112,10 @@ def compile(
     clock.start("read")
     graph = Graph(load_model(model))
     fix_inputs(graph, constants or {})
+    declared = declared_types(graph)
     normalise_graph(graph, dict(shapes or {}), notes)
     declare_states(graph, states or {})
+    plain = _plain_inputs(graph)
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
     plan, noise, agreement = Plan(), None, dict[str, float]()
@@ -126,6 +130,7 @@ def compile(
     imported = import_onnx(qdq)
     clock.start("integerize")
     reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx, notes, pairs))
+    reference.info["inputs"] = {n: s for n, s in reference.info.get("inputs", {}).items() if n not in plain}
     check(reference, "integerize")
     prove_bounds(reference)
     clock.start("lower")
@@ -151,7 +156,7 @@ def compile(
         code.objects,
         code.weights,
         code.arena_bytes,
-        *_borders(reference),
+        *_borders(reference, declared),
         macs=macs(reference),
         extra={
             "bits": plan.label,
@@ -197,6 +202,7 @@ def _quantize(
         )
     data = load_calibration(calibration, graph)
     prepare(graph)
+    fold_pixels(graph, data.samples)
     plan = make_plan(graph, data, request, options, target, notes)
     if str(plan.label) != "8" and any(n.op_type in RECURRENT for n in graph.nodes):
         notes.append("LSTM, GRU and RNN keep 8-bit weights")
@@ -225,14 +231,24 @@ def _serialised(model: onnx.ModelProto) -> bytes:
         raise CompileError("the quantized model is larger than the 2 GB that an ONNX file may have; split it") from e
 
 
-def _borders(program: Program) -> tuple[list[TensorInfo], list[TensorInfo]]:
+def _plain_inputs(graph: Graph) -> set[str]:
+    """Inputs of integers that the model does not dequantize: a scale that they get inside is no concern of callers."""
+    if any(n.op_type == "DequantizeLinear" and n.input[0] not in graph.constants for n in graph.nodes):
+        return set()
+    return {v.name for v in graph.inputs if not graph.is_float(v.name)}
+
+
+def _borders(program: Program, declared: Mapping[str, str]) -> tuple[list[TensorInfo], list[TensorInfo]]:
     types = program.types()
     scales = program.info.get("inputs", {})
-    inputs = [TensorInfo(n, t.dtype, t.shape, *(scales.get(n) or (None, 0))) for n, t in program.inputs.items()]
-    outputs = []
+    inputs, outputs = [], []
+    for name, t in program.inputs.items():
+        scale, zero_point = scales.get(name) or (None, 0)
+        inputs.append(TensorInfo(name, t.dtype, t.shape, scale, zero_point, declared=declared.get(name, "")))
     for tensor, name in zip(program.outputs, program.info["output_names"]):
-        grid = program.info["outputs"].get(name) or (None, 0)
-        outputs.append(TensorInfo(name, types[tensor].dtype, types[tensor].shape, *grid))
+        t, grid = types[tensor], program.info["outputs"].get(name) or (None, 0)
+        scale, zero_point, axis = (*grid, 0)[:3]
+        outputs.append(TensorInfo(name, t.dtype, t.shape, scale, zero_point, axis, declared.get(name, "")))
     return inputs, outputs
 
 

@@ -46,7 +46,8 @@ def _weighted(node: Node, intervals: list[Interval], constants: list[np.ndarray 
     """conv2d, dense: the exact extremes of each output channel; a tap may also see padding, which is 0."""
     weight, bias = constants[1], constants[2]
     assert weight is not None and bias is not None
-    low, high = _shift(intervals[0], node.attrs["x_zero_point"])
+    zeros = np.atleast_1d(node.attrs["x_zero_point"])
+    low, high = intervals[0][0] - int(zeros.max()), intervals[0][1] - int(zeros.min())
     if any(node.attrs.get("pads", ())):
         low, high = min(low, 0), max(high, 0)
     w = weight.reshape(len(weight), -1).astype(np.int64)
@@ -144,6 +145,15 @@ def _add_residual_low(
 
 def _bias_add(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
     low, high = intervals[0][0] + intervals[1][0], intervals[0][1] + intervals[1][1]
+    _fits(node, "the sum", low, high)
+    return low, high
+
+
+def _add_sums(node: Node, intervals: list[Interval], constants: list[np.ndarray | None], types: list[Type]) -> Interval:
+    factor = constants[2]
+    assert factor is not None
+    terms = _product(intervals[1], (int(factor.min(initial=0)), int(factor.max(initial=0))))
+    low, high = intervals[0][0] + terms[0], intervals[0][1] + terms[1]
     _fits(node, "the sum", low, high)
     return low, high
 
@@ -264,6 +274,7 @@ RULES: dict[str, Rule] = {
     "add_residual_word": _rescaled_word,
     "add_residual_low": _add_residual_low,
     "bias_add": _bias_add,
+    "add_sums": _add_sums,
     "lut": _lut,
     "interpolate": _interpolate,
     "sum_pool2d": _window_sum,

@@ -49,6 +49,8 @@ def _wanted(reader: Node, name: str) -> tuple[int, int, int, int, int] | None:
     head = steps[0]
     if head.op != "conv2d" or uses != 1 or head.inputs[0] != name or not any(head.attrs["pads"]):
         return None
+    if isinstance(head.attrs["x_zero_point"], list):
+        return None
     return (*head.attrs["pads"], head.attrs["x_zero_point"])
 
 

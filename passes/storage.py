@@ -64,7 +64,8 @@ def unsigned_activations(program: Program) -> Program:
                 inputs.append(as_unsigned(name))
                 for key in (f"{argument}_zero_point", "first", "value"):
                     if key in attrs:
-                        attrs[key] += OFFSET
+                        old = attrs[key]
+                        attrs[key] = [z + OFFSET for z in old] if isinstance(old, list) else old + OFFSET
                 if node.op == "cast":
                     attrs["offset"] -= OFFSET
         if types[node.name].dtype == "int8":
@@ -75,6 +76,10 @@ def unsigned_activations(program: Program) -> Program:
                 attrs["dtype"] = "uint8"
             if node.op == "cast":
                 attrs["offset"] += OFFSET
+            if node.op == "cast" and attrs["offset"] == 0 and types[node.inputs[0]].dtype == "uint8":
+                shifted[node.name] = node.inputs[0]  # the bytes of an input without sign, as they came
+                flipped.add(node.name)
+                continue
             new = replace(node, name=f"{node.name}_u8", inputs=tuple(inputs), attrs=attrs)
             shifted[node.name] = new.name
             flipped.add(node.name)

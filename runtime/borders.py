@@ -2,7 +2,7 @@
 
 import numpy as np
 from qcompile.runtime.errors import ArtifactError
-from qcompile.runtime.manifest import Tensor
+from qcompile.runtime.manifest import FLOATS, Tensor
 
 
 def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
@@ -21,10 +21,14 @@ def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def dequantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
-    """scale * (values - zero_point) as float32; integers as they are where the tensor has no scale."""
+    """What the model itself returns: scale * (values - zero_point) in the declared float type, float32 where there is
+    none; integers in the declared integer type, codes too."""
+    if tensor.declared and tensor.declared not in FLOATS:
+        return values.astype(tensor.declared)
     if tensor.scale is None:
         return values
-    return (values.astype(np.int64) - tensor.zero_point).astype(np.float32) * _along_axis(tensor)
+    real = (values.astype(np.int64) - tensor.zero_point).astype(np.float32) * _along_axis(tensor)
+    return real.astype(tensor.declared) if tensor.declared in ("float16", "float64") else real
 
 
 def as_integers(tensor: Tensor, values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 from qcompile.runtime.errors import ArtifactError
 
 ABI_VERSION = 1
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DECLARED = (*FLOATS, "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 MANIFEST = "manifest.json"
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 # what is known only when the library has been linked; all else goes into the hash that the library holds
@@ -25,7 +27,10 @@ _MOST_BYTES = 1 << 40
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output; real = scale * (q - zero_point), ``scale`` None for plain integers."""
+    """One input or output; real = scale * (q - zero_point), ``scale`` None for plain integers.
+
+    ``declared`` is the type that the model gives it; without one, float32 where it has a scale, else ``dtype``.
+    """
 
     name: str
     dtype: str
@@ -33,6 +38,7 @@ class Tensor:
     scale: float | list[float] | None
     zero_point: int
     axis: int = 0
+    declared: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,10 @@ def _states(pairs: list[Any], inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
 
 def _tensor(entry: dict[str, Any]) -> Tensor:
     name, dtype, shape, scale, zero_point = (entry[k] for k in ("name", "dtype", "shape", "scale", "zero_point"))
-    tensor = Tensor(name, dtype, tuple(shape), scale, zero_point, entry.get("axis", 0))
+    tensor = Tensor(name, dtype, tuple(shape), scale, zero_point, entry.get("axis", 0), entry.get("declared", ""))
     whole = [zero_point, tensor.axis, *shape]
+    if tensor.declared not in ("", *DECLARED):
+        raise ValueError(f"type {tensor.declared!r} of {name!r}")
     if not isinstance(name, str) or dtype not in DTYPES or not all(type(n) is int for n in whole):
         raise ValueError(f"tensor {entry}")
     if not all(n > 0 for n in shape) or math.prod(shape) > _MOST_BYTES:

@@ -37,7 +37,8 @@ class TensorInfo:
     """One input or output: ``dtype`` a numpy integer name, ``shape`` fixed sizes, real = scale * (q - zero_point).
 
     ``scale`` is None for plain integers (ids, masks, labels), a float for the whole tensor, or a list of one float
-    per index of ``axis``.
+    per index of ``axis``. ``declared`` is the type that the model gives it, which the loader takes and returns: of
+    floats, or of integers that ``dtype`` holds.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TensorInfo:
     scale: float | list[float] | None = None
     zero_point: int = 0
     axis: int = 0
+    declared: str = ""
 
     @property
     def scales(self) -> list[float]:
@@ -59,6 +61,7 @@ class TensorInfo:
         scale = self.scales if isinstance(self.scale, list | tuple) else self.scale and float(self.scale)
         entry: dict[str, object] = {"name": self.name, "dtype": self.dtype, "shape": [int(n) for n in self.shape],
                                     "scale": scale, "zero_point": int(self.zero_point)}
+        entry |= {"declared": self.declared} if self.declared else {}
         return {**entry, "axis": self.axis} if isinstance(scale, list) else entry
 
 

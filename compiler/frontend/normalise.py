@@ -16,6 +16,7 @@ from qcompile.frontend.expand_norms import expand_group_norm
 from qcompile.frontend.expand_operators import expand_operators, finite_masks
 from qcompile.frontend.fake_quantize import fuse_fake_quantize
 from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
+from qcompile.frontend.fold_pads import fold_pads
 from qcompile.frontend.fold_scales import (
     batch_norm_to_affine,
     fold_before_conv,
@@ -68,6 +69,7 @@ PASSES = [
     batch_norm_to_affine,  # BatchNormalization: Mul and Add
     fold_into_linear,  # Mul, Add after a layer: its weights and bias
     fold_before_conv,  # Mul, Add before a convolution: its weights and bias
+    fold_pads,  # Pad of zeros before a convolution: its pads
     hoist_matmul_factors,  # scalar factors of attention operands: behind the MatMul
     merge_scalar_factors,  # factors of factors
 ]

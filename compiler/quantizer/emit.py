@@ -11,6 +11,7 @@ from qcompile.frontend.blocks import stored_codes
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
 from qcompile.quantizer.options import QuantizeOptions
+from qcompile.quantizer.pixels import given_quantization
 from qcompile.quantizer.placement import LINEAR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.weights import QuantizedWeight, bias_shift, channel_axis, input_importance, quantize_weight
 
@@ -109,6 +110,9 @@ class Emitter:
         """The pairs of one tensor by kind; an 8-bit pair beside a 16-bit one reads the 16-bit value."""
         made: dict[str, str] = {}
         for kind in (k for k in ORDER if k in kinds):
+            if kind == "i8" and given_quantization(self.graph, tensor) == self._quantization(tensor, kind):
+                made[kind] = tensor
+                continue
             suffix = "" if len(kinds) == 1 else f"_{kind}"
             source = made.get("i16", tensor) if kind == "i8" else tensor
             made[kind] = self._pair(source, tensor + suffix, tensor, self._quantization(tensor, kind))

@@ -146,7 +146,8 @@ class Placer:
         for node in self.graph.nodes:
             data = [i for i in node.input if i and i not in self.graph.constants]
             table = node.op_type == "Gather" and self.graph.is_float(node.input[0])
-            if data and all(i in exact for i in data) and not table and node.op_type not in LINEAR:
+            numbers = node.op_type in LINEAR | {"DequantizeLinear"}
+            if data and all(i in exact for i in data) and not table and not numbers:
                 exact.update(o for o in node.output if o not in self.graph.numbers)
         return exact
 
@@ -304,6 +305,8 @@ class Placer:
         op, name = node.op_type, node.input[i]
         if op in RECURRENT:
             return RECURRENT_KINDS.get(i)
+        if op == "QuantizeLinear":
+            return None
         if op in LINEAR:
             return "i8" if i < 2 else None
         if op in NORMS:

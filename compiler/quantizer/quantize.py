@@ -32,6 +32,7 @@ from qcompile.quantizer.integer_inputs import find_numbers
 from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.outputs import cut_outputs, join_outputs
+from qcompile.quantizer.pixels import fold_pixels, given_quantization
 from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer, is_bias_add, mover_inputs
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
@@ -72,6 +73,7 @@ def quantize_graph(
     notes.extend(data.notes)
     samples = data.spaced(options.max_samples)
     prepare(graph)
+    fold_pixels(graph, samples)
     find_numbers(graph, data, samples, set(Placer(graph, options.wide_streams).score_inputs()))
     layers = find_layers(graph)
     bits = options.bits or {}
@@ -244,7 +246,10 @@ def _quantizations(
         for name in members:
             merged.merge(histograms[name])
         makers = [graph.producer(n) for n in members]
-        if members[0] in tables:
+        given = given_quantization(graph, members[0]) if key[1] == "i8" and len(members) == 1 else None
+        if given is not None:
+            result[key] = given
+        elif members[0] in tables:
             bits = 16 if key[1] == "i16" else 8
             result[key] = Quantization(
                 float(tables[members[0]].scale), 0, bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

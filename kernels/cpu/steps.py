@@ -255,4 +255,5 @@ STEPS: dict[str, Rule] = {
     "interpolate": Rule(_interpolate_scalars, _interpolate),
     "cast": Rule(_cast_scalars, _cast),
     "bias_add": Rule(_numbers(), lambda e, x, bias: widen(x) + widen(bias)),
+    "add_sums": Rule(_numbers(), lambda e, x, sums, factor: widen(x) + widen(sums) * factor),
 }

@@ -238,6 +238,21 @@ class BiasAdd:
         return checked_int32(x.astype(np.int64) + bias, "bias_add")
 
 
+@integer_op("add_sums", parameters=("factor",), elementwise=True)
+class AddSums:
+    """y = x + sums * factor, int32: what a zero point of weights adds to a layer's sums x, from sums of its inputs.
+
+    x int32 [..., C], sums int32 broadcastable to x ([..., 1], or one for each of x), factor int32 [C] or [1]. Fits
+    int32 (proved).
+    """
+
+    def infer(x, sums, factor):
+        return Type(x.shape, "int32")
+
+    def evaluate(x, sums, factor):
+        return checked_int32(x.astype(np.int64) + sums.astype(np.int64) * factor, "add_sums")
+
+
 @integer_op("where")
 class Where:
     """y = condition ? x : r, all broadcast as in numpy; condition int8 (non-zero is true), x and r of the same dtype

@@ -26,7 +26,8 @@ def windows(x: np.ndarray, kernel, strides, dilations, pads, fill) -> np.ndarray
 class Conv2d:
     """acc[n,oh,ow,o] = bias[o] + sum (x - x_zero_point) * weight; padding counts as x_zero_point.
 
-    x int8|uint8 [N,H,W,C], weight int8 [O,KH,KW,C/groups] in [-127,127], bias int32 [O] -> int32 [N,OH,OW,O].
+    x_zero_point: one number, or a list of one for each channel of x (images whose channels have means of their own).
+    x int8|uint8 [N,H,W,C], weight int8 [O,KH,KW,C/groups], bias int32 [O] -> int32 [N,OH,OW,O].
     pads = [top, left, bottom, right]. groups == C with one filter per channel is a depthwise convolution.
     """
 
@@ -45,7 +46,7 @@ class Conv2d:
 
     def evaluate(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
         o, kh, kw, cg = weight.shape
-        v = windows(x.astype(np.int32) - x_zero_point, (kh, kw), strides, dilations, pads, 0)
+        v = windows(x.astype(np.int32) - np.asarray(x_zero_point, np.int32), (kh, kw), strides, dilations, pads, 0)
         n, oh, ow = v.shape[:3]
         if cg == 1 and groups == o:
             acc = np.einsum("nhwcij,cij->nhwc", v.astype(np.float64), weight[..., 0].astype(np.float64), optimize=True)
@@ -60,7 +61,7 @@ class Conv2d:
 class Dense:
     """acc[..., n] = bias[n] + sum_k (x[..., k] - x_zero_point) * weight[n, k].
 
-    x int8|uint8 [..., K], weight int8 [N, K] in [-127,127], bias int32 [N] -> int32 [..., N].
+    x int8|uint8 [..., K], weight int8 [N, K], bias int32 [N] -> int32 [..., N].
     """
 
     def infer(x, weight, bias, *, x_zero_point):

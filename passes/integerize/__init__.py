@@ -26,6 +26,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     softmax,
     whole,
 )
+from qcompile.passes.integerize.borders import of_declared_type
 from qcompile.passes.integerize.reader import Reader, is_whole
 from qcompile.passes.integerize.states import settled_state
 from qcompile.passes.integerize.values import Integers, Real, Rows, identity
@@ -60,6 +61,7 @@ def integerize(
     fed = {target: source for source, target in (states or {}).items()}
     for name, value in zip(outputs, results):
         reader.where = f"output {name}"
+        declared = str(reader.type_of(body, len(program.outputs)).ty.dtype)
         if isinstance(value, Real):
             raise CompileError(f"output {name} is a constant; remove it from the model")
         if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
@@ -71,6 +73,9 @@ def integerize(
             value = reader.make.plain(value)
             scales[name] = [float(value.scale), value.zero_point]
         tensor = reader.make.physical(value.name, value.axes, identity(len(value.shape)))
+        tensor, moved = of_declared_type(reader, tensor, declared, name in scales)
+        if name in scales:
+            scales[name][1] += moved
         program.outputs.append(tensor)
     program.info["outputs"] = scales
     program.info["output_names"] = list(outputs)

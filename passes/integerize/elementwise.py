@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, dyadic
+from qcompile.passes.integerize.channels import scaled_channels
 from qcompile.passes.integerize.functions import apply, as_function, as_integers, clamp
 from qcompile.passes.integerize.reader import HANDLERS, Reader, handles
 from qcompile.passes.integerize.values import (
@@ -90,6 +91,7 @@ def plus(r: Reader, a: Value, b: Value) -> Value:
     if isinstance(b, Real):
         if not np.any(b.values) and shape == a.shape:
             return a
+        a = (shape == a.shape and scaled_channels(r, a, b.values)) or a
         if isinstance(a, Accumulator) and a.clamp == NO_CLAMP:
             vector = channel_vector(b.values, a)
             if vector is not None and np.isfinite(vector).all() and shape == a.shape:
@@ -142,6 +144,7 @@ def multiply(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(b, Real) and shape == a.shape:
         if b.values.size == 1:
             return scaled(r, a, float(b.values.ravel()[0]))
+        a = scaled_channels(r, a, b.values) or a
         v = a if isinstance(a, Accumulator | Quantized) else r.make.settle(a)
         vector = channel_vector(b.values, v)
         if vector is not None and vector.size > 1 and np.all(vector != 0):

@@ -85,12 +85,9 @@ def as_function(r: Reader, v: Value) -> Function:
     if isinstance(v, Integers):
         if v.graph_input:
             raise unknown_range(v.name)
-        if r.builder.types[v.name].dtype not in ("int8", "int32"):
+        if r.builder.types[v.name].dtype not in ("int8", "uint8", "int32"):
             return as_function(r, as_integers(r, v))
-        name = v.name
-        if r.builder.types[name].dtype == "int32":  # masks and flags: what matters lies within 8 bits
-            name = r.builder.emit("cast", [name], offset=0, dtype="int8")
-        q = Quantized(name, v.axes, v.shape, 1.0, 0, "int8", -128, 127)
+        q = _byte_numbers(r, v)
     else:
         q = r.make.settle(v)
     if q.hi - q.lo >= TABLE_CODES:
@@ -98,10 +95,22 @@ def as_function(r: Reader, v: Value) -> Function:
     return Function(q, (np.arange(q.lo, q.hi + 1) - q.zero_point) * float(q.scale))
 
 
+def _byte_numbers(r: Reader, v: Integers) -> Quantized:
+    """An integer tensor as numbers of scale 1 and few codes."""
+    dtype = r.builder.types[v.name].dtype
+    if dtype == "int32":  # masks and flags: what matters lies within 8 bits
+        v = replace(v, name=r.builder.emit("cast", [v.name], offset=0, dtype="int8"))
+    name, zero = r.signed(v)
+    info = np.iinfo(r.builder.types[name].dtype)
+    return Quantized(name, v.axes, v.shape, 1.0, zero, str(info.dtype), int(info.min), int(info.max))
+
+
 def as_integers(r: Reader, v: Value) -> Value:
     """An integer tensor as numbers of scale 1, saturated to 16 bits; other values as they are."""
     if not isinstance(v, Integers) or v.graph_input:
         return v
+    if r.builder.types[v.name].dtype == "uint8":
+        return _byte_numbers(r, v)
     if r.builder.types[v.name].dtype not in ("int8", "int16", "int32"):
         v = within(r, v, *RANGES["int16"], "int16")
     dtype = r.builder.types[v.name].dtype
@@ -221,6 +230,9 @@ def astype(r: Reader, call: Any, args: list[Any]) -> Value:
     v, dtype = args[0], str(call.attrs.dtype)
     if isinstance(v, Real):
         return Real(v.values.astype(dtype), v.step)
+    if isinstance(v, Quantized) and v.role == "codes":  # the codes as numbers
+        offset = RANGES[v.dtype][0] - RANGES[str(call.args[0].ty.dtype)][0]
+        return replace(v, scale=1.0, zero_point=offset, role="")
     if dtype == "bool":
         return apply(r, lambda x: (x != 0).astype(np.float64), v)
     if isinstance(v, Integers):

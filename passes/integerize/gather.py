@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.passes.integerize.functions import as_function
+from qcompile.passes.integerize.linear import own_codes
 from qcompile.passes.integerize.movement import cut, reshape_value, shape_after
 from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, nearest_multipliers
 from qcompile.passes.integerize.reader import Reader, handles, is_whole, shape_of
@@ -72,6 +73,9 @@ def _table(r: Reader, v: Real) -> Quantized:
     small multiples of; else 16 bits."""
     if v.step is not None and v.step.size:
         step = np.broadcast_to(v.step, v.shape)
+        bytes_ = own_codes(r, v)
+        if bytes_ is not None:
+            return bytes_
         found = _table_codes(r, v.values, step)
         if found is not None:
             codes, scale = found

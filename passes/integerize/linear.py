@@ -14,19 +14,26 @@ from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weig
 from qcompile.targets.errors import CompileError
 
 LARGEST_CODE = 127
+CODES = 255  # from the smallest to the largest code of 8 bits
 FEW_CODES = 64  # of a layer's data, below which its weights may lie on a finer grid
 MOST_FINER = 18  # codes of 4 bits on the finest grid that int8 has
 LEAST_MULTIPLIER = 4  # blocks whose multipliers are coarser than this are not worth keeping
 
 
 def weight_codes(
-    values: np.ndarray, step: np.ndarray | None, notes: list[str] | None = None, fine: bool = False
+    values: np.ndarray,
+    step: np.ndarray | None,
+    notes: list[str] | None = None,
+    fine: bool = False,
+    offsets: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Float weights [O, ...] -> (int8 codes in [-127, 127], scale [O]).
+    """Float weights [O, ...] -> (int8 codes, scale [O]); int16 codes, within 255 of each other in a channel, where the
+    model has 8 bits with zero points.
 
     On the model's own grid where that is one step per output channel and fits, or where the steps of a channel's blocks
     are multiples of one (floats that lie on such a grid have it too: fake-quantized weights that an exporter folded);
     else, for blocks of few bits, on the multiples that are nearest to the steps; else per-channel symmetric.
+    offsets: whether codes may be out of the reach of int8; else they are rounded.
     `notes` receives a word where weights are rounded again. fine: codes of few bits are taken so many times, and the
     scale as much smaller, as fits: a bias is rounded to whole sums, which beside data of few bits are coarse.
     """
@@ -42,10 +49,16 @@ def weight_codes(
         codes = np.rint(flat / column)
         largest = max(codes.max(), -codes.min())
         if largest > LARGEST_CODE:
-            codes, column = _narrowed(flat, codes, column)
-            if notes is not None:
-                notes.append(f"weights with codes up to {largest:.0f} from their zero point are rounded to 8 bits")
-        elif fine:
+            kept = np.ptp(codes, axis=1, keepdims=True) <= CODES if offsets else np.zeros((len(codes), 1), bool)
+            kept = (kept & (np.abs(codes).max(1, keepdims=True) <= CODES)) | _is_int8(codes)
+            if not kept.all():
+                narrow, wide = _narrowed(flat, codes, column)
+                codes, column = np.where(kept, codes, narrow), np.where(kept, column, wide)
+                if notes is not None:
+                    notes.append(f"weights with codes up to {largest:.0f} from their zero point are rounded to 8 bits")
+            dtype = np.int8 if _is_int8(codes).all() else np.int16
+            return codes.astype(dtype).reshape(values.shape), column[:, 0]
+        if fine:
             finer = min(MOST_FINER, int(LARGEST_CODE // max(largest, 1)))
             codes, column = codes * finer, column / finer
         return codes.astype(np.int8).reshape(values.shape), column[:, 0]
@@ -59,6 +72,11 @@ def weight_codes(
     scale = np.abs(flat).max(1, initial=0) / LARGEST_CODE
     scale[scale == 0] = scale[scale > 0].min(initial=1.0)  # channels of zeros
     return np.rint(flat / scale[:, None]).astype(np.int8).reshape(values.shape), scale
+
+
+def _is_int8(codes: np.ndarray) -> np.ndarray:
+    """Whether each row's codes are int8, [N, 1]."""
+    return (codes.min(1, keepdims=True) >= -LARGEST_CODE - 1) & (codes.max(1, keepdims=True) <= LARGEST_CODE)
 
 
 def _narrowed(flat: np.ndarray, codes: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +120,15 @@ def _accumulator_bound(codes: np.ndarray, x: Quantized) -> float:
 
 def coarser(codes: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Weights [O, ...] on steps 2^k[o] times larger."""
-    return np.rint(codes / (2.0**k).reshape(-1, *[1] * (codes.ndim - 1))).astype(np.int8)
+    return np.rint(codes / (2.0**k).reshape(-1, *[1] * (codes.ndim - 1))).astype(codes.dtype)
+
+
+def centred(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 codes [O, ...], int32 offsets [O]) whose sum the codes are; no offset where 8 bits reach."""
+    flat = codes.reshape(len(codes), -1).astype(np.int32)
+    low, high = flat.min(1, initial=0), flat.max(1, initial=0)
+    offset = np.where(low < -LARGEST_CODE - 1, low + LARGEST_CODE + 1, np.where(high > LARGEST_CODE, high - 127, 0))
+    return (flat - offset[:, None]).astype(np.int8).reshape(codes.shape), offset.astype(np.int32)
 
 
 def accumulator(
@@ -115,9 +141,24 @@ def accumulator(
     out: tuple[int, ...],
     takes_bias: bool = True,
     copies: int = 1,
+    groups: int = 1,
 ) -> Accumulator:
-    """The sums of a layer with constant weights; call_op(weight codes, bias) emits it, with `copies` of the biases."""
-    emitter = lambda w: lambda bias: call_op(w, _bias_constant(r, bias, len(w), copies))  # noqa: E731
+    """The sums of a layer with constant weights; call_op(weight codes, bias) emits it, with `copies` of the biases.
+
+    With codes w + z, w int8, it is the sum of x * w, and z times the sum of x: a layer of one output with weights of 1,
+    or with as many as the layer has where `groups` read different channels.
+    """
+
+    def sums(codes: np.ndarray, bias: np.ndarray | None) -> str:
+        w, offset = centred(codes)
+        y = call_op(w, _bias_constant(r, bias, len(w), copies))
+        if not offset.any():
+            return y
+        ones = np.ones_like(w if groups > 1 else w[:1])
+        total = call_op(ones, _bias_constant(r, None, len(ones), copies))
+        return r.builder.emit("add_sums", [y, total, r.builder.constant(offset, "offset")])
+
+    emitter = lambda codes: lambda bias: sums(codes, bias)  # noqa: E731
     return Accumulator(
         emitter(codes),
         axes,
@@ -170,11 +211,11 @@ def conv(r: Reader, call: Any, args: list[Any]) -> Accumulator:
             dilations=dilations,
             pads=pads,
             groups=int(a.groups),
-            x_zero_point=x.zero_point,
+            x_zero_point=x.zeros,
         )
-        return r.builder.emit("reshape", [y], shape=[out[0], out[2], out[1]]) if one_d else y
+        return r.builder.emit("reshape", [y], shape=[out[0], out[2], len(codes)]) if one_d else y
 
-    return accumulator(r, x, codes, scale, call_op, axes, out)
+    return accumulator(r, x, codes, scale, call_op, axes, out, groups=int(a.groups))
 
 
 @handles("relax.nn.conv2d_transpose")
@@ -237,7 +278,7 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
             x_zero_point=x.zero_point,
         )
 
-    return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), out)
+    return accumulator(r, x, codes, scale, call_op, (0, 3, 1, 2), out, groups=groups)
 
 
 def _subpixel(
@@ -245,9 +286,10 @@ def _subpixel(
 ) -> Accumulator:
     """codes int8 [O, C, KH, KW] as the transposed convolution has them; out [N, O, OH, OW]."""
     rows, columns = axes
-    n, o, oh, ow = out
+    n, _, oh, ow = out
 
     def call_op(codes: np.ndarray, bias: str) -> str:
+        o = len(codes)
         weight = r.builder.constant(phase_weights(codes, rows, columns), "weight")
         y = r.builder.emit(
             "conv2d",
@@ -295,10 +337,6 @@ def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
     vector = w.values.ndim == 1
     w = w.map(lambda v: v.reshape(1, -1) if vector else v.T)
     out = shape_of(call)
-    wide = _off_centre(r, w) if not vector and len(out) > 1 else None
-    if wide is not None:
-        # a product of two activations takes zero points on both sides
-        return product(r, r.operand(x, "input"), replace(wide, shape=wide.shape[::-1], axes=(1, 0)), out)
     x = r.make.plain(r.operand(x, "input"))
     codes, scale = weight_codes(w.values, w.step, r.notes, x.hi - x.lo < FEW_CODES)
 
@@ -311,18 +349,10 @@ def _dense(r: Reader, call: Any, x: Any, w: Real) -> Accumulator:
 
 def _constant_operand(r: Reader, v: Real) -> Quantized:
     """A constant as operand of a product: on its own grid where 8 bits hold that, else symmetric over its range."""
-    return _own_codes(r, v) or r.make.quantize(v, symmetric_grid(float(v.values.min()), float(v.values.max()), "int8"))
+    return own_codes(r, v) or r.make.quantize(v, symmetric_grid(float(v.values.min()), float(v.values.max()), "int8"))
 
 
-def _off_centre(r: Reader, w: Real) -> Quantized | None:
-    """Weights [N, K] of one step whose codes fit 8 bits only with a zero point, as such codes; None for others."""
-    if w.step is None or not w.step.size or w.step.min() != w.step.max():
-        return None
-    widest = np.abs(w.values).max(initial=0) / float(w.step.flat[0])
-    return _own_codes(r, w) if np.rint(widest) > LARGEST_CODE else None
-
-
-def _own_codes(r: Reader, v: Real) -> Quantized | None:
+def own_codes(r: Reader, v: Real) -> Quantized | None:
     """A constant of one step as 8-bit codes with a zero point, where they reach."""
     if v.step is None or not v.step.size or v.step.min() != v.step.max():
         return None

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.functions import integers_on
+from qcompile.kernels.arithmetic import RANGES
+from qcompile.passes.integerize.functions import apply, integers_on
 from qcompile.passes.integerize.reader import Reader, grid_of, handles
 from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Rows, Sum, Weights
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
+CONVOLUTIONS = ("relax.nn.conv2d", "relax.nn.conv1d")
 MASK = 1e6  # a scale above this belongs to a mask's lowest numbers
 
 
@@ -27,11 +29,10 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
     if grid is None:
         raise CompileError("activations quantized per channel are not supported; use one scale per activation tensor")
     if isinstance(v, Integers):
-        return (
-            r.quantize_input(v, grid)
-            if v.graph_input
-            else integers_on(r, v, _whole_numbers(grid) or grid)
-        )
+        if v.graph_input:
+            return replace(r.quantize_input(v, grid), role="codes")
+        whole = _whole_numbers(grid)
+        return replace(integers_on(r, v, whole or grid), role="flags" if whole else "codes")
     if isinstance(v, Sum) and grid.scale > MASK and not all(_mask_like(t) for t in (v.a, v.b)):
         raise CompileError(
             "large negative numbers of a mask are added to other numbers before they meet the scores; add them to the "
@@ -39,7 +40,7 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
         )
     if isinstance(v, Weights) and _only_feeds_matmul(r, r.call_var):
         return v  # attention keeps the numerators instead
-    return r.make.quantize(v, grid)
+    return replace(r.make.quantize(v, grid), role="codes")
 
 
 def _check_constant(args: list[Any]) -> None:
@@ -104,22 +105,33 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
             values -= _along(zero, v, call).astype(real)
         values *= scale.astype(real)
         return Real(values, np.abs(scale))
-    if isinstance(v, Weights | Function):
+    if isinstance(v, Weights):
         return v
-    if scale.size != 1:
+    if isinstance(v, Function):
+        return apply(r, lambda x: (x - float(zero.flat[0])) * float(scale.flat[0]), v)
+    if (scale != scale.flat[0]).any():
         return _per_index(r, v, scale, zero, call)
-    s = float(scale.ravel()[0])
+    s, z = float(scale.flat[0]), int(zero.flat[0])
+    zeros = _channel_zeros(r, call, zero)
     if isinstance(v, Quantized):
-        return replace(v, clamp=NO_CLAMP)  # quantize and dequantize carry the same parameters
-    dtype = r.builder.types[v.name].dtype
+        if v.role == "flags":
+            return replace(v, role="", clamp=NO_CLAMP)
+        if v.role == "codes":
+            offset = RANGES[str(call.args[0].ty.dtype)][0] - RANGES[v.dtype][0]
+        else:  # the integers themselves
+            offset = -v.zero_point
+        zeros = tuple(i - offset for i in zeros)
+        return replace(v, clamp=NO_CLAMP, scale=s, zero_point=z - offset, channel_zeros=zeros, role="")
+    dtype = r.builder.types[v.name].dtype.removeprefix("u")
     if dtype not in ("int8", "int16"):
         raise CompileError(f"DequantizeLinear of {dtype} is not supported; use 8 or 16 bits")
-    info, z = np.iinfo(dtype), int(zero.ravel()[0])
-    if v.root:
+    if v.root and not zeros:
         r.builder.program.info.setdefault("inputs", {})[v.root] = [s, z]
-    if str(call.args[0].ty.dtype) == "uint8":
-        z -= 128
-    return Quantized(v.name, v.axes, v.shape, s, z, dtype, int(info.min), int(info.max))
+    name, offset = r.signed(v)
+    zeros = tuple(i + offset for i in zeros)
+    info = np.iinfo(dtype)
+    ends = int(info.min), int(info.max)
+    return Quantized(name, v.axes, v.shape, s, z + offset, dtype, *ends, channel_zeros=zeros)
 
 
 def _per_index(r: Reader, v: Any, scale: np.ndarray, zero: np.ndarray, call: Any) -> Rows:
@@ -130,5 +142,19 @@ def _per_index(r: Reader, v: Any, scale: np.ndarray, zero: np.ndarray, call: Any
             "activations dequantized per channel are not supported, except for outputs with one zero point; use one "
             "scale per activation tensor"
         )
-    offset = {"uint8": 128, "uint16": 32768}.get(str(call.args[0].ty.dtype), 0)
-    return Rows(v.name, v.axes, v.shape, scale.ravel(), int(zero.flat[0]) - offset, int(call.attrs.axis) % len(v.shape))
+    name, offset = r.signed(v) if isinstance(v, Integers) else (v.name, 0)
+    if isinstance(v, Quantized):
+        offset = -{"uint8": 128, "uint16": 32768}.get(str(call.args[0].ty.dtype), 0)
+    return Rows(name, v.axes, v.shape, scale.ravel(), int(zero.flat[0]) + offset, int(call.attrs.axis) % len(v.shape))
+
+
+def _channel_zeros(r: Reader, call: Any, zero: np.ndarray) -> tuple[int, ...]:
+    """Zero points that differ from channel to channel, for convolutions, whose padding is made of them."""
+    if (zero == zero.flat[0]).all():
+        return ()
+    readers = [b.value for b in r.users.get(r.call_var, [])]
+    layers = [c for c in readers if getattr(getattr(c, "op", None), "name", "") in CONVOLUTIONS]
+    data = all(c.args[0].same_as(r.call_var) for c in layers)
+    if len(layers) != len(readers) or int(call.attrs.axis) != 1 or not data:
+        raise CompileError("activations with zero points per channel are supported as input of a convolution only")
+    return tuple(int(i) for i in zero.ravel())

@@ -156,25 +156,15 @@ class Reader:
         if dtype.startswith("float"):
             return Integers(name, identity(len(shape)), shape, graph_input=True)  # typed by its first QuantizeLinear
         self.builder.input(name, Type(shape, stored))
-        if stored == "uint8" and not self._only_codes(param):
-            number = self.builder.emit("cast", [name], offset=0, dtype="int16")
-            return Integers(number, identity(len(shape)), shape, root=name)
-        if stored == "uint8":
-            return Integers(
-                self.builder.emit("cast", [name], offset=-128, dtype="int8"), identity(len(shape)), shape, root=name
-            )
         return Integers(name, identity(len(shape)), shape, root=name)
 
-    def _only_codes(self, var: Any) -> bool:
-        """Whether an integer tensor is only moved about and dequantized."""
-        for binding in self.users.get(var, []):
-            call = binding.value
-            name = getattr(getattr(call, "op", None), "name", "")
-            if name == "relax.dequantize":
-                continue
-            if not (isinstance(call, relax.TupleGetItem) or name in MOVEMENT) or not self._only_codes(binding.var):
-                return False
-        return True
+    def signed(self, v: Integers) -> tuple[str, int]:
+        """(an integer tensor of 8 or 16 bits in a type with sign, what 0 is in it)."""
+        dtype = self.builder.types[v.name].dtype
+        if dtype not in ("uint8", "uint16"):
+            return v.name, 0
+        offset = RANGES[dtype.removeprefix("u")][0]
+        return self.builder.emit("cast", [v.name], offset=offset, dtype=dtype.removeprefix("u")), offset
 
     def _value(self, expr: Any, var: Any = None) -> Any:
         if isinstance(expr, relax.Var):

@@ -241,7 +241,7 @@ class _Layer:
         """int16 [T, N, gates * H]: the inputs of all steps through their weights, in steps of half a gate's."""
         r, w = self.r, self.given["weight"].map(lambda v: v[0])
         x = r.make.plain(r.operand(self.given["x"], "input"))
-        codes, scale = weight_codes(w.values, w.step)
+        codes, scale = weight_codes(w.values, w.step, r.notes)
         out = (self.steps, self.rows, self.gates * self.units)
 
         def call_op(codes: np.ndarray, bias: str) -> str:
@@ -254,7 +254,7 @@ class _Layer:
     def _recurrent(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
         """Codes int8 [G*H, H], bias and multiplier int32 [G*H], and the numbers of the roundings."""
         w, narrow = self.given["recurrent"].map(lambda v: v[0]), self.narrow
-        codes, scale = weight_codes(w.values, w.step)
+        codes, scale = weight_codes(w.values, w.step, self.r.notes, offsets=False)
         inside = self._biases()[1]
         codes, scale = _coarse_enough(codes, scale, np.abs(inside) / (2.0**BIAS_BITS * narrow.scale))
         sums = scale * narrow.scale

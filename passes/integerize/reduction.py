@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from qcompile.kernels.arithmetic import dyadic
 from qcompile.kernels.ops.linear import conv_output_size
+from qcompile.passes.integerize.functions import as_function
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.values import (
     Accumulator,
@@ -177,8 +178,6 @@ def mean(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(v, Real):
         return Real((v.values.mean if is_mean else v.values.sum)(axis=tuple(axes), keepdims=keep))
     if isinstance(v, Integers):
-        from qcompile.passes.integerize.functions import as_function
-
         v = as_function(r, v).source
     q = _counts(r, v) or r.make.settle(r.settled(v, None))
     name, kept = _block(r, q, axes)

@@ -86,7 +86,11 @@ class Rows:
 
 @dataclass
 class Quantized:
-    """Integers `name` with real = scale * (q - zero_point); scale a number or a vector along the last physical axis."""
+    """Integers `name` with real = scale * (q - zero_point); scale a number or a vector along the last physical axis.
+
+    channel_zeros: a zero point for each index of logical axis 1 instead, which convolutions read. role: "codes" of a
+    QuantizeLinear that are not dequantized yet; "flags" where these are the integers themselves, whatever their scale.
+    """
 
     name: str
     axes: tuple[int, ...]
@@ -97,6 +101,8 @@ class Quantized:
     lo: int
     hi: int
     clamp: tuple[float, float] = NO_CLAMP
+    channel_zeros: tuple[int, ...] = ()
+    role: str = ""
 
     @property
     def per_tensor(self) -> bool:
@@ -105,7 +111,12 @@ class Quantized:
     @property
     def magnitude(self) -> int:
         """Largest |q - zero_point|."""
-        return max(abs(self.lo - self.zero_point), abs(self.hi - self.zero_point))
+        return max(abs(q - z) for q in (self.lo, self.hi) for z in self.channel_zeros or (self.zero_point,))
+
+    @property
+    def zeros(self) -> int | list[int]:
+        """The zero point as an attribute of convolutions."""
+        return list(self.channel_zeros) or self.zero_point
 
     def range(self) -> tuple[float, float]:
         s = np.abs(self.scale).max()

@@ -67,6 +67,7 @@ class Dot:
     begins_at_bias = True  # of those channels
     multiplies_bytes = False  # vectors of bytes, each modulo 256
     part_rows = 0  # pixels whose sums are finished, and begin to be rescaled, before the next ones'; 0: all at once
+    pair = 0  # distance along K of two products that share 16 bits, which two of -128 times -128 overflow; 0: none do
     digits = False  # packed weights are signed digits of 4 bits, a byte two of them
     decode_cycles = 3.0  # to bring one vector of coded weights to a panel of bytes
     unpack_cycles = 1.0  # to a register

@@ -97,12 +97,15 @@ def _whole(load: Expr) -> Expr:
 
 
 class Smull(Dot):
-    """ARMv8.0: smull, smlal, sadalp. Sixteen products in four partial sums of one channel; needs |w| <= 127."""
+    """ARMv8.0: smull, smlal, sadalp. Sixteen products in four partial sums of one channel.
+
+    Two products of -128 and w, -128 and v are at most 128 * 255 in 16 bits unless w = v = -128.
+    """
 
     name = "smull"
     multiplies_bytes = True
     in_order = begins_at_bias = False
-    group = 8
+    group = pair = 8
     unroll = 2
     rate = 0.5
     latency = 2
@@ -139,10 +142,11 @@ class Smull(Dot):
 
 
 class SmullAny(Smull):
-    """For operands down to -128: every product is widened at once."""
+    """For operands that are -128 side by side: every product is widened at once."""
 
     name = "smull_any"
     unroll = 1
+    pair = 0
 
 
 class Smmla(Dot):

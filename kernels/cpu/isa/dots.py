@@ -15,7 +15,7 @@ DOTS: dict[str, tuple[Dot, ...]] = {
     "neon_dotprod": (Sdot(),),
     "neon_i8mm": (Smmla(), Sdot()),
 }
-# both operands are activations, which may be -128
+# both operands may be -128 anywhere
 ACTIVATION_DOTS: dict[str, tuple[Dot, ...]] = DOTS | {"neon": (SmullAny(),)}
 # weights are signed digits of 4 bits
 DIGIT_DOTS: dict[str, tuple[Dot, ...]] = {

@@ -140,7 +140,7 @@ class SdotTaps(TapDot):
 
 
 class SmullTaps(TapDot):
-    """ARMv8.0: two taps in an int16 sum, which |w| <= 127 keeps exact, then widened. Nothing is zipped."""
+    """ARMv8.0: two taps in an int16 sum, exact unless both weights are -128, then widened. Nothing is zipped."""
 
     name = "smull_taps"
     group = 2
@@ -167,6 +167,21 @@ class SmullTaps(TapDot):
                 acc.store(o, acc.load(o, 4) + cast(extract(products, 4 * u, 4), "int32"))
 
 
+class SmullTapsAny(SmullTaps):
+    """Every product is widened at once."""
+
+    name = "smull_any_taps"
+
+    def dots(self, acc, first, zipped, weights):
+        for half in range(2):
+            for t in range(2):
+                at = 2 * half + t
+                products = bind(intrinsic("int16x8", PREFIX + "smull.v8i16", zipped[at], weights[at]))
+                for u in range(2):
+                    o = first + (2 * half + u) * 4
+                    acc.store(o, acc.load(o, 4) + cast(extract(products, 4 * u, 4), "int32"))
+
+
 _VNNI_512, _SDOT = VnniTaps("vnni512_taps", 16, 28, 4), SdotTaps()
 TAP_DOTS: dict[str, TapDot] = {
     "avx512vnni": _VNNI_512,
@@ -177,3 +192,9 @@ TAP_DOTS: dict[str, TapDot] = {
     "neon_dotprod": _SDOT,
     "neon_i8mm": _SDOT,
 }
+
+
+def tap_dot(isa: str, weights: np.ndarray) -> TapDot:
+    """The instructions that are exact for weights int8 [C, ...] of one filter a channel."""
+    dot, lowest = TAP_DOTS[isa], (weights == -128).reshape(len(weights), -1).sum(1)
+    return SmullTapsAny() if isinstance(dot, SmullTaps) and lowest.max(initial=0) > 1 else dot

@@ -8,7 +8,8 @@ import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
 from qcompile.kernels.cpu.codes import UNIT, Code, common_factor, find_code
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
+from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS, DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_codes, pack_weights
@@ -62,7 +63,7 @@ def lower_conv2d(ctx: NodeContext) -> list[KernelCall]:
         raise CompileError(
             f"{head.name}: the convolution's result {list(out.shape)} is empty; its kernel is larger than its input"
         )
-    folded = fold_bias(bias, weight, a["x_zero_point"])
+    folded = fold_bias(bias, weight, a["x_zero_point"], a["groups"])
     if _depthwise(head, x, out):
         return depthwise_calls(chain, Buffer(head.inputs[0]), x, out, weight, folded, a)
     source: Buffer | Workspace = Buffer(head.inputs[0])
@@ -161,7 +162,7 @@ def matrix_calls(
     """
     groups, n, all_runs, run = weights.shape
     factor = common_factor(weights)
-    weights = weights if factor == 1 else weights // np.int8(factor)
+    weights = weights if factor == 1 else (weights.astype(np.int16) // factor).astype(np.int8)
     tiling, packed, sizes, decoded_bytes = plan_weights(target, chain.isa.name, weights, rows, images)
     sizes |= {
         "factor": factor,
@@ -211,7 +212,7 @@ def plan_weights(
     [groups, N of a group, runs, run] times `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
     coded = find_code(weights)
-    tiling = best_tiling(isa, rows, n, run, all_runs, coded.code if coded else None)
+    tiling = best_tiling(isa, rows, n, run, all_runs, coded.code if coded else None, weight_dots(isa, weights))
     decoded_bytes = 0
     if coded and tiling.code:
         packed = np.concatenate([pack_codes(coded.part(g), tiling) for g in range(groups)])
@@ -228,16 +229,32 @@ def plan_weights(
     return tiling, packed, sizes, decoded_bytes
 
 
-def best_tiling(isa: str, rows: int, n: int, run: int, runs: int, code: Code | None) -> Tiling:
-    """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits."""
+def weight_dots(isa: str, weights: np.ndarray) -> tuple[Dot, ...]:
+    """The dot products of an instruction set that are exact for weights int8 [..., run], whatever they multiply."""
+    dots = DOTS[isa]
+    pairs = {dot.pair for dot in dots} - {0}
+    lowest = weights == -128
+    if any((lowest[..., :-pair] & lowest[..., pair:]).any() for pair in pairs):
+        return ACTIVATION_DOTS[isa]
+    return dots
+
+
+def best_tiling(
+    isa: str, rows: int, n: int, run: int, runs: int, code: Code | None, dots: tuple[Dot, ...] = ()
+) -> Tiling:
+    """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits.
+
+    dots: that may be used, those of the instruction set if none are given.
+    """
+    dots = dots or DOTS[isa]
     if code is None:
-        return choose_tiling(DOTS[isa], rows, n, run, runs)
-    choices = [choose_tiling(DOTS[isa], rows, n, run, runs, code=code)]
+        return choose_tiling(dots, rows, n, run, runs)
+    choices = [choose_tiling(dots, rows, n, run, runs, code=code)]
     digits = DIGIT_DOTS[isa] if code.digits else ()
     if digits and not code.group:
         choices.append(choose_tiling(digits, rows, n, run, runs))
-    for dots in (DOTS[isa], digits if code.group else ()):
-        in_order = tuple(dot for dot in dots if dot.in_order)
+    for some in (dots, digits if code.group else ()):
+        in_order = tuple(dot for dot in some if dot.in_order)
         if in_order and runs == 1:
             choices.append(choose_tiling(in_order, rows, n, run, runs, code=code, inline=True))
     return min(choices, key=lambda tiling: tiling.cycles)

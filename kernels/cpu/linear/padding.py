@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, splat
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Kernel, KernelCall, NodeContext, Workspace
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, Kernel, KernelCall, NodeContext, Workspace
 
 CHUNK = 64  # bytes written at a time, where there are so many
 PARALLEL_BYTES = 1 << 16  # of an image whose rows are copied on several threads
@@ -19,10 +21,10 @@ PARALLEL_BYTES = 1 << 16  # of an image whose rows are copied on several threads
 
 @dataclass(frozen=True)
 class Frame:
-    """pads = (top, left, bottom, right) around each image [H, W, C], of the value `fill`."""
+    """pads = (top, left, bottom, right) around each image [H, W, C], of the value `fill`, or one for each channel."""
 
     pads: tuple[int, int, int, int]
-    fill: int
+    fill: int | tuple[int, ...]
 
     def gap(self, channels: int) -> int:
         """Elements between two rows of the image."""
@@ -50,11 +52,11 @@ def split_frame(ctx: NodeContext) -> tuple[NodeContext, Frame | None]:
 
 
 def pad_image(
-    source: Buffer, shape: tuple[int, ...], pads: Sequence[int], fill: int, dtype: str
+    source: Buffer, shape: tuple[int, ...], pads: Sequence[int], fill: int | list[int], dtype: str
 ) -> tuple[Workspace, list[KernelCall]]:
     """The framed image [N, H, W, C] of 8 bits as a workspace, and the calls that fill it."""
     n, h, w, c = shape
-    frame = Frame(tuple(pads), fill)  # type: ignore[arg-type]
+    frame = Frame(tuple(pads), tuple(fill) if isinstance(fill, list) else fill)  # type: ignore[arg-type]
     _, height, width, _ = frame.shape(shape)
     y = Workspace("padded", n * height * width * c + SLACK_BYTES)
     if not frame.gap(c):  # all rows are one
@@ -75,8 +77,11 @@ def fill_margins(y: Buffer | Workspace, shape: tuple[int, ...], frame: Frame, dt
     total = n * height * width * c
     chunk = _chunk(total)
     before, gap, after = frame.first(w, c), frame.gap(c), (bottom * width + right) * c
-    sizes = (n, h - 1, before, w * c, gap, after, total - chunk, frame.fill)
-    return KernelCall(_fill(dtype, chunk), (y, *sizes))
+    sizes = (n, h - 1, before, w * c, gap, after, total - chunk)
+    if isinstance(frame.fill, tuple):
+        repeated = np.resize(np.array(frame.fill, dtype), c + chunk)
+        return KernelCall(_fill(dtype, chunk, channels=True), (y, *sizes, Constant(repeated), c))
+    return KernelCall(_fill(dtype, chunk), (y, *sizes, frame.fill))
 
 
 def _chunk(count: int) -> int:
@@ -99,20 +104,24 @@ def _copy_rows(dtype: str, chunk: int, parallel: bool) -> Kernel:
     return kernel("pad", (chunk, parallel), parameters, body)
 
 
-def _fill(dtype: str, chunk: int) -> Kernel:
-    """The margin before the first row, those between rows, and that after the last; `last`: where a chunk may begin."""
+def _fill(dtype: str, chunk: int, channels: bool = False) -> Kernel:
+    """The margin before the first row, those between rows, and that after the last; `last`: where a chunk may begin.
+
+    fill: their value, or with `channels` those of so many channels, repeated for a chunk more.
+    """
 
     def body(
-        y: Pointer, images: Expr, gaps: Expr, before: Expr, row: Expr, gap: Expr, after: Expr, last: Expr, fill: Expr
+        y: Pointer, images: Expr, gaps: Expr, before: Expr, row: Expr, gap: Expr, after: Expr, last: Expr, *fill: Any
     ) -> None:
-        blank = bind(splat(fill, dtype, chunk))
+        blank = None if channels else bind(splat(fill[0], dtype, chunk))
 
         def chunks(count: Expr) -> Expr:
             return bind(T.truncdiv(count + (chunk - 1), T.int32(chunk)))
 
         def write(at: Expr, count: Expr) -> None:
             with T.serial(0, count) as k:
-                y.store(T.min(at + k * chunk, last), blank)
+                begin = bind(T.min(at + k * chunk, last))
+                y.store(begin, fill[0].load(T.truncmod(begin, fill[1]), chunk) if channels else blank)
 
         counts = [chunks(n) for n in (before, gap, after)]
         image = bind(before + row + gaps * (row + gap) + after)
@@ -123,5 +132,6 @@ def _fill(dtype: str, chunk: int) -> Kernel:
                 write(bind(start + before + row + r * (row + gap)), counts[1])
             write(bind(start + image - after), counts[2])
 
-    numbers = scalars("images", "gaps", "before", "row", "gap", "after", "last", "fill")
-    return kernel("margins", (chunk,), [*pointers(y=dtype), *numbers], body)
+    numbers = scalars("images", "gaps", "before", "row", "gap", "after", "last")
+    filling = [*pointers(fill=dtype), *scalars("channels")] if channels else scalars("fill")
+    return kernel("margins", (chunk, channels), [*pointers(y=dtype), *numbers, *filling], body)
