@@ -28,6 +28,7 @@ from qcompile.frontend.fuse_activations import fuse_activations
 from qcompile.frontend.fuse_norms import fuse_norms
 from qcompile.frontend.fuse_softmax import fuse_softmax
 from qcompile.frontend.graph import Graph
+from qcompile.frontend.hoist_dequantize import hoist_dequantize
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
 from qcompile.frontend.precision import single_precision
@@ -114,6 +115,7 @@ def normalise_graph(
     expand_dynamic_lstm(graph, notes)
     expand_functions(graph)
     _resolve_control_flow(graph)  # of the functions' bodies
+    hoist_dequantize(graph)
     widen_types(graph)
     fuse_fake_quantize(graph)
     if not is_quantized(graph):
