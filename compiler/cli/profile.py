@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qcompile.cli.tables import add_row, new_table, print_tables
 from qcompile.runtime import Model, Tensor
 from qcompile.runtime.native import NativeEngine
-from rich.console import Console
-from rich.table import Table
 
 WARM_UP = 3  # runs that are not counted
 LEAST = 5  # runs, however long they take
 PROGRAM = "program.npz"
+CHANGED = "note: the compiler has changed since the artifact was made; these are the kernels of today"
 
 # What an op without multiply-accumulates is called in the summary
 KINDS = {
@@ -205,33 +205,24 @@ def _outside_matmuls(ops: list[OpTime]) -> float:
 
 def print_profile(report: dict[str, Any], least_share: float = 0.003) -> None:
     """Tables of the ops in order (those of at least `least_share` of the time) and of the kinds."""
-    console = Console() if Console().is_terminal else Console(width=200)
-    table = Table(title=f"time per op, {report['threads']} thread(s), median of {report['runs']} runs: "
-                        f"{report['total_us']:.1f} µs")
-    for heading in ("node", "op", "shapes", "kernel", "µs", "share", "GMAC/s"):
-        table.add_column(heading, justify="right" if heading in ("µs", "share", "GMAC/s") else "left",
-                         no_wrap=heading in ("µs", "share", "GMAC/s"), overflow="ellipsis" if heading == "kernel" else
-                         "fold", max_width=36 if heading in ("node", "kernel") else None)
+    table = new_table("node", "op", "shapes", "kernel", ">µs", ">share", ">GMAC/s",
+                      title=f"time per op, {report['threads']} thread(s), median of {report['runs']} runs: "
+                            f"{report['total_us']:.1f} µs")
     shown = [o for o in report["ops"] if o["share"] >= least_share]
     for o in shown:
-        table.add_row(o["node"], o["op"], o["shapes"], o["kernel"], f"{o['us']:.1f}", f"{o['share']:.1%}",
-                      f"{o['gmacs_per_s']:.0f}" if o["gmacs_per_s"] else "")
+        add_row(table, o["node"], o["op"], o["shapes"], o["kernel"], f"{o['us']:.1f}", f"{o['share']:.1%}",
+                f"{o['gmacs_per_s']:.0f}" if o["gmacs_per_s"] else "")
     if len(shown) < len(report["ops"]):
         rest = sum(o["us"] for o in report["ops"] if o["share"] < least_share)
-        table.add_row(f"{len(report['ops']) - len(shown)} smaller ones", "", "", "", f"{rest:.1f}",
-                      f"{rest / report['total_us']:.1%}", "")
-    console.print(table)
-    kinds = Table(title="by kind of op")
-    for heading in ("kind", "calls", "µs", "share", "GMAC/s"):
-        kinds.add_column(heading, justify="left" if heading == "kind" else "right")
+        add_row(table, f"{len(report['ops']) - len(shown)} smaller ones", "", "", "", f"{rest:.1f}",
+                f"{rest / report['total_us']:.1%}", "")
+    kinds = new_table("kind", ">calls", ">µs", ">share", ">GMAC/s", title="by kind of op")
     for kind, row in report["kinds"].items():
-        kinds.add_row(kind, str(row["calls"]), f"{row['us']:.1f}", f"{row['share']:.1%}",
-                      f"{row['gmacs_per_s']:.0f}" if row["gmacs_per_s"] else "")
-    console.print(kinds)
-    if not report["same_code"]:
-        console.print("note: the compiler has changed since the artifact was made; these are the kernels of today")
-    console.print(f"outside convolutions and products: {report['outside_matmuls']:.1%}"
-                  + (" (attention's products at the dense layers' rate)" if "attention" in report["kinds"] else ""))
+        add_row(kinds, kind, str(row["calls"]), f"{row['us']:.1f}", f"{row['share']:.1%}",
+                f"{row['gmacs_per_s']:.0f}" if row["gmacs_per_s"] else "")
+    rate = " (attention's products at the dense layers' rate)" if "attention" in report["kinds"] else ""
+    print_tables("", table, "", kinds, "", *([] if report["same_code"] else [CHANGED]),
+                 f"outside convolutions and products: {report['outside_matmuls']:.1%}{rate}")
 
 
 __all__ = ["print_profile", "profile"]

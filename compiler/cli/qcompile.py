@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sys
 import warnings
-from dataclasses import fields
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from qcompile.cli.messages import one_line_errors, write_whole
-from qcompile.frontend.fixed_inputs import parse_constants
-from qcompile.frontend.states import parse_states
-from qcompile.quantizer.options import QuantizeOptions
-from qcompile.targets import CompileError, target_names
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from qcompile.files import existing_file
+from qcompile.targets import CompileError, get_target, target_names
 
-TECHNIQUES = [f.name.replace("_", "-") for f in fields(QuantizeOptions) if f.default is True]
+# the switches of QuantizeOptions, whose module is not for --help to import
+TECHNIQUES = ("equalise", "bias-correction", "clip-weights", "wide-streams", "learned-rounding", "error-feedback")
+ONNX_FILE = "give the .onnx file inside it"
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -175,26 +172,21 @@ def main(
     qcompile model.onnx --target arm-a76 --calib calib.npz -o build
     qrun build/model-arm-a76 --input x.npz --output y.npz
     """
+    get_target(target)
+    existing_file(model, folder_hint=ONNX_FILE)
+    if calib is not None:
+        existing_file(calib, "calibration", "give an npz file")
+    sizes = parse_shapes(shapes)
     warnings.simplefilter("ignore")
+    # late: TVM takes seconds, --help and the checks above should not
+    from qcompile.frontend.fixed_inputs import parse_constants
+    from qcompile.frontend.states import parse_states
     from qcompile.mixed import BitsOptions
-    from qcompile.pipeline import STAGES, compile  # late: TVM takes a moment, --help should not
+    from qcompile.pipeline import compile
+    from qcompile.quantizer import QuantizeOptions
 
     switches: dict[str, Any] = {technique.replace("-", "_"): False for technique in without}
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("starting", total=len(STAGES))
-
-        def show(stage: str) -> None:
-            bar.update(task, description=stage, completed=STAGES.index(stage))
-
+    with _progress() as show:
         result = compile(
             model,
             target,
@@ -202,7 +194,7 @@ def main(
             budget=budget,
             calibration=calib,
             output=output,
-            shapes=parse_shapes(shapes),
+            shapes=sizes,
             states=parse_states(state),
             constants=parse_constants(settings),
             name=name,
@@ -221,53 +213,23 @@ def main(
     else:
         if json_file:
             write_whole(Path(json_file), (json.dumps(result.report, indent=2) + "\n").encode())
-        _print_summary(result.report, verbose)
+        from qcompile.cli.summary import print_summary
+
+        print_summary(result.report, verbose)
 
 
-def _print_summary(r: dict[str, Any], verbose: bool) -> None:
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    proof = r["proof"]
-    rows = [
-        ("artifact", r["path"]),
-        ("ops", f"{r['ops']} in {r['kernel_calls']} calls of {r['kernels']} kernels"),
-        ("weights", f"{r['weights_bytes']:,} bytes"),
-        ("code", f"{r['code_bytes']:,} bytes"),
-        ("arena", f"{r['arena_bytes']:,} bytes"),
-        ("MACs", f"{r['macs']:,}"),
-        (
-            "proof",
-            f"{proof['float_instructions']} float instructions in {proof['instructions']:,}, "
-            f"{proof['undefined_symbols']} undefined symbols",
-        ),
-    ]
-    if r["mixed"]:
-        shares = ", ".join(f"{n} {100 * r['mixed'][n]:.1f} %" for n in ("size", "latency", "bops"))
-        rows.insert(
-            1, ("mixed bits", f"{shares} of 8 bits; loses {100 * r['mixed']['measured_loss']:.3g} % of the energy")
-        )
-    if verbose:
-        rows += [(f"time: {k}", f"{v:.2f} s") for k, v in r["seconds"].items()]
-    for label, value in rows:
-        table.add_row(label, str(value))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
-    if verbose and r["layers"]:
-        console.print(_layer_table(r))
-    console.print(table)
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A bar that shows the stage, where a person watches."""
+    from qcompile.pipeline import STAGES
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-
-def _layer_table(r: dict[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("layer", "op", "bits", "bytes", r["time_unit"], "sensitivity", "SNR, dB"):
-        table.add_column(heading, justify="left" if heading in ("layer", "op", "bits") else "right", overflow="fold")
-    for x in r["layers"]:
-        figures = (f"{x['bytes']:,}", _figure(x["time"], ",.1f"), _figure(x["sensitivity"], ".2g"))
-        table.add_row(x["name"], x["op"], x["bits"], *figures, _figure(x["snr_db"], ".1f"))
-    return table
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=len(STAGES))
+        yield lambda stage: bar.update(task, description=stage, completed=STAGES.index(stage))
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from qcompile.frontend.graph import Graph, attribute, dense, label
+from qcompile.frontend.graph import Graph, attribute, dense, label, name_nodes
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.targets.errors import CompileError
 
@@ -109,6 +109,7 @@ def _evaluate(graph: Graph, nodes: list[onnx.NodeProto]) -> dict[str, np.ndarray
         ir_version=10,
         opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
     )
+    name_nodes(model.graph.node)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4

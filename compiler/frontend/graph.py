@@ -43,6 +43,20 @@ def label(node: NodeProto) -> str:
     return f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
 
 
+def name_nodes(nodes: Iterable[NodeProto]) -> None:
+    """Give every node a name of its own: ONNX Runtime refuses models in which two nodes share one, and layers go by
+    name. Those without one, and the later ones of a name, are called after their first output."""
+    used: set[str] = set()
+    for node in nodes:
+        base = next((n for n in (node.name, *node.output) if n and n not in used), node.output[0])
+        name, k = base, 0
+        while name in used:
+            k += 1
+            name = f"{base}_{k}"
+        node.name = name
+        used.add(name)
+
+
 def reads(node: NodeProto) -> list[str]:
     """The tensors that a node reads, those read inside its subgraphs (If, Loop, Scan) included."""
     names = list(node.input)
@@ -327,6 +341,7 @@ class Graph:
             for o in self.outputs
         ]
         graph = helper.make_graph(self.nodes, self.name, self.inputs, outputs, value_info=known)
+        name_nodes(graph.node)
         opsets = [helper.make_opsetid(d, v) for d, v in self.opsets.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="qcompile")
         model.metadata_props.extend(self.metadata)

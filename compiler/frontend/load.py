@@ -11,6 +11,7 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
+from qcompile.files import existing_file
 from qcompile.frontend.control_flow import SEQUENCES
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
@@ -65,10 +66,7 @@ def _with_domains(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    if not path.exists():
-        raise CompileError(f"{path}: no such file")
-    if path.is_dir():
-        raise CompileError(f"{path}: is a folder; give the .onnx file inside it")
+    existing_file(path, folder_hint="give the .onnx file inside it")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError, OSError) as e:

@@ -27,7 +27,7 @@ from qcompile.frontend.fold_scales import (
 from qcompile.frontend.fuse_activations import fuse_activations
 from qcompile.frontend.fuse_norms import fuse_norms
 from qcompile.frontend.fuse_softmax import fuse_softmax
-from qcompile.frontend.graph import Graph
+from qcompile.frontend.graph import Graph, name_nodes
 from qcompile.frontend.hoist_dequantize import hoist_dequantize
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
@@ -131,8 +131,7 @@ def normalise_graph(
     check_supported(graph)
     check_static(graph)
     check_parameters(graph)
-    for node in graph.nodes:
-        node.name = node.name or node.output[0]
+    name_nodes(graph.nodes)
 
 
 def _resolve_control_flow(graph: Graph) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper
+from qcompile.files import existing_file
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.outliers import without_wild
 from qcompile.quantizer.synthetic import synthetic_samples
@@ -72,8 +73,7 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
 
 
 def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
-    if not path.is_file():
-        raise CompileError(f"calibration {path}: no such file")
+    existing_file(path, "calibration", "give an npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}

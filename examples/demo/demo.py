@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import qcompile
-from qcompile.cli.qbench import measure
+from qcompile.cli.timing import measure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

@@ -80,7 +80,7 @@ def test_a_defect_is_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(qcompile.pipeline, "compile", fails)
     monkeypatch.delenv("QCOMPILE_DEBUG", raising=False)
     with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path / "net.onnx")])
+        main([str(save(dense(), tmp_path / "net.onnx"))])
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and message.count("\n") == 1 and "unexpected ZeroDivisionError: by zero" in message
 

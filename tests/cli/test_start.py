@@ -1,0 +1,59 @@
+"""Commands start at once: help and refusals that need no model import nothing of the compiler."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from qcompile.cli.qcompile import TECHNIQUES
+from qcompile.quantizer import QuantizeOptions
+
+HEAVY = {"tvm", "tvm_ffi", "onnx", "onnxruntime", "scipy", "torch", "numpy", "rich", "jinja2"}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "heavy"),
+    [
+        ("qcompile", ["--help"], 0, set()),
+        ("qrun", ["--help"], 0, set()),
+        ("qbench", ["--help"], 0, set()),
+        ("qcompile", ["none.onnx"], 2, set()),
+        ("qcompile", [__file__, "--target", "pdp-11"], 2, set()),
+        ("qcompile", [__file__, "--shapes", "x:axb"], 2, set()),
+        ("qcompile", [__file__, "--calib", "none.npz"], 2, set()),
+        ("qcompile", [__file__, "--frobnicate"], 2, set()),
+        ("qrun", ["none", "--input", "x.npz", "--output", "y.npz"], 2, {"numpy", "rich"}),
+        ("qbench", ["none"], 2, {"numpy", "rich"}),
+    ],
+    ids=lambda v: " ".join(v).replace(__file__, "FILE") if isinstance(v, list) else "" if isinstance(v, set) else v,
+)
+def test_what_a_command_imports(command, arguments, code, heavy, tmp_path):
+    script = (
+        f"import sys; from qcompile.cli.{command} import main\ntry: main(sys.argv[1:])\nfinally: "
+        f"print(*({HEAVY!r} & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert set(done.stderr.splitlines()[-1].split()) <= heavy and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_running_an_artifact_needs_no_compiler():
+    script = "import sys, qcompile; qcompile.load; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"tvm", "onnx", "scipy", "torch", "qcompile.pipeline"} & set(done.stdout.split())
+
+
+def test_every_name_of_the_package_is_there():
+    import qcompile
+
+    assert {name for name in qcompile.__all__ if not hasattr(qcompile, name)} == set()
+    assert set(qcompile.__all__) <= set(dir(qcompile))
+    with pytest.raises(AttributeError, match="no attribute 'complie'"):
+        qcompile.complie  # noqa: B018
+
+
+def test_without_lists_the_switches_of_the_quantizer():
+    assert set(TECHNIQUES) == {f.name.replace("_", "-") for f in fields(QuantizeOptions) if f.default is True}
