@@ -81,7 +81,7 @@ def compile(
     keep: bool = False,
     report: bool = False,
     threads: int = 1,
-    states: Mapping[str, str] | None = None,
+    states: Mapping[str, str] | Iterable[str] | None = None,
     constants: Mapping[str, Any] | None = None,
     options: QuantizeOptions | None = None,
     bits_options: BitsOptions | None = None,
@@ -98,7 +98,7 @@ def compile(
     manifest as the number to run with. report: also measure each layer's signal-to-noise ratio and write report.html.
     keep: the same, and write bits.json and the program after each pass.
     constants: {input: value} that the model is compiled for; these inputs are gone.
-    states: {input: output} that is fed back to it as integers (`Model.stream`).
+    states: {input: output} (or ("input:output",)) that is fed back to it as integers (`Model.stream`).
     The folder always holds model.qdq.onnx (what was compiled, for ONNX Runtime and Netron) and program.npz (its numpy
     meaning). Raises CompileError, of which Defect means a fault of the compiler, and leaves nothing behind.
     """

@@ -29,22 +29,27 @@ def unsigned_activations(program: Program) -> Program:
     shifted: dict[str, str] = {}  # int8 tensor -> its uint8 form
     plain: dict[str, str] = {}  # int8 tensor whose node now gives uint8 -> its int8 form
 
+    def fresh(name: str) -> str:
+        while name in types or name in constants:  # inputs are called as in the model
+            name += "_"
+        return name
+
     def as_unsigned(name: str) -> str:
         if name not in shifted:
             if name in constants:
-                shifted[name] = f"{name}_u8"
+                shifted[name] = fresh(f"{name}_u8")
                 constants[shifted[name]] = (constants[name].astype(np.int16) + OFFSET).astype(np.uint8)
             else:
-                nodes.append(Node(f"{name}_u8", "cast", (name,), {"offset": OFFSET, "dtype": "uint8"}))
-                shifted[name] = f"{name}_u8"
+                shifted[name] = fresh(f"{name}_u8")
+                nodes.append(Node(shifted[name], "cast", (name,), {"offset": OFFSET, "dtype": "uint8"}))
         return shifted[name]
 
     def as_signed(name: str) -> str:
         if name in constants or name not in shifted or name in plain.values() or name not in flipped:
             return name
         if name not in plain:
-            nodes.append(Node(f"{name}_s8", "cast", (shifted[name],), {"offset": -OFFSET, "dtype": "int8"}))
-            plain[name] = f"{name}_s8"
+            plain[name] = fresh(f"{name}_s8")
+            nodes.append(Node(plain[name], "cast", (shifted[name],), {"offset": -OFFSET, "dtype": "int8"}))
         return plain[name]
 
     flipped: set[str] = set()

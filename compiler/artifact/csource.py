@@ -4,7 +4,7 @@ from importlib import resources
 
 import jinja2
 import numpy as np
-from qcompile.artifact.spec import ArtifactSpec, TensorInfo, c_identifier
+from qcompile.artifact.spec import ArtifactSpec, TensorInfo, c_variables
 from qcompile.runtime.manifest import ABI_VERSION, DTYPES
 
 _TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -12,10 +12,11 @@ _TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_
 
 def render(spec: ArtifactSpec, content_hash: str, parallel: bool) -> tuple[str, str]:
     """(header, shim) of the artifact; ``parallel`` where the objects hold TVM's slot for parallel loops."""
+    tensors = _template_tensors([*spec.inputs, *spec.outputs])
     facts = {
         "name": spec.name, "cpu": spec.target.cpu, "parallel": parallel, "abi_version": ABI_VERSION, "dtypes": DTYPES,
         "arena_bytes": spec.arena_bytes, "weights_bytes": len(spec.weights), "content_hash": content_hash,
-        "inputs": _template_tensors(spec.inputs), "outputs": _template_tensors(spec.outputs),
+        "inputs": tensors[:len(spec.inputs)], "outputs": tensors[len(spec.inputs):],
         "states": _states(spec),
     }
     folder = resources.files("qcompile.runtime") / "c"
@@ -25,10 +26,7 @@ def render(spec: ArtifactSpec, content_hash: str, parallel: bool) -> tuple[str, 
 
 
 def _template_tensors(tensors: list[TensorInfo]) -> list[dict[str, object]]:
-    variables: list[str] = []
-    for tensor in tensors:
-        word = c_identifier(tensor.name, "tensor")
-        variables.append(word if word not in variables else f"{word}_{len(variables)}")
+    variables = c_variables((tensor.name for tensor in tensors), taken=("arena", "inputs", "outputs", "error"))
     return [{
         "variable": variable, "c_name": _c_string(tensor.name), "summary": _summary(tensor), "dtype": tensor.dtype,
         "dims": [int(size) for size in tensor.shape], "scales": [_c_float(scale) for scale in tensor.scales],

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from qcompile.artifact.linker import exported_symbols, link_library
 from qcompile.artifact.proof import Proof, prove
 from qcompile.artifact.replace import REPORT, write_folder
-from qcompile.artifact.spec import ArtifactSpec, c_prefix
+from qcompile.artifact.spec import ArtifactSpec, c_prefix, folder_name
 from qcompile.runtime.manifest import ABI_VERSION, MANIFEST, content_hash
 
 
@@ -33,7 +32,7 @@ def build_artifact(
     page(folder, manifest) is the text of its report. Raises CompileError where linking or a proof fails or the folder
     cannot be written.
     """
-    label = spec.name if re.fullmatch(r"\w[\w.-]*", spec.name) else c_prefix(spec.name)
+    label = folder_name(spec.name)
     spec = replace(spec, name=c_prefix(spec.name))
     spec.check()
     facts = _facts(spec)

@@ -1,5 +1,6 @@
 """What the compiler hands over to be linked into one artifact."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -17,13 +18,40 @@ _KEYWORDS = (
     "volatile while xor")
 
 
+LONGEST_KEY = 65_000  # bytes of the name of an input or output
+LONGEST_NAME = 100  # bytes, in identifiers and file names, of which file systems take 255
+
+
 def c_prefix(text: str, fallback: str = "model") -> str:
-    """``text`` (a file or tensor name) as the beginning of C identifiers: 'My net-v2' becomes 'My_net_v2'."""
+    """``text`` (a file or tensor name) as the beginning of C identifiers: 'My net-v2' becomes 'My_net_v2'. What is
+    long is cut, and ends with a hash of the whole."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     word = re.sub(r"_+", "_", re.sub(r"\W", "_", plain)).strip("_") or fallback
     if word[0].isdigit() or word.startswith("qc_"):         # qc_ is ours
         word = f"{fallback}_{word}"
+    if len(word) > LONGEST_NAME:
+        word = f"{word[:LONGEST_NAME - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return word
+
+
+def folder_name(text: str) -> str:
+    """``text`` as the name of a folder: itself where it consists of letters, digits, '_', '.' and '-'."""
+    plain = re.fullmatch(r"\w[\w.-]*", text) and len(text.encode()) <= LONGEST_NAME
+    return text if plain else c_prefix(text)
+
+
+def c_variables(texts: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """A C identifier for each of ``texts``, all of them different and none of them in ``taken``."""
+    used, words = set(taken), []
+    for text in texts:
+        base = word = c_identifier(text, "tensor")
+        number = 1
+        while word in used:
+            number += 1
+            word = f"{base}_{number}"
+        used.add(word)
+        words.append(word)
+    return words
 
 
 def c_identifier(text: str, fallback: str = "model") -> str:
@@ -108,6 +136,9 @@ def _check_names(kind: str, names: Iterable[str]) -> None:
     for name in names:
         if name in seen:
             raise CompileError(f"two {kind}s are called {name!r}")
+        if "\0" in name or len(name.encode()) > LONGEST_KEY:
+            raise CompileError(f"{kind} {name!r}: names of inputs and outputs are C strings and members of npz files; "
+                               f"rename it, without null characters and with at most {LONGEST_KEY} bytes")
         seen.add(name)
 
 

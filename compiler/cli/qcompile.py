@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, _, sizes = text.rpartition(":")
         parts = sizes.split("x")
-        if not name or not all(p.isdigit() and int(p) > 0 for p in parts):
+        if not name or not all(re.fullmatch("0*[1-9][0-9]{0,11}", p) for p in parts):
             raise CompileError(f"--shapes {text!r} is not of the form NAME:1x3x224x224")
         shapes[name] = tuple(int(p) for p in parts)
     return shapes
@@ -178,9 +179,8 @@ def main(
         existing_file(calib, "calibration", "give an npz file")
     sizes = parse_shapes(shapes)
     warnings.simplefilter("ignore")
-    # late: TVM takes seconds, --help and the checks above should not
+    # late: TVM takes seconds, which --help and the checks above should not
     from qcompile.frontend.fixed_inputs import parse_constants
-    from qcompile.frontend.states import parse_states
     from qcompile.mixed import BitsOptions
     from qcompile.pipeline import compile
     from qcompile.quantizer import QuantizeOptions
@@ -195,7 +195,7 @@ def main(
             calibration=calib,
             output=output,
             shapes=sizes,
-            states=parse_states(state),
+            states=state,
             constants=parse_constants(settings),
             name=name,
             approx=approx,

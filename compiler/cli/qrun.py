@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from qcompile.cli.messages import one_line_errors
+from qcompile.cli.messages import one_line_errors, write_whole
 
 
 @click.command()
@@ -28,8 +28,8 @@ def main(artifact: Path, input_file: Path, output_file: Path, threads: int, back
     """
     from collections.abc import Callable  # late, with all that runs anything: --help starts at once
 
-    from qcompile.cli.arrays import read_npz, write_npz
     from qcompile.cli.samples import Arrays, run_samples
+    from qcompile.npz import npz_bytes, read_npz
     from qcompile.runtime import ArtifactError, load
 
     if core and backend != "qemu":
@@ -39,7 +39,7 @@ def main(artifact: Path, input_file: Path, output_file: Path, threads: int, back
         (False, False): model.run, (True, False): model.run_integer,
         (False, True): model.reference, (True, True): model.reference_integer}
     outputs = run_samples(model, runs[integer, reference], read_npz(input_file))
-    write_npz(output_file, outputs)
+    write_whole(output_file, npz_bytes(outputs))
 
 if __name__ == "__main__":
     main()

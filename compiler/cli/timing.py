@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qcompile.cli.arrays import read_npz
 from qcompile.cli.peers import Peer
 from qcompile.cli.tables import add_row, new_table, print_tables
+from qcompile.npz import read_npz
 from qcompile.runtime import ArtifactError, Model, Tensor
 
 _TURN_NS = 5_000_000  # how long one contender runs before the next takes its turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 
 import onnx
@@ -36,7 +37,10 @@ def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None,
         ranked = tensor.HasField("shape")
         shape = shapes.get(value.name)
         if shape is not None:
-            shape = tuple(int(s) for s in shape)
+            try:
+                shape = tuple(operator.index(s) for s in shape)
+            except TypeError as e:
+                raise CompileError(f"--shapes {value.name}: {shape!r} is no sequence of sizes such as (1, 3)") from e
             clash = ranked and (len(shape) != len(declared) or any(d not in (None, s) for d, s in zip(declared, shape)))
             if clash or any(s < 1 for s in shape):
                 raise CompileError(

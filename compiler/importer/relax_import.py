@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import onnx
+from qcompile.frontend.graph import label
 from qcompile.importer import converters, recurrent, resize, selection, windows
 from qcompile.targets.errors import CompileError
 from tvm import relax
@@ -35,13 +37,12 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
     table = onnx_frontend._get_convert_map() | CONVERTERS
     for node in model.graph.node:
         if node.op_type not in table:
-            where = node.name or (node.output[0] if node.output else "?")
-            raise CompileError(
-                f"node {where}: operator {node.op_type} is not supported; rewrite it with supported operators"
-            )
+            raise CompileError(f"{describe(node)}: it is not supported; rewrite it with supported operators")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     importer = _Importer(None, "float32", keep_params_in_input=False, sanitize=True)
-    with mock.patch.object(onnx_frontend, "_get_convert_map", lambda: table), mock.patch("builtins.print"):
+    quiet = warnings.catch_warnings()
+    with mock.patch.object(onnx_frontend, "_get_convert_map", lambda: table), mock.patch("builtins.print"), quiet:
+        warnings.simplefilter("ignore")  # inputs whose names are no identifiers
         try:
             module = importer.from_onnx(model.graph, opset)
         except CompileError:
@@ -51,7 +52,7 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
             done = set(importer._nodes)
             node = next((n for n in model.graph.node if n.output and n.output[0] not in done), None)
             reason = str(e).strip().splitlines()[-1][:200] if str(e).strip() else type(e).__name__
-            raise CompileError(f"{describe(node) if node else 'the model'} cannot be imported: {reason}") from e
+            raise CompileError(f"{describe(node) if node else 'the model'}: it cannot be imported: {reason}") from e
     names = dict(importer.labels)
     names |= {param.name: given.name for given, param in zip(model.graph.input, module["main"].params)}
     return Imported(module, names, [o.name for o in model.graph.output])
@@ -59,7 +60,7 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
 
 def describe(node: onnx.NodeProto) -> str:
     """How messages call a node."""
-    return f"node {node.name or node.output[0]} ({node.op_type})"
+    return f"node {label(node)}"
 
 
 class _Importer(onnx_frontend.ONNXGraphImporter):

@@ -50,7 +50,7 @@ class HessianTraces(dict[str, Trace]):
             )
         except OSError as e:
             raise CompileError(f"--sensitivity {path}: {e.strerror}") from e
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise CompileError(
                 f"--sensitivity {path}: not a file of Hessian traces; write it with "
                 "qcompile.hessian_trace(module, batches, loss).save(path)"

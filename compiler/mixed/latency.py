@@ -36,7 +36,7 @@ def cycles(target: Target, layer: Layer, bits: LayerBits) -> float:
 def measured(
     target: Target, graph: Graph, layers: Sequence[Layer], choices: Sequence[LayerBits], allowed: np.ndarray
 ) -> np.ndarray:
-    """Microseconds [layers, choices] on this machine; equal layers are measured once.
+    """Microseconds [layers, choices] of code for `target` on this machine; equal layers are measured once.
 
     Each is compiled alone, with weights of its own size; 4-bit data takes the time of 8-bit data, as whose codes it is
     stored. CompileError where this machine cannot run `target`.
@@ -44,7 +44,8 @@ def measured(
     from qcompile.targets import supports
 
     if not supports(target):
-        raise CompileError(f"--latency measured: this machine cannot run {target.name}; use --latency model")
+        raise CompileError(f"--latency measured: this machine cannot run {target.name}; use --latency model, "
+            f"the cost model of {target.cpu}, or compile there")
     nodes = layer_nodes(graph)
     known: dict[tuple, float] = {}
     evicted = np.zeros(sum(layer.count for layer in layers), np.int8)
@@ -57,7 +58,7 @@ def measured(
                 node = nodes[layer.name]
                 key = (_signature(graph, node), bits.weights, bits.group)
                 if key not in known:
-                    known[key] = _microseconds(graph, node, replace(bits, activations=8), evicted)
+                    known[key] = _microseconds(target, graph, node, replace(bits, activations=8), evicted)
                 table[i, c] = known[key]
     return table
 
@@ -67,9 +68,9 @@ def _signature(graph: Graph, node: NodeProto) -> tuple:
     return (node.op_type, *(graph.shape(i) for i in node.input if i), attributes)
 
 
-def _microseconds(graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.ndarray) -> float:
-    """The median time of the layer compiled as a network of its own; `evicted` is read before each call, as the rest
-    of the network would be."""
+def _microseconds(target: Target, graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.ndarray) -> float:
+    """The median time of the layer compiled for `target` as a network of its own; `evicted` is read before each call,
+    as the rest of the network would be."""
     from qcompile.pipeline import compile  # late: the pipeline plans bits
     from qcompile.runtime import load
     from qcompile.runtime.native import NativeEngine
@@ -82,7 +83,8 @@ def _microseconds(graph: Graph, node: NodeProto, bits: LayerBits, evicted: np.nd
     proto = helper.make_graph([copied], "layer", ends[:1], ends[1:], constants)
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opsets.items()]
     with tempfile.TemporaryDirectory() as folder:
-        built = compile(helper.make_model(proto, opset_imports=opsets), bits={"layer": bits}, output=folder)
+        alone = helper.make_model(proto, opset_imports=opsets)
+        built = compile(alone, target.name, bits={"layer": bits}, output=folder)
         model = load(built.path, backend="native")
         model.run({t.name: np.zeros(t.shape, np.float32) for t in model.inputs})
         engine, deadline = model.engine, time.perf_counter() + SECONDS

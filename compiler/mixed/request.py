@@ -15,7 +15,7 @@ from qcompile.targets.errors import CompileError
 MIXED = "mixed"
 BUDGETS = ("size", "latency", "bops", "loss")
 Bits = int | str | Path | Mapping[str, LayerBits]
-Budget = Iterable[str] | Mapping[str, float | str]
+Budget = str | Iterable[str] | Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BitsOptions:
         """None: auto."""
         if str(self.edge) == "auto":
             return None
-        if not str(self.edge).isdigit() or int(self.edge) not in WEIGHT_BITS:
+        if str(self.edge) not in map(str, WEIGHT_BITS):
             raise CompileError(f"--bits-edge {self.edge} is unknown; choose auto, 8, 4, 3 or 2")
         return int(self.edge)
 
@@ -50,7 +50,7 @@ class BitsOptions:
             return 0, FINE_GROUP
         if str(self.group) in ("channel", "0"):
             return (0,)
-        if str(self.group).isdigit() and int(self.group) in GROUPS:
+        if str(self.group) in map(str, GROUPS):
             return (int(self.group),)
         raise CompileError(f"--group {self.group} is unknown; choose auto, channel, 32, 64 or 128")
 
@@ -98,7 +98,7 @@ def read_request(bits: Bits, budget: Budget = (), options: BitsOptions | None = 
 
 def parse_width(text: object) -> LayerBits | None:
     """8, "4", "w4a8" as LayerBits; None where it is no width."""
-    match = re.fullmatch(r"(?:w?(\d+))(?:a(\d+))?", str(text).strip().lower())
+    match = re.fullmatch(r"w?([0-9]{1,2})(?:a([0-9]{1,2}))?", str(text).strip().lower())
     if match is None or isinstance(text, bool):
         return None
     weights, activations = int(match[1]), int(match[2] or 8)
@@ -122,8 +122,12 @@ def parse_bits(bits: Bits) -> LayerBits | Path | Mapping[str, LayerBits] | str:
 
 
 def parse_budgets(budgets: Budget) -> dict[str, float]:
-    """("size=60%", ...) or {"size": 0.6} as {"size": 0.6}: shares of the 8-bit model, of the output's energy for
-    loss."""
+    """"size=60%", several of these, or {"size": 0.6} as {"size": 0.6}: shares of the 8-bit model, of the output's
+    energy for loss. Several in one text are separated by commas."""
+    if isinstance(budgets, str):
+        budgets = [text for text in budgets.split(",") if text.strip()]
+    if not isinstance(budgets, Iterable):
+        raise CompileError(f"--budget {budgets!r} is not of the form size=60%, latency=80%, bops=50% or loss=1%")
     pairs = budgets.items() if isinstance(budgets, Mapping) else (_split(text) for text in budgets)
     found: dict[str, float] = {}
     for name, value in pairs:
@@ -143,7 +147,7 @@ def parse_budgets(budgets: Budget) -> dict[str, float]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
+    name, equals, value = str(text).partition("=")
     if not equals:
         raise CompileError(f"--budget {text!r} is not of the form size=60%, latency=80%, bops=50% or loss=1%")
     return name.strip().lower(), value

@@ -220,6 +220,8 @@ def check_bits(bits: Mapping[str, LayerBits], layers: Sequence[Layer], where: st
     """Raises CompileError for unknown layers and for widths that do not exist."""
     names = [layer.name for layer in layers]
     for name, b in bits.items():
+        if not isinstance(b, LayerBits):
+            raise CompileError(f"{where}: layer '{name}' has {b!r}; give LayerBits(weights=4)")
         if name not in names:
             raise CompileError(f"{where}: the model has no layer '{name}'; it has {_some(names)}")
         _check(f"weights of layer '{name}'", b.weights, WEIGHT_BITS, where)
@@ -241,7 +243,7 @@ def read_bits(path: str | os.PathLike[str], layers: Sequence[Layer]) -> dict[str
         content = json.loads(Path(path).read_text())
     except OSError as e:
         raise CompileError(f"{where}: cannot be read ({e.strerror}); give 4, w4a4, mixed or a JSON file") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise CompileError(f"{where}: is no JSON ({e}); --keep writes such a file") from e
     table = content.get("layers") if isinstance(content, dict) else None
     if not isinstance(table, dict):

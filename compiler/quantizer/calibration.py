@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper
-from qcompile.files import existing_file
 from qcompile.frontend.graph import Graph
+from qcompile.npz import read_npz
 from qcompile.quantizer.outliers import without_wild
 from qcompile.quantizer.synthetic import synthetic_samples
 from qcompile.targets.errors import CompileError
@@ -73,14 +73,7 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
 
 
 def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
-    existing_file(path, "calibration", "give an npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {k: file[k] for k in file.files}
-    except Exception as e:  # zip, header and pickle errors each have their own type
-        raise CompileError(
-            f"calibration {path}: not a readable npz file ({type(e).__name__}); write it with numpy.savez"
-        ) from e
+    arrays = read_npz(path, "calibration")
     columns = {}
     for name, (shape, _) in wanted.items():
         if name not in arrays:

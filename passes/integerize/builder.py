@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ from qcompile.kernels.program import Node, Program
 
 
 class Builder:
-    """Emits ops of the integer dialect; equal constants and equal calls are shared."""
+    """Emits ops of the integer dialect; equal constants and equal calls are shared.
 
-    def __init__(self) -> None:
+    reserved: names of inputs; nothing else has them, or names that passes could lengthen to them.
+    """
+
+    def __init__(self, reserved: Iterable[str] = ()) -> None:
+        self._reserved = frozenset(reserved)
         self.program = Program({}, [], {}, [])
         self.types: dict[str, Type] = {}
         self.intervals: dict[str, tuple[int, int]] = {}  # of integers, where they are known to be narrower than a type
@@ -45,8 +50,10 @@ class Builder:
         return self._calls[key]
 
     def _fresh(self, hint: str) -> str:
-        n = len(self.types)
-        return f"{hint}_{n}" if f"{hint}_{n}" not in self.types else f"{hint}__{n}"
+        name = f"{hint}_{len(self.types)}"
+        while name in self.types or any(taken.startswith(name) for taken in self._reserved):
+            name += "_"
+        return name
 
 
 def _plain(v: Any) -> Any:

@@ -105,7 +105,7 @@ class Reader:
         self.function = function
         self.names = names  # Relax variable -> ONNX tensor
         self.approximation = APPROXIMATIONS[approx]
-        self.builder = Builder()
+        self.builder = Builder(names.get(p.name, p.name) for p in function.params)
         self.make = Maker(self.builder)
         self.values: dict[Any, Any] = {}
         self.users: dict[Any, list[Any]] = {}

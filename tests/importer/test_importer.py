@@ -44,7 +44,7 @@ def test_every_variable_knows_its_node():
     variables = [
         b.var.name for block in imported.module["main"].body.blocks for b in block.bindings if hasattr(b.value, "op")
     ]
-    assert variables and all(imported.names[v] == "node the_node (Clip)" for v in variables)
+    assert variables and all(imported.names[v] == "node Clip 'the_node'" for v in variables)
     assert imported.names[imported.module["main"].params[0].name] == "x" and imported.outputs == ["y0"]
 
 

@@ -47,9 +47,9 @@ def test_this_machine_is_measured_once_for_equal_layers(net, monkeypatch):
     calls = []
     inner = latency._microseconds
 
-    def counted(graph, node, bits, evicted):
+    def counted(target, graph, node, bits, evicted):
         calls.append((node.name, bits))
-        return inner(graph, node, bits, evicted)
+        return inner(target, graph, node, bits, evicted)
 
     monkeypatch.setattr(latency, "_microseconds", counted)
     monkeypatch.setattr(latency, "SECONDS", 0.002)
@@ -65,3 +65,25 @@ def test_a_foreign_target_cannot_be_measured(net):
     foreign = get_target("arm-a53" if get_target("host").arch == "x86_64" else "x86-avx2")
     with pytest.raises(CompileError, match="this machine cannot run"):
         latency.measured(foreign, net, find_layers(net), CHOICES, np.ones((4, 2), bool))
+
+
+def test_the_targets_own_code_is_measured(net, monkeypatch):
+    """Every x86 or ARM target that this machine runs is built as itself, not as the host."""
+    from qcompile.runtime import native
+    from qcompile.targets import TARGETS, supports
+
+    made = []
+    begin = native.NativeEngine.__init__
+
+    def noted(engine, manifest, threads):
+        made.append(manifest.cpu)
+        begin(engine, manifest, threads)
+
+    monkeypatch.setattr(native.NativeEngine, "__init__", noted)
+    monkeypatch.setattr(latency, "SECONDS", 0.001)
+    layers, allowed = find_layers(net), np.zeros((4, 2), bool)
+    allowed[3, 0] = True
+    for name in [n for n, t in TARGETS.items() if supports(t)]:
+        made.clear()
+        assert latency.measured(get_target(name), net, layers, CHOICES, allowed)[3, 0] > 0
+        assert set(made) == {name}

@@ -1,9 +1,9 @@
 """What --bits, --budget and their refinements may say."""
 
 import pytest
-from qcompile.mixed import BitsOptions, read_request
+from qcompile.mixed import BitsOptions, HessianTraces, read_request
 from qcompile.mixed.request import parse_width
-from qcompile.quantizer import LayerBits
+from qcompile.quantizer import Layer, LayerBits, read_bits
 from qcompile.targets import CompileError
 
 
@@ -52,12 +52,42 @@ def test_budgets():
         (("mixed", (), BitsOptions(edge="6")), "--bits-edge 6 is unknown"),
         (("mixed", (), BitsOptions(group="16")), "--group 16 is unknown"),
         (("mixed", (), BitsOptions(latency="guess")), "--latency guess is unknown"),
+        (("mixed", "size"), "not of the form size=60%"),
+        (("mixed", 0.6), "--budget 0.6 is not of the form size=60%"),
+        (("mixed", (0.6,)), "not of the form size=60%"),
+        (("9" * 5000,), "is not supported; choose 8, 4"),
+        (("[" * 100_000,), "is not supported; choose 8, 4"),
+        (("mixed", "[" * 100_000), "not of the form size=60%"),
+        (("mixed", (), BitsOptions(widths="[" * 100_000)), "is none of 8, 4, 3, 2"),
+        (("mixed", (), BitsOptions(edge="²")), "--bits-edge ² is unknown"),
+        (("mixed", (), BitsOptions(group="²")), "--group ² is unknown"),
         (("mixed", ("loss=1%",), BitsOptions(sensitivity="t.json")), "without --sensitivity"),
     ],
 )
 def test_what_is_refused(arguments, message):
-    with pytest.raises(CompileError, match=message):
+    with pytest.raises(CompileError, match=message) as failure:
         read_request(*arguments)
+    assert len(str(failure.value)) < 600
+
+
+@pytest.mark.parametrize("budget", ["size=60%", ("size=60%",), {"size": 0.6}, {"size": "60%"}, " SIZE =0.6"])
+def test_a_budget_may_be_written_in_several_ways(budget):
+    assert read_request("mixed", budget).budgets == {"size": 0.6}
+    assert read_request("mixed", "size=60%,latency=0.8").budgets == {"size": 0.6, "latency": 0.8}
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"layers": ' * 50_000, b"\xff\xfe", b"", b"null", b'{"layers": {"y": [[]]}}',
+                b'{"layers": {"y": {"weights": {}}}}', b'{"layers": {"y": {"weights": 1e400}}}'],
+)  # fmt: skip
+def test_files_that_are_none_of_bits_or_traces(content, tmp_path):
+    file = tmp_path / "bits.json"
+    file.write_bytes(content)
+    layer = Layer("y", "MatMul", "w", "x", 32, 32, 4, 1, False, False)
+    with pytest.raises(CompileError, match=r"bits\.json"):
+        read_bits(file, [layer])
+    with pytest.raises(CompileError, match=r"bits\.json"):
+        HessianTraces.load(file)
 
 
 def test_candidates():

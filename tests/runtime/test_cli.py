@@ -69,7 +69,7 @@ def test_bad_files_are_named(host, tmp_path):
     (tmp_path / "junk.npz").write_bytes(b"not a zip")
     np.savez(tmp_path / "x.npz", **{"input/x": np.zeros((1, 24))})
     for source, target, fault in ((tmp_path / "junk.npz", tmp_path / "y", "not a readable npz"),
-                                  (tmp_path / "none.npz", tmp_path / "y", "does not exist"),
+                                  (tmp_path / "none.npz", tmp_path / "y", "no such file"),
                                   (tmp_path / "x.npz", tmp_path / "no" / "y", "cannot write")):
         result = call(qrun, host, "--input", source, "--output", target)
         assert result.exit_code == 2 and fault in result.output and len(result.output.splitlines()) == 1
