@@ -18,7 +18,7 @@ def read_npz(path: str | os.PathLike[str], what: str = "") -> dict[str, np.ndarr
     label = f"{what} {path}".strip()
     try:
         with np.load(file, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
+            if not isinstance(content, np.lib.npyio.NpzFile) or content.zip is None:
                 raise CompileError(f"{label}: is a single array; save it with numpy.savez under the input's name")
             # by member: of arrays "a" and "a.npy", numpy gives the first for both names
             return {name.removesuffix(".npy"): np.asarray(content[name]) for name in content.zip.namelist()}

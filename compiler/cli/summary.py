@@ -33,7 +33,9 @@ def print_summary(r: dict[str, Any], verbose: bool) -> None:
         rows += [(f"time: {k}", f"{v:.2f} s") for k, v in r["seconds"].items()]
     for label, value in rows:
         add_row(table, label, str(value))
-    print_tables(*([_layer_table(r), ""] if verbose and r["layers"] else []), table)
+    if verbose and r["layers"]:
+        print_tables(_layer_table(r), "")
+    print_tables(table)
 
 
 def _layer_table(r: dict[str, Any]) -> Table:

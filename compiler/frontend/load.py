@@ -16,6 +16,7 @@ from qcompile.frontend.control_flow import SEQUENCES
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
 from qcompile.frontend.opset import OLDEST
+from qcompile.frontend.text import check_text
 from qcompile.targets.errors import CompileError
 
 QUANTIZE_OPS = {"QuantizeLinear", "DequantizeLinear"}
@@ -31,6 +32,7 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
     """
     if isinstance(source, onnx.ModelProto):
         model = source
+        check_text(model)
         read_external_data(model, None)
     else:
         model = _read(Path(source))
@@ -39,7 +41,10 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
             "the model has an empty graph: it is no ONNX model, or the file is truncated; export it again"
         )
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception as e:  # recursive or ambiguous; the types of the C++ inliner are not public
+            raise CompileError(f"the model's functions cannot be expanded: {e}") from e
     model = _with_domains(model)
     _check_opset(model)
     _check_nodes(model)
@@ -71,6 +76,7 @@ def _read(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError, OSError) as e:
         raise CompileError(f"{path}: not an ONNX model, or truncated ({type(e).__name__}); export it again") from e
+    check_text(model)
     read_external_data(model, path)
     return model
 
@@ -108,6 +114,8 @@ def _check_constants(model: onnx.ModelProto) -> None:
 
 
 def _values(tensor: onnx.TensorProto, name: str) -> np.ndarray:
+    if tensor.data_type not in onnx.TensorProto.DataType.values():
+        raise CompileError(f"weight '{name}': ONNX has no type {tensor.data_type}; the file is damaged")
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as e:

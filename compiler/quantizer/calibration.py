@@ -64,6 +64,8 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
     if isinstance(source, str | os.PathLike):
         feeds: Iterable[Mapping[str, np.ndarray]] = _npz_feeds(Path(source), wanted)
     else:
+        if not isinstance(source, Iterable):
+            raise CompileError(f"calibration: {source!r} is neither an npz file nor an iterable of {{input name: array}}")
         feeds = source
     samples = [_checked(feed, wanted, i) for i, feed in enumerate(feeds)]
     if not samples:
@@ -102,14 +104,18 @@ def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index:
     for name, (shape, dtype) in wanted.items():
         if name not in feed:
             raise CompileError(
-                f"calibration sample {index}: input '{name}' is missing; it has {', '.join(feed) or 'none'}"
+                f"calibration sample {index}: input '{name}' is missing; it has {', '.join(map(str, feed)) or 'none'}"
             )
-        value = np.asarray(feed[name])
+        try:
+            value = np.asarray(feed[name])
+        except ValueError as e:  # rows of unequal lengths
+            raise CompileError(f"calibration sample {index}: input '{name}' is no array: {e}") from e
         if value.shape != shape:
             raise CompileError(f"calibration sample {index}: input '{name}' has shape {value.shape}, expected {shape}")
         if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and dtype.kind in "iub"):
             raise CompileError(f"calibration sample {index}: input '{name}' has type {value.dtype}, expected {dtype}")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        with np.errstate(over="ignore"):
+            result[name] = np.ascontiguousarray(value, dtype)
+        if dtype.kind == "f" and not np.isfinite(result[name]).all():
             raise CompileError(f"calibration sample {index}: input '{name}' has NaN or infinite values")
-        result[name] = np.ascontiguousarray(value, dtype)
     return result
