@@ -17,11 +17,13 @@ def read_npz(path: str | os.PathLike[str], what: str = "") -> dict[str, np.ndarr
     file = existing_file(path, what, "give an npz file")
     label = f"{what} {path}".strip()
     try:
-        with np.load(file, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile) or content.zip is None:
-                raise CompileError(f"{label}: is a single array; save it with numpy.savez under the input's name")
+        loaded = np.load(file, allow_pickle=False)
+        members = loaded.zip if isinstance(loaded, np.lib.npyio.NpzFile) else None
+        if members is None:
+            raise CompileError(f"{label}: is a single array; save it with numpy.savez under the input's name")
+        with loaded as content:
             # by member: of arrays "a" and "a.npy", numpy gives the first for both names
-            return {name.removesuffix(".npy"): np.asarray(content[name]) for name in content.zip.namelist()}
+            return {name.removesuffix(".npy"): np.asarray(content[name]) for name in members.namelist()}
     except CompileError:
         raise
     except Exception as e:  # zip, header and pickle errors each have their own type

@@ -15,7 +15,7 @@ from qcompile.files import existing_file
 from qcompile.frontend.control_flow import SEQUENCES
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
-from qcompile.frontend.opset import OLDEST
+from qcompile.frontend.opset import OLDEST, TARGET
 from qcompile.frontend.text import check_text
 from qcompile.targets.errors import CompileError
 
@@ -47,6 +47,7 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
             raise CompileError(f"the model's functions cannot be expanded: {e}") from e
     model = _with_domains(model)
     _check_opset(model)
+    _check_borders(model)
     _check_nodes(model)
     _check_constants(model)
     _check_graph(model)
@@ -57,6 +58,17 @@ def _check_opset(model: onnx.ModelProto) -> None:
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST)
     if version < OLDEST:
         raise CompileError(f"the model uses opset {version}; export it with opset {OLDEST} or later")
+    if version > onnx.defs.onnx_opset_version():
+        raise CompileError(f"the model uses opset {version}; export it with opset {TARGET}, or install a newer onnx")
+
+
+def _check_borders(model: onnx.ModelProto) -> None:
+    known = set(onnx.TensorProto.DataType.values())
+    inputs = {v.name for v in model.graph.input}
+    for v in (*model.graph.input, *model.graph.output):
+        elem = v.type.tensor_type.elem_type
+        if elem not in known or (v.name in inputs and v.type.WhichOneof("value") in (None, "tensor_type") and not elem):
+            raise CompileError(f"'{v.name}' has no element type that ONNX knows ({elem}); export the model again")
 
 
 def _with_domains(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -105,6 +117,8 @@ def _check_constants(model: onnx.ModelProto) -> None:
         value = _values(tensor, name)
         _check_finite(value, name)
         if name in scales:
+            if not value.size:
+                raise CompileError(f"node {label(scales[name])}: scale '{name}' is empty; quantize the model again")
             scale = value.astype(np.float64)
             if not (np.isfinite(scale).all() and ((scale > 0) | ((scale < 0) & (name not in grids))).all()):
                 raise CompileError(

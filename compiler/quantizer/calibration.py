@@ -65,7 +65,9 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
         feeds: Iterable[Mapping[str, np.ndarray]] = _npz_feeds(Path(source), wanted)
     else:
         if not isinstance(source, Iterable):
-            raise CompileError(f"calibration: {source!r} is neither an npz file nor an iterable of {{input name: array}}")
+            raise CompileError(
+                f"calibration: {source!r} is neither an npz file nor an iterable of {{input name: array}}"
+            )
         feeds = source
     samples = [_checked(feed, wanted, i) for i, feed in enumerate(feeds)]
     if not samples:
