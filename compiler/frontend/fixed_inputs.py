@@ -16,10 +16,10 @@ def parse_constants(texts: tuple[str, ...]) -> dict[str, Any]:
     """("sr=16000", "sizes=[1, 2]", ...) as {"sr": 16000, "sizes": [1, 2]}; values are JSON. CompileError elsewhere."""
     constants = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, _, value = text.rpartition("=")
         try:
             constants[name] = json.loads(value)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise CompileError(f"--set {text!r} is not of the form NAME=16000, NAME=true or NAME=[1,2]") from e
     return constants
 

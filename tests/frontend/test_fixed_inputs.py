@@ -68,6 +68,9 @@ def test_set_on_the_command_line(tmp_path):
     result = CliRunner().invoke(command.main, [str(path), "--set", "sr=16000", "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert parse_constants(("sr=16000", "go=true", "n=[1,2]")) == {"sr": 16000, "go": True, "n": [1, 2]}
+    assert parse_constants(("a=b=3",)) == {"a=b": 3}
+    with pytest.raises(CompileError, match="--set"):
+        parse_constants(("x=" + "[" * 100_000,))
 
 
 @pytest.mark.parametrize(
