@@ -69,7 +69,7 @@ def test_set_on_the_command_line(tmp_path):
     assert result.exit_code == 0, result.output
     assert parse_constants(("sr=16000", "go=true", "n=[1,2]")) == {"sr": 16000, "go": True, "n": [1, 2]}
     assert parse_constants(("a=b=3",)) == {"a=b": 3}
-    with pytest.raises(CompileError, match="--set"):
+    with pytest.raises(qcompile.CompileError, match="--set"):
         parse_constants(("x=" + "[" * 100_000,))
 
 
