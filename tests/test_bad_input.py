@@ -57,15 +57,6 @@ BAD_MODELS = {
     "operator ONNX does not know": (model(("Frobnicate", ["x"], ["y"], {})), ["Frobnicate", "the_y"]),
     "unsupported operator": (unary("Det", inputs={"x": [1, 4, 4]}), ["the_y", "Det"]),
     "result size depends on data": (unary("NonZero"), ["NonZero 'the_y'"]),
-    "float-only TopK": (unary("TopK", "i", k=np.array([3])), ["the_y", "TopK"]),
-    "float-only STFT": (
-        model(
-            ("STFT", ["x", "step", "", "length"], ["y"], {}),
-            inputs={"x": [1, 64, 1]},
-            constants={"step": np.int64(8), "length": np.int64(16)},
-        ),
-        ["the_y", "STFT"],
-    ),
     "control flow": (loop(), ["Loop 'the_y'", "control flow"]),
     "dynamic shape": (model(("Relu", ["x"], ["y"], {}), inputs={"x": [1, "n", 8]}), ["'x'", "axis 1", "--shapes x:"]),
     "unknown rank": (model(("Relu", ["x"], ["y"], {}), inputs={"x": None}), ["'x'", "--shapes x:"]),

@@ -23,7 +23,7 @@ def output_agreement(reference: Graph, quantized: Graph, data: Calibration) -> d
     """{output: dB} of signal to noise, over a few samples; of an output with a scale for each index of an axis, that of
     the worst group of indices with one scale. Outputs of integers are left out, and all where ONNX Runtime cannot run
     the quantized model."""
-    names = [o.name for o in reference.outputs if reference.is_float(o.name) and quantized.is_float(o.name)]
+    names = [o.name for o in reference.outputs if all(_computed(g, o.name) for g in (reference, quantized))]
     groups = {name: _groups(quantized, name) for name in names}
     sums: dict[tuple[str, int], np.ndarray] = {}
     samples = data.spaced(SAMPLES)
@@ -52,6 +52,11 @@ def noisy_outputs(agreement: dict[str, float], count: int) -> list[str]:
         for name, ratio in agreement.items()
         if ratio < LEAST
     ]
+
+
+def _computed(graph: Graph, output: str) -> bool:
+    """Whether an output is floats, of known shape, that are computed."""
+    return graph.is_float(output) and graph.shape(output) is not None and graph.producer(output) is not None
 
 
 def _groups(graph: Graph, output: str) -> list[tuple]:

@@ -187,9 +187,11 @@ def test_scales_that_are_not_positive(scale):
 
 
 def test_control_flow_names_the_node():
-    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["b"])], "b", [],
-                               [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2])])  # fmt: skip
-    m = model_of([("If", ["c"], ["y"], {"then_branch": branch, "else_branch": branch})], {"x": [2], "c": []},
+    branch, other = (
+        helper.make_graph([helper.make_node(op, inputs, ["b"], **attrs)], "b", [],
+                          [helper.make_tensor_value_info("b", TensorProto.FLOAT, [size])])
+        for op, inputs, attrs, size in (("Relu", ["x"], {}, 2), ("Concat", ["x", "x"], {"axis": 0}, 4)))  # fmt: skip
+    m = model_of([("If", ["c"], ["y"], {"then_branch": branch, "else_branch": other})], {"x": [2], "c": []},
         {"y": [2]},
                  dtypes={"c": TensorProto.BOOL})  # fmt: skip
     with pytest.raises(CompileError, match="If 'n0'"):

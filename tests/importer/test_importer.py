@@ -71,7 +71,6 @@ def test_output_shape_of_a_transposed_convolution():
         ("ConvTranspose", [np.zeros((4, 6, 3), np.float32), np.zeros(6, np.float32)], {"strides": [2]}, 21),
         ("MaxPool", [], {"kernel_shape": [2], "strides": [2]}, 5),
         ("AveragePool", [], {"kernel_shape": [3], "pads": [1, 1]}, 10),
-        ("Resize", [None, np.float32([1, 1, 2])], {"mode": "nearest"}, 20),
     ],
 )
 def test_sequences_are_images_of_height_one(kind, constants, attrs, length):
@@ -89,7 +88,6 @@ def test_negative_pads_crop():
     [
         ("Pad", [np.array([0, 1, 0, 1])], {"mode": "wrap"}, "mode wrap"),
         ("ArgMax", [], {"select_last_index": 1}, "select_last_index"),
-        ("Resize", [None, np.float32([1, 2])], {"mode": "nearest"}, "axes"),
         ("Det", [], {}, "Det"),
     ],
 )

@@ -76,7 +76,6 @@ def test_a_table_with_too_few_entries_is_refused():
         (lambda p: replace(p, nodes=p.nodes[::-1]), "not made before it"),
         (lambda p: replace(p, nodes=[*p.nodes, p.nodes[-1]]), "made twice"),
         (lambda p: replace(p, nodes=[replace(p.nodes[0], op="convolve"), *p.nodes[1:]]), "unknown op convolve"),
-        (lambda p: replace(p, constants=p.constants | {"w": np.full((3, 5), -128, np.int8)}), "weights are symmetric"),
         (
             lambda p: replace(p, nodes=[p.nodes[0], replace(p.nodes[1], attrs=REQUANTIZE | {"qmax": 300}), p.nodes[2]]),
             "limits are in range",

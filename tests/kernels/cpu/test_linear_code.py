@@ -103,14 +103,6 @@ def test_folded_bias_may_wrap() -> None:
     assert (folded - 128 * 127 * (1 << 20)) % 2**32 == 0
 
 
-def test_weights_of_minus_128_are_refused() -> None:
-    c = Cases(TARGETS["arm-a76"])
-    node, arrays, params = c.dense(2, 4, 4)
-    params["w"][0, 0] = -128
-    with pytest.raises(CompileError, match=r"dense1: weights must be int8 in \[-127, 127\]"):
-        lower_node(Case(node, arrays, params).context(TARGETS["arm-a76"]))
-
-
 def test_weights_computed_at_run_time_are_refused() -> None:
     target = TARGETS["arm-a76"]
     c = Cases(target)
