@@ -87,3 +87,19 @@ def test_a_guard_against_nan_gives_zero(tmp_path):
     artifact = qcompile.load(qcompile.compile(net, calibration=feeds, output=tmp_path, name="n").path)
     y = artifact.run(feeds[0])["y"]
     assert (y[0, :2] == 0).all() and (y[0, 2:] != 0).any()
+
+
+def test_a_masked_softmax_of_its_own_has_no_float_instruction(tmp_path):
+    """On cores with floats of 16 bits LLVM made the largest numerator by fneg, which the proof refuses."""
+    nodes = (("Cast", ["mask"], ["sees"], {"to": TensorProto.BOOL}), ("Where", ["sees", "x", "fill"], ["m"], {}),
+             ("Softmax", ["m"], ["y"], {"axis": -1}))
+    net = model(*nodes, inputs={"x": [1, L, L], "mask": [1, 1, L]}, dtypes={"mask": TensorProto.INT64},
+                constants={"fill": np.float32(LOWEST)})
+    x = np.random.default_rng(3).standard_normal((1, L, L)).astype(np.float32)
+    for mask in ([1, 0, 1, 1, 0, 1, 1, 1], [0] * L):
+        feed = {"x": x, "mask": np.array([[mask]])}
+        built = qcompile.compile(net, "arm-a76", calibration=[feed], output=tmp_path, name="n")
+        loaded = qcompile.load(built.path)
+        (want,) = ort.InferenceSession(net.SerializeToString()).run(None, feed)
+        np.testing.assert_allclose(loaded.run(feed)["y"], want, atol=0.01)
+        np.testing.assert_array_equal(loaded.run(feed)["y"], loaded.reference(feed)["y"])

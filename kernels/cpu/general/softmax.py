@@ -35,6 +35,7 @@ from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, OCTAV
 
 LANES = 16
 ROW_LEVELS = 3  # a mask's rows may repeat and advance along this many axes
+MASK_NUMBERS = 2 * ROW_LEVELS - 1  # that say where its rows lie
 
 
 def exp2_negative(t: Expr, lanes: int) -> Expr:
@@ -196,14 +197,15 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
         with loop(tasks, parallel) as task, T.serial(0, T.min(block, rows - task * block)) as r:
             row, keep = bind(task * block + r), bind(task * stride)
             start = bind(row * count)
-            at_mask = mask_offset(row, mask_numbers) if masked else None
+            at_mask = mask_offset(row, mask_numbers[:MASK_NUMBERS]) if masked else None
             read = (lambda at: mask.load(at_mask + at, LANES) != splat(0, "int8", LANES)) if masked else None
             parts = Rows(isa, x, start, count, read, multiplier, shift, pre)
             parts.find_top()
             total = parts.total(lambda at, e: scratch.store(keep + at, cast(e, "int16")))
             if uniform:
                 with T.If(total == T.int64(0)), T.Then():
-                    alike = splat(EXP2[0], "int16", LANES)
+                    # an operand: of the constant LLVM makes fneg of its complement, where there are floats of 16 bits
+                    alike = bind(splat(T.cast(mask_numbers[-1], "int16"), "int16", LANES))
                     parts.each(lambda at, _: scratch.store(keep + at, alike))
                 every = T.cast(count, "int64") * T.int64(EXP2[0])
                 total = pin(T.Select(total == T.int64(0), every, total))
@@ -228,6 +230,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
             "pre",
             *BOUNDS,
             *(f"m{i}" for i in range(len(numbers))),
+            *(["alike"] if uniform else []),
         ),
     ]
     work = kernel("softmax", (isa, masked, uniform, parallel, fixed, cut), parameters, body)
@@ -243,6 +246,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
         tasks,
         *(int(a[n]) for n in ("multiplier", "shift", "pre", *BOUNDS)),
         *numbers,
+        *([EXP2[0]] if uniform else []),
     )
     return [*calls, KernelCall(work, operands)]
 
