@@ -10,7 +10,7 @@ from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, splat, store_la
 from qcompile.kernels.cpu.chain import STEPS, Chain, operand_kind, tensor_inputs
 from qcompile.kernels.cpu.general.common import PARALLEL_WORK, Source, loop, operand, select, static, vectors
 from qcompile.kernels.cpu.general.movement import broadcast_calls
-from qcompile.kernels.cpu.isa import get_isa
+from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, KernelCall, NodeContext, Workspace
@@ -123,17 +123,25 @@ def chain_call(chain: Chain, x: Source, y: Source, out: Type) -> KernelCall:
     return KernelCall(work, (x, y, rows, channels, *chain.operands))
 
 
-def lower_where(ctx: NodeContext) -> list[KernelCall]:
-    """y = condition ? x : r, vectors of the tensors' dtype; operands are whole tensors or single elements."""
-    isa, out, calls, operands, kinds = get_isa(ctx.target), ctx.out, [], [], []
+def whole_or_single(ctx: NodeContext, isa: Isa) -> tuple[list[Source], list[str], list[KernelCall]]:
+    """(operands, "v" for whole tensors and "s" for single elements, calls that broadcast others to memory first) of a
+    node whose operands lie under its result as in numpy."""
+    operands, kinds, calls = list[Source](), list[str](), list[KernelCall]()
     for name in ctx.node.inputs:
         type_ = ctx.types[name]
-        kinds.append("s" if type_.size == 1 and out.size > 1 else "v")
-        if type_.size in (1, out.size):
+        kinds.append("s" if type_.size == 1 and ctx.out.size > 1 else "v")
+        if type_.size in (1, ctx.out.size):
             operands.append(operand(ctx, name))
             continue
-        operands.append(Workspace(f"full {len(operands)}", Type(out.shape, type_.dtype).nbytes + SLACK_BYTES))
-        calls += broadcast_calls(isa, type_, out.shape, operand(ctx, name), operands[-1])
+        operands.append(Workspace(f"full {len(operands)}", Type(ctx.out.shape, type_.dtype).nbytes + SLACK_BYTES))
+        calls += broadcast_calls(isa, type_, ctx.out.shape, operand(ctx, name), operands[-1])
+    return operands, kinds, calls
+
+
+def lower_where(ctx: NodeContext) -> list[KernelCall]:
+    """y = condition ? x : r, vectors of the tensors' dtype; operands are whole tensors or single elements."""
+    isa, out = get_isa(ctx.target), ctx.out
+    operands, kinds, calls = whole_or_single(ctx, isa)
     width, parallel = 16, out.size >= PARALLEL_WORK
     fixed = static(out.size, width)
     condition_dtype = ctx.types[ctx.node.inputs[0]].dtype

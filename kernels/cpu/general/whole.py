@@ -8,17 +8,14 @@ from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, cast, dtype_of,
 from qcompile.kernels.cpu.general.common import (
     PARALLEL_WORK,
     loop,
-    operand,
     pin,
     select,
     static,
 )
-from qcompile.kernels.cpu.general.elementwise import BLOCK
-from qcompile.kernels.cpu.general.movement import broadcast_calls
+from qcompile.kernels.cpu.general.elementwise import BLOCK, whole_or_single
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
-from qcompile.kernels.dialect import Type
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, KernelCall, NodeContext, Workspace
+from qcompile.kernels.lowering import Buffer, KernelCall, NodeContext
 from qcompile.kernels.ops.whole import computed_in
 
 
@@ -130,15 +127,8 @@ def _width_of(function: str, dtypes: list[str]) -> str:
 
 def lower_whole(ctx: NodeContext) -> list[KernelCall]:
     """Operands are whole tensors or single elements; others are broadcast to memory first."""
-    isa, out, calls, operands, kinds = get_isa(ctx.target), ctx.out, [], [], []
-    for name in ctx.node.inputs:
-        type_ = ctx.types[name]
-        kinds.append("s" if type_.size == 1 and out.size > 1 else "v")
-        if type_.size in (1, out.size):
-            operands.append(operand(ctx, name))
-            continue
-        operands.append(Workspace(f"full {len(operands)}", Type(out.shape, type_.dtype).nbytes + SLACK_BYTES))
-        calls += broadcast_calls(isa, type_, out.shape, operand(ctx, name), operands[-1])
+    isa, out = get_isa(ctx.target), ctx.out
+    operands, kinds, calls = whole_or_single(ctx, isa)
     dtypes, function = [ctx.types[n].dtype for n in ctx.node.inputs], ctx.node.attrs["function"]
     inside = _width_of(function, [*dtypes, out.dtype])
     width, parallel = 16 if inside == "int32" else 8, out.size >= PARALLEL_WORK
