@@ -31,6 +31,14 @@ def dequantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     return real.astype(tensor.declared) if tensor.declared in ("float16", "float64") else real
 
 
+def as_array(name: str, values: object) -> np.ndarray:
+    """``values`` as an array; ArtifactError where they are rows of unlike lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ArtifactError(f"input {name!r} is no array: {error}") from error
+
+
 def as_integers(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """Integer or boolean ``values`` in the tensor's type; ArtifactError where one does not fit."""
     if values.dtype == tensor.dtype:

@@ -1,5 +1,6 @@
 """An artifact's library as it lies in memory."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class ElfImage:
     ``relocations``: (offset, value) means that the 64-bit word at ``offset`` is to hold load address + value.
     """
 
-    data: bytes
+    data: bytearray
     relocations: list[tuple[int, int]]
     exports: dict[str, int]
     functions: list[tuple[int, str]]
@@ -32,10 +33,11 @@ class ElfImage:
         return next((name for start, name in reversed(self.functions) if start <= offset), "the code")
 
 
-def read_elf(path: Path, arch: str = "aarch64") -> ElfImage:
-    """Reads a shared library for ``arch``; ArtifactError where it is for another machine or damaged."""
+def parse_elf(library: bytes, path: Path, arch: str = "aarch64") -> ElfImage:
+    """The image of a shared library for ``arch`` (``path`` is for messages); ArtifactError where it is for another
+    machine or damaged."""
     try:
-        with path.open("rb") as file:
+        with io.BytesIO(library) as file:
             elf = ELFFile(file)
             found = _ARCHS.get(elf.get_machine_arch(), elf.get_machine_arch())
             if found != arch:
@@ -50,7 +52,7 @@ def read_elf(path: Path, arch: str = "aarch64") -> ElfImage:
                 image[start:start + segment["p_filesz"]] = segment.data()
             exports = {symbol.name: symbol["st_value"] for symbol in symbols(elf, ".dynsym") if symbol.name}
             objects = {s.name: s["st_value"] for s in symbols(elf, ".symtab") if s["st_info"]["type"] == "STT_OBJECT"}
-            return ElfImage(bytes(image), _relocations(elf, arch), exports, functions(elf), objects)
+            return ElfImage(image, _relocations(elf, arch), exports, functions(elf), objects)
     except ArtifactError:
         raise
     except Exception as error:  # pyelftools raises what its parts raise on damaged files

@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from qcompile.runtime.elf_image import ElfImage, read_elf
+from qcompile.runtime.elf_image import ElfImage, parse_elf
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.manifest import ABI_VERSION, DTYPES, MANIFEST, Manifest, Tensor
 
@@ -45,8 +45,9 @@ class TensorFacts:
 
 
 def check_library(manifest: Manifest) -> None:
-    """Raises ArtifactError where the library says otherwise than the manifest: a run would read or write elsewhere than
-    the buffers that the manifest's shapes and types give it, or its numbers would mean something else."""
+    """Raises ArtifactError where the library is not the one that was written, or says otherwise than the manifest: a
+    run would read or write elsewhere than the buffers that the manifest's shapes and types give it, or its numbers
+    would mean something else."""
     info = read_info(manifest)
     file = manifest.folder / MANIFEST
     for what, says, is_ in (("name", manifest.name, info.name), ("arena_bytes", manifest.arena_bytes, info.arena_bytes),
@@ -66,7 +67,7 @@ def check_library(manifest: Manifest) -> None:
 
 def read_info(manifest: Manifest) -> LibraryInfo:
     """Reads ``qc_model_info`` from the library's file; ArtifactError where it is not there or makes no sense."""
-    image = read_elf(manifest.library, manifest.arch)
+    image = parse_elf(manifest.read_library(), manifest.library, manifest.arch)
     if f"{manifest.name}_info" not in image.exports:
         raise ArtifactError(f"{manifest.library} has no function {manifest.name}_info")
     try:
@@ -86,10 +87,9 @@ class _Memory:
     """The library as if loaded at address 0."""
 
     def __init__(self, image: ElfImage) -> None:
-        data = bytearray(image.data)
+        self.data = image.data
         for offset, value in image.relocations:
-            data[offset:offset + 8] = struct.pack("<Q", value)
-        self.data = bytes(data)
+            struct.pack_into("<Q", self.data, offset, value)
 
     def unpack(self, form: struct.Struct, at: int) -> tuple:
         return form.unpack_from(self.data, at)

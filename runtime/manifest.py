@@ -17,12 +17,14 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 DECLARED = (*FLOATS, "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 MANIFEST = "manifest.json"
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+SEAL = "manifest_sha256"
 # what is known only when the library has been linked; all else goes into the hash that the library holds
-AFTER_LINKING = ("content_hash", "library_sha256", "library_bytes", "code_bytes", "proof")
+AFTER_LINKING = ("content_hash", "library_sha256", "library_bytes", "code_bytes", "proof", SEAL)
 _REQUIRED = {"name": str, "target": str, "cpu": str, "arch": str, "cpu_flags": list, "emulation": str, "library": str,
              "abi_version": int, "arena_bytes": int, "inputs": list, "outputs": list, "library_sha256": str,
-             "content_hash": str, "states": list, "files": dict}
+             "content_hash": str, "states": list, "files": dict, SEAL: str}
 _MOST_BYTES = 1 << 40
+_LARGEST_SCALE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,52 @@ class Manifest:
     states: tuple[tuple[str, str], ...] = ()  # (input, output) whose integers go from call to call
     content_hash: str = ""  # of all that was known before the library was linked; the library holds it too
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the folder's other files, by name
+    library_sha256: str = ""  # empty: a library that was made just now
+
+    def read_library(self) -> bytes:
+        """The library's file; ArtifactError where it is not the one that was written.
+
+        Each reader asks anew: a compile may replace the folder at any time, and other code would run in these buffers.
+        """
+        return _read(self.library, self.library_sha256)
 
     def read_file(self, name: str) -> bytes:
         """A file of the folder; ArtifactError where it is missing or not the one that was written."""
         if name not in self.files:
             raise ArtifactError(f"{self.folder} has no {name}: it was written without it")
-        file = self.folder / name
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"cannot read {file}: {error.strerror or error}; compile the model again") from error
-        if hashlib.sha256(data).hexdigest() != self.files[name]:
-            raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
-        return data
+        return _read(self.folder / name, self.files[name])
+
+
+def _read(file: Path, digest: str) -> bytes:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {file}: {error.strerror or error}; compile the model again") from error
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
+    return data
 
 
 def content_hash(facts: Mapping[str, Any]) -> str:
     """SHA-256, in hexadecimal, of a manifest without what is known only after linking."""
-    kept = {key: value for key, value in facts.items() if key not in AFTER_LINKING}
+    return _hash(facts, AFTER_LINKING)
+
+
+def seal(facts: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of a whole manifest, which holds it as its last entry."""
+    return _hash(facts, (SEAL,))
+
+
+def _hash(facts: Mapping[str, Any], without: tuple[str, ...]) -> str:
+    kept = {key: value for key, value in facts.items() if key not in without}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: str | Path) -> Manifest:
     """Reads and checks the artifact folder ``path`` (or its ``manifest.json``).
 
-    Raises ArtifactError where the manifest is missing or damaged, of another ABI version, or the library is not the
-    one that was written with it. What both say of the tensors is for `check_library` to compare.
+    Raises ArtifactError where the manifest is missing or damaged, or of another ABI version. Whether the library is the
+    one that was written with it, and says the same of the tensors, is for `check_library`.
     """
     path = Path(path)
     folder = path.parent if path.name == MANIFEST else path
@@ -93,20 +115,14 @@ def read_manifest(path: str | Path) -> Manifest:
         inputs, outputs = (tuple(_tensor(entry) for entry in raw[key]) for key in ("inputs", "outputs"))
         states = _states(raw["states"], inputs, outputs)
         _check_words(raw)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        whole = seal(raw) == raw[SEAL] and content_hash(raw) == raw["content_hash"]
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: {error!r}") from error
-    if content_hash(raw) != raw["content_hash"]:
+    if not whole:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: it is not what was written; compile the model again")
-    library = folder / raw["library"]
-    try:
-        digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {library}: {error.strerror or error}") from error
-    if digest != raw["library_sha256"]:
-        raise ArtifactError(f"{library} is damaged: its SHA-256 is not the one in {MANIFEST}; compile the model again")
-    return Manifest(folder, library.resolve(), raw["name"], raw["target"], raw["cpu"], raw["arch"],
+    return Manifest(folder, (folder / raw["library"]).resolve(), raw["name"], raw["target"], raw["cpu"], raw["arch"],
                     tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs, states,
-                    raw["content_hash"], raw["files"])
+                    raw["content_hash"], raw["files"], raw["library_sha256"])
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -134,12 +150,14 @@ def _check_words(raw: dict[str, Any]) -> None:
     """Raises ValueError for names that are none and for sizes that no machine has."""
     if not re.fullmatch(r"[A-Za-z_]\w*", raw["name"], re.ASCII) or raw["library"] != f"lib{raw['name']}.so":
         raise ValueError(f"name {raw['name']!r}, library {raw['library']!r}")
+    if not raw["library_sha256"]:
+        raise ValueError("library_sha256 is empty")
     if not 0 <= raw["arena_bytes"] < _MOST_BYTES:
         raise ValueError(f"arena_bytes {raw['arena_bytes']}")
     if not all(isinstance(flag, str) for flag in raw["cpu_flags"]):
         raise ValueError("cpu_flags that are no words")
     for name, digest in raw["files"].items():
-        if not isinstance(digest, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name):
+        if not isinstance(digest, str) or not digest or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name):
             raise ValueError(f"file {name!r}")
 
 
@@ -163,7 +181,7 @@ def _tensor(entry: dict[str, Any]) -> Tensor:
     if not all(n > 0 for n in shape) or math.prod(shape) > _MOST_BYTES:
         raise ValueError(f"shape {shape} of {name!r}")
     scales = scale if isinstance(scale, list) else [] if scale is None else [scale]
-    if not all(type(s) in (int, float) and 0 < s < math.inf for s in scales):
+    if not all(type(s) in (int, float) and 0 < s <= _LARGEST_SCALE for s in scales):
         raise ValueError(f"scale {scale} of {name!r}")
     if isinstance(scale, list) and not (0 <= tensor.axis < len(shape) and len(scale) == shape[tensor.axis]):
         raise ValueError(f"{len(scale)} scales along axis {tensor.axis} of {name!r}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from qcompile.runtime.borders import as_integers, check_shape, dequantize, quantize
+from qcompile.runtime.borders import as_array, as_integers, check_shape, dequantize, quantize
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.library_info import check_library
 from qcompile.runtime.manifest import Manifest, Tensor, read_manifest
@@ -115,7 +115,7 @@ class Model:
         for name in names:
             if name not in inputs:
                 raise ArtifactError(f"input {name!r} is missing")
-        arrays = [np.asarray(inputs[name]) for name in names]
+        arrays = [as_array(name, inputs[name]) for name in names]
         for tensor, array in zip(self.inputs, arrays):
             check_shape(tensor, array)
         return arrays

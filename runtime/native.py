@@ -74,7 +74,7 @@ class NativeEngine:
         if reason:
             raise ArtifactError(f"{manifest.folder} cannot run natively: {reason}")
         try:
-            library, close = open_library(manifest.library.read_bytes(), manifest.library.name)
+            library, close = open_library(manifest.read_library(), manifest.library.name)
             weakref.finalize(self, close).atexit = False
             self.function = library[f"{manifest.name}_run"]
             arena_bytes = library[f"{manifest.name}_arena_bytes"]

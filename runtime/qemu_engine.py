@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from qcompile.runtime.elf_image import read_elf
+from qcompile.runtime.elf_image import parse_elf
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.toolchain import ToolError, compile_c, link
@@ -115,7 +115,7 @@ def _build_runner(folder: Path) -> None:
 
 
 def _opening(manifest: Manifest) -> bytes:
-    image = read_elf(manifest.library)
+    image = parse_elf(manifest.read_library(), manifest.library)
     run = image.exports.get(f"{manifest.name}_run")
     if run is None:
         raise ArtifactError(f"{manifest.library} has no function {manifest.name}_run")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from qcompile.runtime.borders import as_array
 from qcompile.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ class Stream:
     """What ``Model.stream`` returns: inputs and outputs without the states, which are kept here as they are.
 
     A stream belongs to the thread that calls it first, until ``reset``; a call from another raises ArtifactError, since
-    their samples would run into one state. Threads may share the model and have a stream each.
+    their samples would run into one state, and so does a ``reset`` while a call runs. Threads may share the model and
+    have a stream each.
     """
 
     def __init__(self, model: Model, start: Mapping[str, Any] | None = None) -> None:
@@ -27,7 +30,7 @@ class Stream:
         self.pairs = dict(model.manifest.states)
         self.state: dict[str, np.ndarray] = {}
         self._owner: int | None = None
-        self._owning = threading.Lock()
+        self._busy = threading.Lock()
         self.reset(start)
 
     def reset(self, start: Mapping[str, Any] | None = None) -> None:
@@ -35,28 +38,48 @@ class Stream:
         for name in start or {}:
             if name not in self.pairs:
                 raise ArtifactError(f"{name!r} is no state; the states are {', '.join(self.pairs)}")
-        self._owner = None
+        with self._alone():
+            self._owner = None
+            self.state = self._begin(start or {})
+
+    def _begin(self, start: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        state = {}
         for tensor in self.model.inputs:
             if tensor.name in self.pairs:
-                given = np.asarray((start or {}).get(tensor.name, np.zeros(tensor.shape, np.float32)))
+                given = as_array(tensor.name, start.get(tensor.name, np.zeros(tensor.shape, np.float32)))
                 if tensor.scale is None and given.dtype.kind == "f":
                     given = given.astype(tensor.dtype)
-                self.state[tensor.name] = self.model.quantize_one(tensor, given)
+                state[tensor.name] = self.model.quantize_one(tensor, given)
+        return state
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One call, real numbers in and out."""
-        results = self.run_integer({t.name: self.model.quantize_one(t, np.asarray(inputs[t.name]))
-                                    for t in self.model.inputs if t.name in inputs})
+        known = {t.name: t for t in self.model.inputs}  # what is unknown goes on, and is refused there
+        results = self.run_integer({n: self.model.quantize_one(known[n], as_array(n, x)) if n in known else x
+                                    for n, x in inputs.items()})
         return {t.name: self.model.dequantize_one(t, results[t.name])
                 for t in self.model.outputs if t.name in results}
 
     def run_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One call, integers in and out."""
-        with self._owning:
+        with self._alone():
             self._owner = self._owner or threading.get_ident()
-        if self._owner != threading.get_ident():
-            raise ArtifactError("this stream belongs to another thread; make a stream for each, or begin anew with "
-                                "reset")
+            if self._owner != threading.get_ident():
+                raise ArtifactError("this stream belongs to another thread; make a stream for each, or begin anew with "
+                                    "reset")
+            return self._run(inputs)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise ArtifactError("a call of this stream still runs, so it belongs to another thread; make a stream for "
+                                "each")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         clash = [name for name in inputs if name in self.pairs]
         if clash:
             raise ArtifactError(f"{clash[0]!r} is a state, which the stream keeps; begin anew with reset")

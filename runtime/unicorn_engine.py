@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import unicorn as uc
-from qcompile.runtime.elf_image import read_elf
+from qcompile.runtime.elf_image import parse_elf
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.manifest import Manifest, Tensor
 from unicorn import arm64_const as arm
@@ -43,7 +43,7 @@ class UnicornEngine:
         reason = why_not_unicorn(manifest)
         if reason:
             raise ArtifactError(f"{manifest.folder} cannot be emulated: {reason}")
-        self._image = read_elf(manifest.library)
+        self._image = parse_elf(manifest.read_library(), manifest.library)
         self._core = manifest.emulation
         self._engine = uc.Uc(uc.UC_ARCH_ARM64, uc.UC_MODE_ARM)
         self._engine.ctl_set_cpu_model(_CORES.get(manifest.emulation, arm.UC_CPU_ARM64_MAX))

@@ -11,7 +11,7 @@ from qcompile.artifact.linker import exported_symbols, link_library
 from qcompile.artifact.proof import Proof, prove
 from qcompile.artifact.replace import REPORT, write_folder
 from qcompile.artifact.spec import ArtifactSpec, c_prefix, folder_name
-from qcompile.runtime.manifest import ABI_VERSION, MANIFEST, content_hash
+from qcompile.runtime.manifest import ABI_VERSION, MANIFEST, SEAL, content_hash, seal
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def build_artifact(
     library, header = link_library(spec, digest)
     proof = prove(library, spec.target.arch, exported_symbols(spec.name))
     manifest = {**facts, "content_hash": digest, **_after_linking(library, proof)}
+    manifest[SEAL] = seal(manifest)
     files = {**spec.files, f"lib{spec.name}.so": library, f"{spec.name}.h": header.encode(),
              MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}
     path = Path(output) / f"{label}-{spec.target.name}"

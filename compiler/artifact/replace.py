@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ ALWAYS = ("library", "header")
 UNLISTED = ("program.npz", "model.qdq.onnx", "bits.json")
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>new|old)")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_LONGEST_COMPILE = 24 * 3600.0  # seconds
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -42,7 +44,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         with _lock(path.parent):
             _clean(path.parent)
             fresh.mkdir()
-            held = _hold(fresh)
+            held, _ = _hold(fresh)
         try:
             for name, data in files.items():
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -134,14 +136,19 @@ def _all(path: Path) -> list[str]:
 
 
 def _clean(folder: Path) -> None:
-    """Removes the hidden folders that killed writers left; where one took an artifact away, it comes back."""
+    """Removes the hidden folders that killed writers left; where one took an artifact away, it comes back.
+
+    Without locks, where a killed writer's folder is not told from a live one's, those of the last day stay.
+    """
     for entry in folder.iterdir():
         match = _HIDDEN.fullmatch(entry.name)
         if not match or entry.is_symlink() or not entry.is_dir():
             continue
         with contextlib.suppress(OSError):
-            held = _hold(entry)
+            held, locked = _hold(entry)
             try:
+                if not locked and time.time() - entry.stat().st_mtime < _LONGEST_COMPILE:
+                    continue
                 if match["state"] == "old" and not (folder / match["name"]).exists():
                     os.rename(entry, folder / match["name"])
                 else:
@@ -150,8 +157,9 @@ def _clean(folder: Path) -> None:
                 os.close(held)
 
 
-def _hold(folder: Path) -> int:
-    """A descriptor that locks the folder until it is closed; OSError where somebody else's does."""
+def _hold(folder: Path) -> tuple[int, bool]:
+    """(a descriptor that locks the folder until it is closed, whether the file system has locks); OSError where
+    somebody else's does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,8 +167,8 @@ def _hold(folder: Path) -> int:
         os.close(descriptor)
         raise
     except OSError:  # some network file systems have no locks
-        pass
-    return descriptor
+        return descriptor, False
+    return descriptor, True
 
 
 @contextlib.contextmanager

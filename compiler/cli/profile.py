@@ -115,7 +115,8 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], boo
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         library = Path(folder) / "timed.so"
         library.write_bytes(link_library(spec, manifest.content_hash)[0])
-        engine = NativeEngine(replace(manifest, library=library, outputs=(*manifest.outputs, stamps)), threads)
+        timed = replace(manifest, library=library, library_sha256="", outputs=(*manifest.outputs, stamps))
+        engine = NativeEngine(timed, threads)
     return _describe(program, [(c.node, c.kernel) for c in code.listing]), same, engine
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper
 from qcompile.targets.errors import CompileError
+
+_NO_NUMBERS = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
 
 
 def read_external_data(model: onnx.ModelProto, path: Path | None) -> None:
@@ -53,6 +56,11 @@ def _read(tensor: onnx.TensorProto, roots: tuple[Path, ...]) -> None:
         raise CompileError(f"weight '{tensor.name}': external data offset or length is not a number") from e
     if offset < 0 or wanted < 0 or offset + wanted > size:
         raise CompileError(f"weight '{tensor.name}': external data file {file.name!r} is too short; copy it again")
+    if wanted > _most_bytes(tensor):
+        raise CompileError(
+            f"weight '{tensor.name}': its external data has {wanted} bytes, more than its shape {list(tensor.dims)} "
+            "takes; export the model again"
+        )
     try:
         with file.open("rb") as f:
             f.seek(offset)
@@ -61,6 +69,14 @@ def _read(tensor: onnx.TensorProto, roots: tuple[Path, ...]) -> None:
         raise CompileError(f"weight '{tensor.name}': cannot read {file.name!r} ({e.strerror or e})") from e
     tensor.data_location = onnx.TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _most_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor of this shape: a file without end would fill the memory otherwise. 16 an element where the type
+    is unknown, which is refused later."""
+    known = tensor.data_type in onnx.TensorProto.DataType.values() and tensor.data_type not in _NO_NUMBERS
+    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize if known else 16
+    return width * math.prod(max(n, 0) for n in tensor.dims)
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -151,6 +151,19 @@ def test_an_artifact_that_a_killed_writer_took_away_comes_back(tmp_path):
     assert read(tmp_path / "other-host") == files(1)
 
 
+def test_without_locks_only_old_folders_go(tmp_path, monkeypatch):
+    """As on some network file systems: what a live writer fills is not told from what a killed one left."""
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(replace.fcntl, "flock", no_locks)
+    young, old = (tmp_path / f".{name}-host.0123456789ab.new" for name in ("young", "old"))
+    young.mkdir(), old.mkdir()
+    os.utime(old, (1e9, 1e9))
+    write_folder(tmp_path / "m-host", files())
+    assert sorted(os.listdir(tmp_path)) == [young.name, "m-host"] and read(tmp_path / "m-host") == files()
+
+
 def test_a_failed_exchange_leaves_what_was_there(tmp_path, monkeypatch):
     path, rename, calls = tmp_path / "m-host", os.rename, []
     write_folder(path, files(1))

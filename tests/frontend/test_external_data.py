@@ -113,6 +113,13 @@ def test_parts_that_are_not_there_are_refused(folder, offset, length, fault):
         load_model(save(folder, PLACES["initializer"](external("w", offset=offset, length=length))))
 
 
+@pytest.mark.parametrize("length", [None, 1 << 39], ids=["to its end", "said"])
+def test_a_file_larger_than_the_weight_is_not_read(folder, length):
+    os.truncate(folder / "w.bin", 1 << 40)  # holds no blocks, and would not fit into memory
+    with pytest.raises(CompileError, match=r"weight 'w': .* has \d+ bytes, more than its shape \[3, 2\]"):
+        load_model(save(folder, PLACES["initializer"](external("w", length=length))))
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_a_model_in_memory_reads_no_file(folder, place):
     with pytest.raises(CompileError, match=r"weight '[wb]': a model in memory has its data in a file; .*onnx.load"):

@@ -15,7 +15,7 @@ from qcompile.codegen import generate
 from qcompile.kernels.program import Program
 from qcompile.passes import CPU_PASSES, tidy
 from qcompile.runtime import ArtifactError, load
-from qcompile.runtime.manifest import content_hash
+from qcompile.runtime.manifest import content_hash, seal
 from qcompile.targets import get_target
 
 FLIPS = 150  # bits of each file that are turned, one at a time
@@ -41,12 +41,13 @@ def copy(artifact, tmp_path):
     return shutil.copytree(artifact, tmp_path / "copy")
 
 
-def edit(folder, seal, **changes):
-    """Changes the manifest; seal: as somebody would who knows how its hash is made."""
+def edit(folder, sealed, **changes):
+    """Changes the manifest; sealed: as somebody would who knows how its hashes are made."""
     file = folder / "manifest.json"
     manifest = {**json.loads(file.read_text()), **changes}
-    if seal:
+    if sealed:
         manifest["content_hash"] = content_hash(manifest)
+        manifest["manifest_sha256"] = seal(manifest)
     file.write_text(json.dumps(manifest))
 
 
@@ -55,29 +56,73 @@ def tensor(folder, kind, **changes):
     return {kind: [{**entries[0], **changes}, *entries[1:]]}
 
 
-@pytest.mark.parametrize("seal", [False, True], ids=["edited", "sealed"])
+@pytest.mark.parametrize("sealed", [False, True], ids=["edited", "sealed"])
 @pytest.mark.parametrize(("kind", "changes"), [
     ("outputs", {"shape": [1]}), ("outputs", {"shape": [10**9, 10**9]}), ("outputs", {"shape": [-1]}),
     ("outputs", {"shape": [36, 4.5]}), ("outputs", {"dtype": "int32"}), ("outputs", {"dtype": "float32"}),
     ("outputs", {"dtype": "O"}), ("outputs", {"scale": 0}), ("outputs", {"scale": float("nan")}),
-    ("outputs", {"scale": -0.25}), ("outputs", {"scale": 0.5}), ("outputs", {"scale": [0.25, 0.25]}),
+    ("outputs", {"scale": -0.25}), ("outputs", {"scale": 10**400}), ("outputs", {"scale": [10**400] * 36}),
+    ("outputs", {"scale": 1e300}), ("outputs", {"scale": 0.5}), ("outputs", {"scale": [0.25, 0.25]}),
     ("outputs", {"zero_point": 10**30}), ("outputs", {"zero_point": 200}), ("outputs", {"zero_point": -4}),
     ("outputs", {"zero_point": True}), ("outputs", {"name": "z"}), ("outputs", {"name": None}),
     ("inputs", {"shape": [1, 12, 3, 4]}), ("inputs", {"scale": 0.25}), ("inputs", {"dtype": "uint8"})])
-def test_tensors_that_are_not_the_librarys_are_refused(copy, kind, changes, seal):
-    edit(copy, seal, **tensor(copy, kind, **changes))
+def test_tensors_that_are_not_the_librarys_are_refused(copy, kind, changes, sealed):
+    edit(copy, sealed, **tensor(copy, kind, **changes))
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
         load(copy)
 
 
-@pytest.mark.parametrize("seal", [False, True], ids=["edited", "sealed"])
+@pytest.mark.parametrize("sealed", [False, True], ids=["edited", "sealed"])
 @pytest.mark.parametrize("changes", [
     {"inputs": []}, {"outputs": []}, {"arena_bytes": 0}, {"arena_bytes": -1}, {"arena_bytes": 1 << 60},
     {"arena_bytes": True}, {"states": [["x", "y"]]}, {"states": [["x"]]}, {"states": 3}, {"cpu_flags": [1]},
     {"files": {"../x": "0"}}, {"files": ["program.npz"]}, {"name": "../net"}, {"name": "other"},
     {"library": "/etc/passwd"}, {"inputs": [[]]}, {"outputs": {}}, {"emulation": "cortex-a53"}, {"cpu": "x86-avx2"}])
-def test_facts_that_are_not_the_librarys_are_refused(copy, changes, seal):
-    edit(copy, seal, **changes)
+def test_facts_that_are_not_the_librarys_are_refused(copy, changes, sealed):
+    edit(copy, sealed, **changes)
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
+        load(copy)
+
+
+@pytest.mark.parametrize("changes", [
+    {"library_bytes": 7}, {"code_bytes": 7}, {"proof": {"float_instructions": 1}}, {"library_sha256": ""}, {"more": 1}],
+    ids=lambda c: next(iter(c)))
+def test_facts_known_after_linking_are_refused_too(copy, changes):
+    edit(copy, False, **changes)
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
+        load(copy)
+
+
+def test_a_library_replaced_after_the_check_does_not_run(copy, tmp_path, monkeypatch):
+    """As when a compile ends while the artifact is being loaded: the buffers are those of the other model."""
+    from qcompile.runtime import model as module
+    from sample_artifacts import build_multiply
+
+    other = (build_multiply(tmp_path).path / "libmultiply.so").read_bytes()
+    check = module.check_library
+
+    def check_and_replace(manifest):
+        check(manifest)
+        (copy / "libnet.so").write_bytes(other)
+
+    monkeypatch.setattr(module, "check_library", check_and_replace)
+    with pytest.raises(ArtifactError, match=r"libnet.so is damaged: its SHA-256 is not the one"):
+        load(copy)
+
+
+@pytest.mark.parametrize("x", [[[1], [2, 3]], None, "words", [[object()] * 4]], ids=lambda x: str(x)[:7])
+def test_inputs_that_are_no_arrays_are_refused(artifact, x):
+    model = load(artifact)
+    for run in (model.run, model.run_integer, model.reference):
+        with pytest.raises(ArtifactError, match=r"input 'x' (is no array|has shape)"):
+            run({"x": x})
+
+
+@pytest.mark.parametrize("depth", [*range(940, 1001, 3), 3000])
+def test_nesting_at_the_limit_of_recursion_is_refused(copy, depth):
+    """What is just read may be too deep to be written again, as its hash needs."""
+    file = copy / "manifest.json"
+    file.write_text(f'{file.read_text().rstrip()[:-1]}, "more": {"[" * depth}{"]" * depth}}}')
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
         load(copy)
 

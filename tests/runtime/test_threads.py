@@ -1,6 +1,8 @@
 """Threads that share a model, and streams that may not be shared."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,15 +41,18 @@ def test_threads_share_a_model_of_several_threads(tmp_path):
             np.testing.assert_array_equal(y, (np.arange(4096) + s).astype(np.uint8).astype(np.int32) ** 2)
 
 
-def test_a_stream_belongs_to_a_thread(tmp_path):
-    from dataclasses import replace
-
+def stateful(tmp_path):
+    """An artifact whose input comes back as the state's next value."""
     spec = multiply_spec(tmp_path)
     state = replace(spec.inputs[0], name="state"), replace(spec.inputs[0], name="next")
     copying = MULTIPLY.replace("return 0;", "for (int i = 0; i < 24; i++) ((int8_t *)out[1])[i] = x[i]; return 0;")
     spec = replace(multiply_spec(tmp_path, source=copying), inputs=[*spec.inputs, state[0]],
                    outputs=[*spec.outputs, state[1]], states=[("state", "next")])
-    stream = load(build_artifact(spec, tmp_path / "build").path).stream()
+    return build_artifact(spec, tmp_path / "build").path
+
+
+def test_a_stream_belongs_to_a_thread(tmp_path):
+    stream = load(stateful(tmp_path)).stream()
     x = {"input/x": np.full((1, 24), 3, np.int8)}
     stream.run_integer(x)
     with ThreadPoolExecutor(1) as pool:
@@ -58,3 +63,27 @@ def test_a_stream_belongs_to_a_thread(tmp_path):
         np.testing.assert_array_equal(pool.submit(stream.run_integer, x).result()["y"][0], 3 * W)
         with pytest.raises(ArtifactError, match="belongs to another thread"):
             stream.run_integer(x)
+    stream.reset()
+    with pytest.raises(ArtifactError, match="no input 'typo'"):
+        stream.run({**x, "typo": np.zeros(3)})
+
+
+def test_a_stream_is_not_reset_while_it_runs(tmp_path, monkeypatch):
+    stream = load(stateful(tmp_path)).stream()
+    run, inside, go_on = stream.model.run_integer, threading.Event(), threading.Event()
+
+    def slow(inputs):
+        inside.set()
+        assert go_on.wait(30)
+        return run(inputs)
+
+    monkeypatch.setattr(stream.model, "run_integer", slow)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(stream.run_integer, {"input/x": np.full((1, 24), 3, np.int8)})
+        assert inside.wait(30)
+        for use in (stream.reset, lambda: stream.run_integer({"input/x": np.zeros((1, 24), np.int8)})):
+            with pytest.raises(ArtifactError, match="still runs"):
+                use()
+        go_on.set()
+        np.testing.assert_array_equal(call.result()["y"][0], 3 * W)
+    stream.reset()

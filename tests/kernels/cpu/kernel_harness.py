@@ -21,7 +21,7 @@ from qcompile.kernels.cpu.compile import compile_module
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, evaluate_node, infer_node
-from qcompile.runtime.elf_image import read_elf
+from qcompile.runtime.elf_image import parse_elf
 from qcompile.runtime.toolchain import compile_c, link
 from qcompile.targets import Target
 from unicorn import arm64_const as arm
@@ -170,7 +170,7 @@ class Emulated:
     """An ARM core."""
 
     def __init__(self, library: Path, target: Target) -> None:
-        image = read_elf(library)
+        image = parse_elf(library.read_bytes(), library)
         self._engine = uc.Uc(uc.UC_ARCH_ARM64, uc.UC_MODE_ARM)
         self._engine.ctl_set_cpu_model(CORES.get(target.emulation, arm.UC_CPU_ARM64_MAX))
         self._base, self._stack, self._heap = 1 << 20, 1 << 28, 1 << 30
