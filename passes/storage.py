@@ -1,7 +1,8 @@
 """How 8-bit activations are stored on targets whose dot products want one unsigned side (x86): u8 = s8 + 128.
 
 Every int8 activation becomes uint8 with zero points, limits and tables moved by 128, which changes no result: the
-meaning of each op holds for both. Graph inputs and outputs keep their int8, masks stay 0 and 1.
+meaning of each op holds for both. Graph inputs and outputs keep their int8; so do masks, numbers of elements, and the
+integers of arithmetic that has no zero point.
 """
 
 from __future__ import annotations
@@ -18,7 +19,23 @@ PLAIN = {
     "where": {"condition"},
     "softmax": {"mask"},
     "attention": {"mask_bias"},
-}  # arguments that are flags, not quantities
+    "take": {"indices"},
+    "scatter": {"numbers"},
+    "whole": {"x", "r"},
+    **{cell: {"lengths"} for cell in ("lstm", "gru", "rnn")},
+}  # arguments that are flags or numbers, not quantities
+COMBINING = ("add", "mul")  # scattered elements
+
+
+def plain_arguments(node: Node) -> set[str]:
+    """The arguments of `node` that are read as they are."""
+    combines = node.op == "scatter" and node.attrs["reduction"] in COMBINING
+    return PLAIN.get(node.op, set()) | ({"x", "updates"} if combines else set())
+
+
+def gives_plain(node: Node) -> bool:
+    """Whether the result means itself rather than a distance from a zero point."""
+    return node.op == "whole" or "updates" in plain_arguments(node)
 
 
 def unsigned_activations(program: Program) -> Program:
@@ -61,7 +78,7 @@ def unsigned_activations(program: Program) -> Program:
             argument = op.arguments[min(position, len(op.arguments) - 1)]
             if types[name].dtype != "int8" or (argument in op.parameters and argument != "table"):
                 inputs.append(name)
-            elif argument in PLAIN.get(node.op, ()):
+            elif argument in plain_arguments(node):
                 inputs.append(as_signed(name))
             elif argument == "table":
                 inputs.append(as_unsigned(name))
@@ -73,7 +90,7 @@ def unsigned_activations(program: Program) -> Program:
                         attrs[key] = [z + OFFSET for z in old] if isinstance(old, list) else old + OFFSET
                 if node.op == "cast":
                     attrs["offset"] -= OFFSET
-        if types[node.name].dtype == "int8":
+        if types[node.name].dtype == "int8" and not gives_plain(node):
             for key in ("zero_point", "qmin", "qmax"):
                 if key in attrs:
                     attrs[key] += OFFSET

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from programs import LIMITS, NETS, conv_chain, feeds, from_float, rescaled
 from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.ops.selection import REDUCTIONS
+from qcompile.kernels.ops.whole import FUNCTIONS
 from qcompile.kernels.program import Node, Program
-from qcompile.passes.storage import PLAIN, unsigned_activations
+from qcompile.passes.storage import plain_arguments, unsigned_activations
 from qcompile.passes.tidy import tidy
+
+ELSEWHERE = {"interpolate", "log_softmax", "lstm", "gru", "rnn", "resize_linear"}  # compared by tests of their kernels
 
 
 def check_same(program, high=None):
@@ -23,7 +27,7 @@ def check_same(program, high=None):
         op = OPS[node.op]
         for position, name in enumerate(node.inputs):
             argument = op.arguments[min(position, len(op.arguments) - 1)]
-            if argument not in op.parameters and argument not in PLAIN.get(node.op, ()) and node.op != "cast":
+            if argument not in op.parameters and argument not in plain_arguments(node) and node.op != "cast":
                 assert after[name].dtype != "int8", f"{node.name} reads {name} as int8"
     return changed
 
@@ -101,7 +105,36 @@ CASES = {
         {"x": ((3, 16), "int8"), "mask": ((3, 16), "int8")},
         {"multiplier": 2**30, "shift": 1, "pre": 6, "numerator": 32765 * 2**15, "out_shift": 6, **LIMITS},
     ),
+    "top_k": one_op("top_k", {"x": ((4, 6), "int8")}, {"k": 3, "minimum": False}),
+    "take": one_op("take", {"x": ((4, 6), "int8"), "indices": ((5,), "int8")}, {"axis": 0}),
+    "transpose": one_op("transpose", X, {"axes": [3, 1, 0, 2]}),
+    "reshape": one_op("reshape", X, {"shape": [12, 24]}),
+    "broadcast": one_op("broadcast", {"x": ((1, 6), "int8")}, {"shape": [4, 6]}),
+    **{
+        f"scatter {how}": one_op(
+            "scatter",
+            {"x": ((4, 6), "int8"), "numbers": ((3,), "int32"), "updates": ((3, 6), "int8")},
+            {"reduction": how},
+        )
+        for how in REDUCTIONS
+    },
+    **{
+        f"{f} to {dtype}": one_op("whole", PAIR, {"function": f, "dtype": dtype})
+        for f in FUNCTIONS
+        for dtype in ("int8", "int32")
+    },
+    **{
+        f"{f} of int32": one_op("whole", {n: ((2, 9), "int32") for n in "xr"}, {"function": f, "dtype": "int8"})
+        for f in FUNCTIONS
+    },
 }
+
+
+def test_every_op_of_activations_has_a_case():
+    of_sums = {op for op in OPS if op.startswith(("requantize_word", "add_residual", "add_sums", "bias_add"))}
+    in_nets = {n.op for net in NETS for n in tidy(from_float(NETS[net]())).nodes} | {n.op for n in conv_chain().nodes}
+    missing = set(OPS) - {p.nodes[0].op for p in CASES.values()} - in_nets - of_sums
+    assert missing <= ELSEWHERE, missing
 
 
 @pytest.mark.parametrize("op", CASES)
