@@ -53,6 +53,30 @@ def positive():
     )
 
 
+def wrapping():
+    """int8 sums that wrap, compared with others."""
+    return model(
+        ("Add", ["x", "c"], ["s"], {}),
+        ("Max", ["s", "x"], ["y"], {}),
+        constants={"c": np.arange(-64, 64, 16, dtype=np.int8)},
+        dtypes={"x": T.INT8, "y": T.INT8},
+    )
+
+
+def one_hot_product():
+    """A table of weights read by Equal and MatMul, as JAX writes an embedding."""
+    return model(
+        ("Mod", ["x", "eight"], ["class"], {}),
+        ("Unsqueeze", ["class", "last"], ["column"], {}),
+        ("Equal", ["column", "classes"], ["hot"], {}),
+        ("Cast", ["hot"], ["f"], {"to": T.FLOAT}),
+        ("MatMul", ["f", "w"], ["m"], {}),
+        ("ArgMax", ["m"], ["y"], {"axis": -1}),
+        constants={"last": np.array([-1]), "classes": np.arange(8, dtype=np.int32), "eight": np.int32(8), "w": WEIGHT},
+        dtypes={"x": T.INT32, "y": T.INT64},
+    )
+
+
 CASES = {
     "uint8 codes": quantized_relu,
     "uint8": lambda: moved(T.UINT8),
@@ -63,6 +87,8 @@ CASES = {
     "bool": lambda: moved(T.BOOL),
     "argmax": largest,
     "flags of pixels": positive,
+    "int8 sums": wrapping,
+    "one-hot product": one_hot_product,
 }
 
 
