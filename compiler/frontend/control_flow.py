@@ -11,6 +11,7 @@ from qcompile.targets.errors import CompileError
 
 MOST_STEPS = 512  # an unrolled loop of more would make a program of tens of thousands of kernels
 MOST_NODES = 50_000  # of all unrolled loops together
+AXES_INPUT = 13  # the opset in which the axes of Unsqueeze became an input
 SEQUENCES = {
     "SequenceMap",
     "Optional",
@@ -217,6 +218,8 @@ def _size(graph: Graph, body: GraphProto) -> int:
 
 
 def _unsqueezed(graph: Graph, name: str, axis: int) -> str:
+    if graph.opsets.get("", AXES_INPUT) < AXES_INPUT:
+        return graph.add("Unsqueeze", [name], f"{name}_row", axes=[axis])
     return graph.add("Unsqueeze", [name, graph.constant(f"{name}_axis", np.array([axis], np.int64))], f"{name}_row")
 
 

@@ -22,9 +22,7 @@ def expand_contrib(graph: Graph) -> None:
     """Expand every node that TABLE knows, in order, so that shapes are known. Raises CompileError for the others."""
     for node in list(graph.nodes):
         rewrite = TABLE.get(node.op_type)
-        if node.domain != "com.microsoft" and not (node.domain == "" and node.op_type in UNDER_ANY_DOMAIN):
-            continue
-        if rewrite is None:
+        if node.domain != "com.microsoft" or rewrite is None:
             continue
         infer_shapes(graph)
         rewrite(graph, node)
@@ -187,4 +185,3 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "MultiHeadAttention": expand_multi_head,
     "RotaryEmbedding": expand_rotary,
 }
-UNDER_ANY_DOMAIN = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipLayerNormalization"}

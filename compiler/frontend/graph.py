@@ -104,7 +104,7 @@ class Graph:
         self.constants |= {t.values.name: dense(t) for t in g.sparse_initializer}
         self.inputs = [_copy(v) for v in g.input if v.name not in self.constants]
         self.outputs = [_copy(v) for v in g.output]
-        self.opsets = {o.domain: o.version for o in model.opset_import}
+        self.opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
         self.blocks: dict[str, tuple[np.ndarray, int, int]] = {}
         self.dynamic = ""
         self.statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}

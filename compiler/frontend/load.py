@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from qcompile.files import existing_file
 from qcompile.frontend.control_flow import SEQUENCES
+from qcompile.frontend.domains import with_domains
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
 from qcompile.frontend.opset import OLDEST, TARGET
@@ -45,7 +46,7 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
             model = onnx.inliner.inline_local_functions(model)
         except Exception as e:  # recursive or ambiguous; the types of the C++ inliner are not public
             raise CompileError(f"the model's functions cannot be expanded: {e}") from e
-    model = _with_domains(model)
+    model = with_domains(model)
     _check_opset(model)
     _check_borders(model)
     _check_nodes(model)
@@ -69,17 +70,6 @@ def _check_borders(model: onnx.ModelProto) -> None:
         elem = v.type.tensor_type.elem_type
         if elem not in known or (v.name in inputs and v.type.WhichOneof("value") in (None, "tensor_type") and not elem):
             raise CompileError(f"'{v.name}' has no element type that ONNX knows ({elem}); export the model again")
-
-
-def _with_domains(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with an opset for every domain of its nodes: ONNX Runtime needs none, and NNCF writes none."""
-    domains = {n.domain for n in model.graph.node} - {o.domain for o in model.opset_import} - {"", "ai.onnx"}
-    if not domains:
-        return model
-    complete = onnx.ModelProto()
-    complete.CopyFrom(model)
-    complete.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
-    return complete
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -101,13 +101,13 @@ def normalise_graph(
     fix_input_shapes(graph, shapes, notes)
     expand_quant(graph)
     check_attributes(graph)
+    _resolve_control_flow(graph)  # first: the nodes of bodies are of the model's opset
     if graph.opsets.get("", TARGET) < SOFTMAX_OF_ROWS:
         fold_constants(graph)  # old softmaxes need the rank of what they read
     infer_shapes(graph)
     upgrade_opset(graph)
     fold_constant_nodes(graph)
     check_attributes(graph)
-    _resolve_control_flow(graph)
     expand_weight_only(graph)
     expand_contrib(graph)
     expand_qoperators(graph)

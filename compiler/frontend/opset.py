@@ -23,7 +23,6 @@ FLOAT_ATTRIBUTES = {"precision", "round_mode", "saturate"}  # of computations in
 
 def upgrade_opset(graph: Graph) -> None:
     """Bring `graph` to opset 21. Raises CompileError below opset 7 or where an old form has no modern equal."""
-    graph.opsets = {("" if d == "ai.onnx" else d): v for d, v in graph.opsets.items()}
     version = graph.opsets.get("", TARGET)
     used = {n.domain for n in graph.nodes} | {""}
     graph.opsets = {d: v for d, v in graph.opsets.items() if d in used}

@@ -85,6 +85,49 @@ def test_the_sum_of_a_skip_layer_norm_is_an_output():
     same(model_of("SkipLayerNormalization", given, {2: f32(8), 3: f32(8)}, ["y0", "", "", "y3"]), given)
 
 
+@pytest.mark.parametrize(
+    "op, inputs, constants",
+    [
+        ("SimplifiedLayerNormalization", [(2, 3, 8)], [(8,)]),
+        ("SkipLayerNormalization", [(2, 3, 8), (2, 3, 8)], [(8,), (8,)]),
+        ("SkipSimplifiedLayerNormalization", [(2, 3, 8), (2, 3, 8)], [(8,)]),
+        ("BiasGelu", [(2, 8)], [(8,)]),
+        ("FusedMatMul", [(2, 4, 8), (2, 8, 4)], []),
+    ],
+)
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_in_the_domain_of_onnx(op, inputs, constants, domain):
+    """As exporters write them that leave the domain out: SimplifiedLayerNormalization is there in ONNX Runtime."""
+    given = {i: f32(*s) for i, s in enumerate(inputs)}
+    weights = {len(inputs) + i: f32(*s) for i, s in enumerate(constants)}
+    model = model_of(op, given, weights, domain=domain)
+    before = model.SerializeToString()
+
+    def reference(_model, feed):
+        own = "" if op == "SimplifiedLayerNormalization" else "com.microsoft"
+        return run(model_of(op, given, weights, domain=own), feed)
+
+    same(model, given, reference=reference)
+    assert model.SerializeToString() == before, "the caller's model changed"
+
+
+def test_a_norm_within_a_branch():
+    given, weights = {0: f32(2, 3, 8)}, {1: f32(8)}
+    norm = model_of("SimplifiedLayerNormalization", given, weights, domain="")
+    result = [helper.make_tensor_value_info("y0", TensorProto.FLOAT, None)]
+    branches = {
+        name: helper.make_graph(norm.graph.node, name, [], result)
+        for name in ("then_branch", "else_branch")
+    }
+    chosen = helper.make_node("If", ["go"], ["y0"], name="if", **branches)
+    norm.graph.initializer.append(numpy_helper.from_array(np.bool_(True), "go"))
+    model = onnx.ModelProto()
+    model.CopyFrom(norm)
+    del model.graph.node[:]
+    model.graph.node.append(chosen)
+    same(model, given, reference=lambda _m, feed: run(norm, feed))
+
+
 @pytest.mark.parametrize("segments", [False, True])
 def test_embeddings(segments):
     ids = {0: RNG.integers(0, 20, (2, 5)).astype(np.int32)}

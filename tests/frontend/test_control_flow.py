@@ -103,3 +103,42 @@ def test_scan_over_a_sequence(direction):
     )
     ops = same(model_of(graph), {"x": RNG.standard_normal((5, 4)).astype(np.float32)})
     assert ops.count("Tanh") == 5
+
+
+OLD = {  # forms that later opsets changed
+    "axes": ([("Squeeze", ["{x}"], ["s{k}"], {"axes": [0]}), ("Unsqueeze", ["s{k}"], ["{y}"], {"axes": [0]})]),
+    "split": ([("Split", ["{x}"], ["a{k}", "b{k}"], {"split": [1, 3], "axis": 1}),
+               ("Concat", ["b{k}", "a{k}"], ["{y}"], {"axis": 1})]),
+    "flat softmax": [("Softmax", ["{x}"], ["{y}"], {"axis": 0})],
+    "sum": [("ReduceSum", ["{x}"], ["{y}"], {"axes": [1]})],
+}  # fmt: skip
+
+
+def old_body(form, x, y):
+    named = lambda names: [n.format(x=x, y=y, k=y) for n in names]  # noqa: E731
+    return [(op, named(reads), named(makes), attrs) for op, reads, makes, attrs in OLD[form]]
+
+
+@pytest.mark.parametrize("form", OLD)
+@pytest.mark.parametrize("opset", [9, 11])
+def test_bodies_are_of_the_opset_of_the_model(form, opset):
+    branch = {f"{n}_branch": graph_of(old_body(form, "x", n), [], [value(n)]) for n in ("then", "else")}
+    graph = graph_of([("If", ["c"], ["y"], branch)], [value("x", [1, 4])], [value("y")], {"c": np.bool_(True)})
+    same(model_of(graph, opset), {"x": RNG.standard_normal((1, 4)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_loop_with_rows_of_an_old_opset(opset):
+    kept = ("Add", ["h", "row"], ["next"], {})
+    body = graph_of(
+        [("Identity", ["on"], ["still"], {}), *old_body("axes", "h", "row"), kept],
+        [value("i", [], INT64), value("on", [], BOOL), value("h", [1, 4])],
+        [value("still", [], BOOL), value("next", [1, 4]), value("row", [1, 4])],
+    )
+    graph = graph_of(
+        [("Loop", ["count", "", "x"], ["last", "rows"], {"body": body})],
+        [value("x", [1, 4])],
+        [value("last"), value("rows")],
+        {"count": np.array(3)},
+    )
+    same(model_of(graph, opset), {"x": RNG.standard_normal((1, 4)).astype(np.float32)})
