@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX
 from qcompile.kernels.dialect import OPS, Type
-from qcompile.kernels.ops.recurrent import LIMIT, PIECES
+from qcompile.kernels.ops.recurrent import LIMIT, MOST_STEPS, PIECES
 from qcompile.kernels.program import Node
 from qcompile.targets.errors import CompileError
 
@@ -27,6 +27,8 @@ def recurrent(
     _fits(node, "the pre-activation", int(total.max()))
     if not 0 < a["x_multiplier"] < 1 << 15:
         raise CompileError(f"{node.name}: the multiplier of x of {node.op} is {a['x_multiplier']}, not of 15 bits")
+    if not 0 <= a.get("reset_after", 0) <= MOST_STEPS:
+        raise CompileError(f"{node.name}: reset_after of {node.op} is {a['reset_after']}, not in 0..{MOST_STEPS}")
     base, slope = tables[:, 0].astype(np.int64), tables[:, 1].astype(np.int64)
     ends = np.concatenate([base, base + slope])
     if tables.shape[1:] != (2, PIECES) or ends.min() < -LIMIT or ends.max() > LIMIT:

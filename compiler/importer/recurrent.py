@@ -12,6 +12,7 @@ from tvm.ir import Op, register_op_attr
 
 RECURRENT = "qcompile.recurrent"
 ARGUMENTS = ("x", "weight", "recurrent", "bias", "lengths", "hidden", "cell")
+RANGES = ("hidden_range", "cell_range", "input_range")  # what the quantizer saw of it, empty where nobody looked
 
 
 @cache
@@ -42,7 +43,7 @@ class _Recurrent(Converter):
             "clip": repr(float(attr.get("clip", 0.0))),
             "reverse": _text(attr.get("direction", "forward")) == "reverse",
             "reset_after": bool(attr.get("linear_before_reset", 0)),
-            **{name: attr.get("metadata", {}).get(f"qcompile.{name}", "") for name in ("hidden_range", "cell_range")},
+            **{name: attr.get("metadata", {}).get(f"qcompile.{name}", "") for name in RANGES},
         }
         arguments = [value for value in given.values() if value is not None]
         return relax.Call(Op.get(RECURRENT), arguments, tvm.ir.make_node("ir.DictAttrs", **attrs))

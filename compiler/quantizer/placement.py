@@ -65,6 +65,7 @@ MOVERS = {  # op type: indices of the data inputs; None means all
     "ScatterElements": (0, 2),
     "ScatterND": (0, 2),
 }
+MASKED = 1e4  # numbers this large say "not this one" (of scores): what they are is of no account
 WIDE_TABLE_FLOOR = {"Gelu": -6.0, "Mul": -12.0, "Mish": -12.0}  # below, the activation is zero to 16 bits
 
 
@@ -382,10 +383,12 @@ class Placer:
         return kinds
 
     def _moved(self, node: NodeProto) -> list[int]:
-        """The inputs that `node` passes on with their codes; none where all of these are single numbers (Where of two),
-        which have no codes of their own: its result is then quantized like any other."""
+        """The inputs that `node` passes on with their codes; none where a single number that is none of their codes may
+        stand beside them: its result is then quantized like any other."""
         movers = mover_inputs(node) if id(node) not in self.scores else []
-        return movers if any(self.graph.scalar(node.input[i]) is None for i in movers) else []
+        numbers = [v for i in movers if (v := self.graph.scalar(node.input[i])) is not None]
+        alone = len(numbers) == len(movers) or any(v and abs(v) < MASKED for v in numbers)
+        return [] if node.op_type == "Where" and alone else movers
 
     def place(self) -> Placement:
         """The walk from outputs to inputs, then the carrying of quantizations from inputs to outputs."""
@@ -408,6 +411,8 @@ class Placer:
                     if want.get(o):
                         result.kinds[o] = sorted(want[o])
                 demands = {i: self.demand(node, i) for i in range(len(node.input)) if node.input[i]}
+                if node.op_type == "Where" and "i16" in wanted:
+                    demands = dict.fromkeys(mover_inputs(node), "i16")
             for i, kind in demands.items():
                 name = node.input[i]
                 if kind and name and graph.is_float(name):

@@ -1,7 +1,8 @@
 """LSTM, GRU and RNN: integer weights, and the ranges of what the operator keeps inside.
 
 ONNX Runtime shows no cell state but the last, so the float cell is run here on the calibration samples. The largest
-hidden and cell states go with the node, as its metadata "qcompile.hidden_range" and "qcompile.cell_range".
+hidden and cell states go with the node, as its metadata "qcompile.hidden_range" and
+"qcompile.cell_range", that of the projected inputs as "qcompile.input_range".
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def choose_state(h: Histogram, step: float) -> Quantization:
 def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
     wanted = {node.input[i] for node in nodes for i in (0, LENGTHS, HIDDEN, CELL) if i < len(node.input)}
     wanted = {name for name in wanted if name and name not in graph.constants}
-    tops: dict[int, np.ndarray] = {id(node): np.zeros(2) for node in nodes}
+    tops: dict[int, np.ndarray] = {id(node): np.zeros(3) for node in nodes}
     seen: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
 
     def run() -> None:
@@ -107,18 +108,17 @@ def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
         observe(graph, wanted, samples, observer, "running recurrent cells")
         run()
     for node in nodes:
-        hidden, cell = tops[id(node)]
         kept = [p for p in node.metadata_props if not p.key.startswith("qcompile.")]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
-        for key, value in (("hidden_range", hidden), ("cell_range", cell)):
+        for key, value in zip(("hidden_range", "cell_range", "input_range"), tops[id(node)]):
             if value > 0:
                 node.metadata_props.add(key=f"qcompile.{key}", value=repr(float(np.float32(value))))
 
 
 def state_ranges(node: NodeProto, values: Mapping[int, np.ndarray]) -> np.ndarray:
-    """(largest |hidden state|, largest |cell state|) of a plain recurrent node over all steps, float; values: of its
-    inputs, by index."""
+    """(largest |hidden state|, |cell state|, |projected input|) of a plain recurrent node over all steps, float;
+    values: of its inputs, by index."""
     x, w, r = (values[i].astype(np.float32) for i in range(3))
     w, r, bias, lengths = w[0], r[0], values.get(3), values.get(LENGTHS)
     units, rows, op = r.shape[1], x.shape[1], node.op_type
@@ -128,7 +128,7 @@ def state_ranges(node: NodeProto, values: Mapping[int, np.ndarray]) -> np.ndarra
     f = [ACTIVATIONS.get(n, np.tanh) for n in names]
     states = [values.get(i) for i in (HIDDEN, CELL)]
     h, c = (np.zeros((rows, units), np.float32) if s is None else s[0] for s in states)
-    top = np.array([np.abs(h).max(), np.abs(c).max()])
+    top = np.array([np.abs(h).max(), np.abs(c).max(), 0.0])
     clip = attribute(node, "clip", 0.0) or np.inf
     reset_after = attribute(node, "linear_before_reset", 0)
     steps = range(len(x))
@@ -147,5 +147,5 @@ def state_ranges(node: NodeProto, values: Mapping[int, np.ndarray]) -> np.ndarra
             new_c, new = c, f[0](np.clip(part + inner, -clip, clip))
         active = np.ones((rows, 1), bool) if lengths is None else (t < lengths)[:, None]
         h, c = np.where(active, new, h), np.where(active, new_c, c)
-        top = np.maximum(top, [np.abs(h).max(), np.abs(c).max()])
+        top = np.maximum(top, [np.abs(h).max(), np.abs(c).max(), np.abs(part).max() + np.abs(rb).max()])
     return top

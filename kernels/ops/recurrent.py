@@ -28,6 +28,7 @@ UNIT_BITS = 15  # fraction bits of what activations return
 PIECES = 128  # of an activation, over magnitudes of 16 bits
 PIECE_BITS = 8
 LIMIT = 32767
+MOST_STEPS = 10  # log2 of the step of x in steps of a gate
 CELL_MARGIN = 1.25  # by which a cell state may leave the range seen in calibration
 
 
@@ -150,8 +151,9 @@ class Lstm:
 class Gru:
     """Gates z, r, n; functions: of z, r; of n. The hidden state has `hidden_bits` fraction bits, at most 15. S = 1.
 
-    reset_after (ONNX linear_before_reset): n's recurrent product, rounded to steps of 2^-(GATE_BITS-1), is multiplied
-    by r: n = gate of x * 2 + floor((r * rn + 2^13) / 2^14). Else n's product is of r * h, narrowed like the state.
+    reset_after s > 0 (ONNX linear_before_reset): n's recurrent product, rounded to steps of 2^(s - GATE_BITS) like x,
+    is multiplied by r: n = gate of x * 2^s + floor((r * rn + 2^(14-s)) / 2^(15-s)), s at most MOST_STEPS. 0: n's
+    product is of r * h, narrowed like the state.
     h' = limited(floor((((2^15 - z) * n >> (15 - hidden_bits)) + z * h + 2^14) / 2^15)).
     """
 
@@ -176,7 +178,7 @@ class Gru:
             z, reset = (activate(v, tables[0], activations[0]) for v in np.split(gates, 2, axis=1))
             if reset_after:
                 rn = limited(round_shift(r.product(h8, last), shift))
-                n = limited(2 * x[:, last] + round_shift(reset * rn, UNIT_BITS - 1))
+                n = limited((x[:, last] << reset_after) + round_shift(reset * rn, UNIT_BITS - reset_after))
             else:
                 n = r.gates(r.product(r.narrow(round_shift(reset * h, UNIT_BITS)), last), x[:, last])
             n = activate(n, tables[1], activations[1])

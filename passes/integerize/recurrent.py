@@ -1,8 +1,9 @@
 """LSTM, GRU and RNN: one product for the inputs of all steps, then the cell over the sequence.
 
-Grids (as in iRNN; all but two are fixed): pre-activations have GATE_BITS fraction bits, the projected inputs one
-less; activations and hidden states 15. The state that the recurrent product sees is 8 bits on the range seen in
-calibration, [-1, 1] where nobody looked; the cell state has as many fraction bits as its range leaves of 16.
+Grids (as in iRNN; all but three are fixed): pre-activations have GATE_BITS fraction bits, the projected inputs one
+less, or fewer where the recurrent product may call larger ones back; activations and hidden states 15. The state that
+the recurrent product sees is 8 bits on the range seen in calibration, [-1, 1] where nobody looked; the cell state has
+as many fraction bits as its range leaves of 16.
 """
 
 from __future__ import annotations
@@ -12,17 +13,27 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, dyadic
-from qcompile.kernels.ops.recurrent import CELL_MARGIN, GATE_BITS, LIMIT, PIECE_BITS, PIECES, UNIT_BITS, cell_bits
+from qcompile.kernels.ops.recurrent import (
+    CELL_MARGIN,
+    GATE_BITS,
+    LIMIT,
+    MOST_STEPS,
+    PIECE_BITS,
+    PIECES,
+    UNIT_BITS,
+    cell_bits,
+)
 from qcompile.passes.integerize.functions import sigmoid
 from qcompile.passes.integerize.linear import accumulator, weight_codes
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
-from qcompile.passes.integerize.values import Grid, Integers, Quantized, Real, identity
+from qcompile.passes.integerize.values import Accumulator, Grid, Integers, Quantized, Real, identity, value_range
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 CELL_RANGE = 16.0  # of a cell state that nobody looked at
+INPUT_MARGIN = 1.25  # by which projected inputs may leave the range seen in calibration
 BIAS_BITS = 26  # of a bias inside the recurrent product
 
 
@@ -106,6 +117,7 @@ class _Layer:
         self.reset_after = cell == "GRU" and bool(self.attrs["reset_after"])
         self.functions = self._functions()
         self.relu = self.functions[0].kind == "relu"
+        self.x_step = 1
         self.hidden_top, self.hidden_grid, self.narrow = self._hidden_grids()
 
     # ---- grids and functions
@@ -183,9 +195,10 @@ class _Layer:
             cell_grid = Grid(2.0**-bits, 0, "int16", -LIMIT, LIMIT)
             states.append(self._state("cell", cell_grid))
             attrs["cell_bits"] = bits
-        if self.cell == "GRU":
-            attrs |= {"hidden_bits": round(-np.log2(self.hidden_grid.scale)), "reset_after": self.reset_after}
         x = self._projected()
+        if self.cell == "GRU":
+            after = self.x_step if self.reset_after else 0
+            attrs |= {"hidden_bits": round(-np.log2(self.hidden_grid.scale)), "reset_after": after}
         weight, bias, multiplier, numbers = self._recurrent()
         clip = float(str(self.attrs["clip"]))
         tables = np.stack([activation_table(f, clip) for f in self.functions])
@@ -238,7 +251,7 @@ class _Layer:
         return inputs + recurrent - inside, inside
 
     def _projected(self) -> str:
-        """int16 [T, N, gates * H]: the inputs of all steps through their weights, in steps of half a gate's."""
+        """int16 [T, N, gates * H]: the inputs of all steps through their weights, in steps of 2^x_step of a gate's."""
         r, w = self.r, self.given["weight"].map(lambda v: v[0])
         x = r.make.plain(r.operand(self.given["x"], "input"))
         codes, scale = weight_codes(w.values, w.step, r.notes)
@@ -249,7 +262,18 @@ class _Layer:
             return r.builder.emit("dense", [x.name, weight, bias], x_zero_point=x.zero_point)
 
         acc = replace(accumulator(r, x, codes, scale, call_op, identity(3), out), bias=self._biases()[0])
-        return r.make.quantize(acc, Grid(2 * self.gate_step, 0, "int16", -32768, 32767)).name
+        while self.x_step < MOST_STEPS and self._needed_range(acc) > 32768 * self.gate_step * 2**self.x_step:
+            self.x_step += 1
+        return r.make.quantize(acc, Grid(self.gate_step * 2**self.x_step, 0, "int16", -32768, 32767)).name
+
+    def _needed_range(self, acc: Accumulator) -> float:
+        """The largest projected input that is to keep its value: beyond, the gate is at its end whatever is added."""
+        w, inside = self.given["recurrent"].values[0], self._biases()[1]
+        called_back = float((np.abs(w).sum(1) * self.hidden_top + np.abs(inside)).max())
+        reach = [float(max(map(abs, value_range(acc)))), LIMIT * self.gate_step + called_back]
+        if seen := self._observed("input_range"):
+            reach.append(INPUT_MARGIN * seen)
+        return min(reach)
 
     def _recurrent(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
         """Codes int8 [G*H, H], bias and multiplier int32 [G*H], and the numbers of the roundings."""
@@ -261,11 +285,11 @@ class _Layer:
         bias = np.rint(inside / sums).astype(np.int32)
         factor = sums / self.gate_step
         if self.reset_after:
-            factor[2 * self.units :] /= 2
+            factor[2 * self.units :] /= 2**self.x_step
         reach = max(narrow.hi - narrow.zero_point, narrow.zero_point - narrow.lo)
         bound = np.abs(codes.astype(np.int64)).sum(1) * reach + np.abs(bias.astype(np.int64))
-        top = float((factor * bound).max()) + 2 * 32768 + 2
-        shift = int(min(MAX_SHIFT - 2, np.floor(np.log2(INT32_MAX / top))))
+        top = float((factor * bound).max()) + 2**self.x_step * 32768 + 2
+        shift = int(min(MAX_SHIFT - 2, 14 - self.x_step, np.floor(np.log2(INT32_MAX / top))))
         while shift >= 1:
             pre = max(1, int(np.floor(np.log2(max(factor.max(), 1e-30)))) + 2 + shift)  # |multiplier| < 2^31
             if float(bound.max()) * 2.0**pre <= INT32_MAX:
@@ -276,7 +300,7 @@ class _Layer:
         multiplier = np.rint(factor * 2.0 ** (32 + shift - pre)).astype(np.int32)
         h = dyadic(self.hidden_grid.scale / narrow.scale, LIMIT + 1)
         numbers = {
-            "x_multiplier": 2 << shift,
+            "x_multiplier": 1 << self.x_step + shift,
             "shift": shift,
             "pre": pre,
             "h_multiplier": int(h.multiplier[0]),

@@ -126,12 +126,30 @@ class Quantized:
         return max(ends[0], self.clamp[0]), min(ends[1], self.clamp[1])
 
 
+def nearest(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """For each number of ``wanted``, which of the rising numbers ``places`` lies nearest; of two, the upper."""
+    above = np.searchsorted(places, wanted).clip(0, len(places) - 1)
+    below = (above - 1).clip(0)
+    return np.where(np.abs(places[below] - wanted) < np.abs(places[above] - wanted), below, above)
+
+
 @dataclass
 class Function:
-    """values[q - source.lo]: any function of one quantized tensor, kept exact until it is quantized."""
+    """values[q - source.lo]: any function of one quantized tensor, kept exact until it is quantized.
+
+    Codes outside of its domain have the value of the nearest within.
+    """
 
     source: Quantized
     values: np.ndarray
+
+    def __post_init__(self) -> None:
+        outside = np.isnan(self.values)
+        if outside.any():
+            (inside,) = np.nonzero(~outside)
+            places = np.arange(len(outside))
+            found = inside[nearest(inside, places)] if inside.size else places
+            self.values = np.nan_to_num(self.values[found], nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
         int(attrs.get("cell_bits", attrs.get("hidden_bits", 0))),
         tuple(attrs["activations"]),
         tuple(int(attrs[n]) for n in SHIFTS),
-        bool(attrs.get("reset_after", False)),
+        int(attrs.get("reset_after", 0)),
         bool(attrs["reverse"]),
         "lengths" in names,
         width,

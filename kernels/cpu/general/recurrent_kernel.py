@@ -68,7 +68,7 @@ class Cell:
     bits: int
     kinds: tuple[str, ...]
     shifts: tuple[int, ...]
-    reset_after: bool
+    reset_after: int
     reverse: bool
     lengths: bool
     width: int
@@ -211,8 +211,9 @@ class Code:
         if self.cell.reset_after:
             reset = self._gate(1, x_at, acc_at, unit, 0)
             rn = cast(self._sum(2, x_at, acc_at, unit, T.int32(0)), "int32")
-            x = cast(self._x(2, x_at), "int32")
-            n = x + x + self._rounded(reset * rn, UNIT_BITS - 1)
+            step = self.cell.reset_after
+            x = T.shift_left(cast(self._x(2, x_at), "int32"), splat(step, "int32", lanes_of(rn)))
+            n = x + self._rounded(reset * rn, UNIT_BITS - step)
             n = self._activate(cast(self._limited(n), "int16"), 1)
         else:
             n = self._gate(2, x_at, acc_at, unit, 1)
@@ -296,4 +297,3 @@ class Code:
     def _between(x: Expr, low: int, high: int) -> Expr:
         n = lanes_of(x)
         return T.max(T.min(x, splat(high, "int32", n)), splat(low, "int32", n))
-

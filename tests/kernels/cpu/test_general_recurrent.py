@@ -51,7 +51,7 @@ def case(rng, name, op, steps, rows, units, lengths=None, initial=True, bits=8, 
         "h_qmin": -128,
         "h_qmax": 127,
     }
-    attrs |= {"lstm": {"cell_bits": 11}, "gru": {"hidden_bits": 15, "reset_after": False}}.get(op, {}) | more
+    attrs |= {"lstm": {"cell_bits": 11}, "gru": {"hidden_bits": 15, "reset_after": 0}}.get(op, {}) | more
     names = ["x", *states, "w", "b", "m", "t"] + (["lengths"] if lengths is not None else [])
     tensors = {f"{name}_{k}": v for k, v in arrays.items()}
     return Case(
@@ -70,14 +70,14 @@ def cases(rng):
     yield case(rng, "wide", "lstm", 2, 1, 190)
     yield case(rng, "before", "gru", 6, 1, 21)
     yield case(rng, "before_rows", "gru", 3, 5, 40, lengths=[3, 1, 2, 3, 3], hidden_bits=13, reverse=True)
-    yield case(rng, "after", "gru", 6, 1, 32, reset_after=True)
-    yield case(rng, "after_rows", "gru", 4, 3, 70, reset_after=True, lengths=[1, 4, 2], hidden_bits=14)
+    yield case(rng, "after", "gru", 6, 1, 32, reset_after=1)
+    yield case(rng, "after_rows", "gru", 4, 3, 70, reset_after=3, lengths=[1, 4, 2], hidden_bits=14)
     yield case(rng, "plain", "rnn", 7, 2, 19, activations=["odd"])
     yield case(rng, "relu", "rnn", 4, 1, 50, activations=["relu"], reverse=True)
     yield case(rng, "digits", "lstm", 3, 1, 96, bits=4)
     yield case(rng, "digit_rows", "gru", 3, 9, 64, bits=4)
     yield case(rng, "groups", "lstm", 3, 2, 128, bits=4, group=32)
-    yield case(rng, "ternary", "gru", 2, 1, 70, bits=2, reset_after=True)
+    yield case(rng, "ternary", "gru", 2, 1, 70, bits=2, reset_after=1)
     yield case(rng, "many", "lstm", 2, 130, 130)
 
 
