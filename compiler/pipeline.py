@@ -42,7 +42,7 @@ from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
-from qcompile.quantizer.agreement import noisy_outputs, output_agreement, worth_measuring
+from qcompile.quantizer.agreement import measured_samples, noisy_outputs, output_agreement, worth_measuring
 from qcompile.quantizer.float_inputs import quantize_inputs
 from qcompile.quantizer.pixels import fold_pixels
 from qcompile.quantizer.prepare import prepare
@@ -115,7 +115,7 @@ def compile(
     declared = declared_types(graph)
     normalise_graph(graph, dict(shapes or {}), notes)
     declare_states(graph, states or {})
-    plain = _plain_inputs(graph)
+    plain, whole = _plain_inputs(graph), sorted(graph.whole_inputs)
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
     plan, noise, agreement = Plan(), None, dict[str, float]()
@@ -131,6 +131,7 @@ def compile(
     clock.start("integerize")
     reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx, notes, pairs))
     reference.info["inputs"] = {n: s for n, s in reference.info.get("inputs", {}).items() if n not in plain}
+    reference.info["inputs"] |= dict.fromkeys(whole, (1.0, 0))
     check(reference, "integerize")
     prove_bounds(reference)
     clock.start("lower")
@@ -213,7 +214,7 @@ def _quantize(
     if reference is None:
         return plan, None, {}
     agreement = output_agreement(reference, graph, data) if measured else {}
-    notes += noisy_outputs(agreement, len(data))
+    notes += noisy_outputs(agreement, len(measured_samples(reference, data)))
     noise = layer_noise(reference, graph, plan.layers, data.samples) if report else None
     return plan, noise, agreement
 

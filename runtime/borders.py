@@ -8,6 +8,7 @@ from qcompile.runtime.manifest import FLOATS, Tensor
 def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """Float ``values`` as the tensor's integers: round(values / scale) + zero_point, half to even, saturated.
 
+    Floats that the model only casts to integers (int32 here) are cut off toward zero, as Cast does.
     float32 arithmetic as in ONNX Runtime.  Raises ArtifactError for NaN and for a tensor without a scale.
     """
     if tensor.scale is None:
@@ -15,8 +16,9 @@ def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     if np.isnan(values).any():
         raise ArtifactError(f"input {tensor.name!r} holds NaN")
     limits = np.iinfo(tensor.dtype)
+    round_steps = np.trunc if tensor.dtype == "int32" and tensor.declared in FLOATS else np.rint
     with np.errstate(over="ignore"):
-        steps = np.rint(values.astype(np.float32) / _along_axis(tensor)).astype(np.float64) + tensor.zero_point
+        steps = round_steps(values.astype(np.float32) / _along_axis(tensor)).astype(np.float64) + tensor.zero_point
     return np.clip(steps, limits.min, limits.max).astype(tensor.dtype)
 
 

@@ -90,7 +90,8 @@ class Graph:
     {name of a float constant: (scales, axis, block size) of the codes that it was made from}; `dynamic`
     names a node whose input the model quantized dynamically, so that its range is not in the model; `statistics`
     {name: (mean, deviation) per channel, axis 1} of what BatchNormalization made of the training data; `numbers`: float
-    tensors made from integer inputs that hold more than few values.
+    tensors made from integer inputs that hold more than few values; `whole_inputs`: integer inputs that the model
+    declares as floats.
     The graph keeps nothing of the model it is made from, whose weights may then be freed.
     """
 
@@ -109,6 +110,7 @@ class Graph:
         self.dynamic = ""
         self.statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.numbers: set[str] = set()
+        self.whole_inputs: set[str] = set()
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
         self.note_types([*g.input, *g.value_info, *g.output])

@@ -46,6 +46,7 @@ from qcompile.frontend.simplify import (
     unflatten_gemm,
 )
 from qcompile.frontend.weight_only import expand_weight_only
+from qcompile.frontend.whole_inputs import whole_inputs
 
 PASSES = [
     fold_constants,  # what depends on constants and shapes only becomes an initializer
@@ -126,6 +127,7 @@ def normalise_graph(
             transform(graph)
         if not graph.changed:
             break
+    whole_inputs(graph)
     expand_blocks(graph)
     infer_shapes(graph)
     check_supported(graph)

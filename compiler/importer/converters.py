@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.ir.expr import GenericConst
+from tvm.relax.frontend.onnx import onnx_frontend as frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 
@@ -82,6 +83,21 @@ class Gather(Converter):
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
         axis = int(attr.get("axis", 0)) % len(inputs[0].ty.shape)
         return relax.op.take(inputs[0], inputs[1], axis)
+
+
+class Cast(frontend.Cast):
+    """Floats to integers without TVM's guard: what it asks of NaN and infinities has no meaning in integers."""
+
+    @classmethod
+    def get_converter(cls, opset: int) -> Any:
+        return cls.convert
+
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        to = frontend.get_type(attr["to"])
+        if _array(inputs[0]) is None and "int" in to and "float" in str(inputs[0].ty.dtype):
+            return relax.op.astype(inputs[0], to)
+        return super()._impl_v13(bb, inputs, attr, params)
 
 
 class Tile(Converter):
@@ -166,6 +182,7 @@ OPERATORS = (
     Clip,
     Pad,
     Gather,
+    Cast,
     Tile,
     InstanceNormalization,
     GroupNormalization,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from qcompile.frontend.graph import Graph, attribute
-from qcompile.quantizer.calibration import Calibration
+from qcompile.quantizer.calibration import Calibration, Feed
 from qcompile.quantizer.collect import stream
 from qcompile.targets.errors import CompileError
 
-SAMPLES = 4
+FEWEST, MOST = 4, 64  # samples
+VALUES = 1024  # of each output that a ratio should rest on: a few scores may be near by chance
 LEAST = 20.0  # dB; an output below is said to be noisy
 LARGEST = 1 << 29  # bytes of weights up to which the float network is kept beside the quantized one
 CLEAN = 99.0  # dB; what is no different
@@ -26,7 +29,7 @@ def output_agreement(reference: Graph, quantized: Graph, data: Calibration) -> d
     names = [o.name for o in reference.outputs if all(_computed(g, o.name) for g in (reference, quantized))]
     groups = {name: _groups(quantized, name) for name in names}
     sums: dict[tuple[str, int], np.ndarray] = {}
-    samples = data.spaced(SAMPLES)
+    samples = measured_samples(reference, data)
     try:
         for exact, actual in zip(stream(reference, names, samples), stream(quantized, names, samples)):
             for name in names:
@@ -44,10 +47,16 @@ def output_agreement(reference: Graph, quantized: Graph, data: Calibration) -> d
     return found
 
 
+def measured_samples(graph: Graph, data: Calibration) -> list[Feed]:
+    """As many samples as let the smallest computed output be compared by VALUES numbers."""
+    sizes = [math.prod(graph.shape(o.name) or ()) for o in graph.outputs if _computed(graph, o.name)]
+    return data.spaced(min(max(FEWEST, math.ceil(VALUES / max(min(sizes, default=VALUES), 1))), MOST))
+
+
 def noisy_outputs(agreement: dict[str, float], count: int) -> list[str]:
-    """Notes on the outputs that lie below LEAST."""
+    """Notes on the outputs that lie below LEAST, of `count` samples measured."""
     return [
-        f"output '{name}' is noisy: {ratio:.1f} dB of signal to noise beside the float model, on {min(count, SAMPLES)} "
+        f"output '{name}' is noisy: {ratio:.1f} dB of signal to noise beside the float model, on {count} "
         "of the samples; give more and more varied samples, or see layer by layer with --report where it is lost"
         for name, ratio in agreement.items()
         if ratio < LEAST

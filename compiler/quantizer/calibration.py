@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
                 f"calibration: {source!r} is neither an npz file nor an iterable of {{input name: array}}"
             )
         feeds = source
-    samples = [_checked(feed, wanted, i) for i, feed in enumerate(feeds)]
+    samples = [_checked(feed, wanted, i, graph.whole_inputs) for i, feed in enumerate(feeds)]
     if not samples:
         raise CompileError("calibration: no samples; give at least one, some tens are better")
     notes: list[str] = []
@@ -99,7 +99,8 @@ def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
         yield {name: column[i] for name, column in columns.items()}
 
 
-def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index: int) -> Feed:
+def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index: int, whole: Set[str]) -> Feed:
+    """whole: integer inputs that may come as floats."""
     if not isinstance(feed, Mapping):
         raise CompileError(f"calibration sample {index}: expected {{input name: array}}, got {type(feed).__name__}")
     result = {}
@@ -114,6 +115,8 @@ def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index:
             raise CompileError(f"calibration sample {index}: input '{name}' is no array: {e}") from e
         if value.shape != shape:
             raise CompileError(f"calibration sample {index}: input '{name}' has shape {value.shape}, expected {shape}")
+        if name in whole and value.dtype.kind == "f" and np.isfinite(value).all():
+            value = np.trunc(value).astype(np.int64)
         if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and dtype.kind in "iub"):
             raise CompileError(f"calibration sample {index}: input '{name}' has type {value.dtype}, expected {dtype}")
         with np.errstate(over="ignore"):

@@ -237,6 +237,6 @@ def astype(r: Reader, call: Any, args: list[Any]) -> Value:
         return apply(r, lambda x: (x != 0).astype(np.float64), v)
     if isinstance(v, Integers):
         return in_type(r, v, dtype) if "int" in dtype else v
-    if "int" in dtype and isinstance(v, Function):
+    if "int" in dtype and isinstance(v, Function | Quantized) and "float" in str(call.args[0].ty.dtype):
         return apply(r, np.trunc, v)
     return v

@@ -4,6 +4,10 @@ import json
 
 import numpy as np
 import qcompile
+from qcompile.frontend import normalise
+from qcompile.frontend.graph import Graph
+from qcompile.quantizer import load_calibration
+from qcompile.quantizer.agreement import measured_samples
 from small_models import model
 
 
@@ -35,7 +39,17 @@ def test_a_network_that_loses_it_is_noted(tmp_path):
     """The difference of two nearly equal codes: nothing but noise, and nobody was told."""
     built, found = compiled(tmp_path, net(1000.0), feeds())
     (note,) = [n for n in built.notes if "noisy" in n]
-    assert found["y"] < 10 and f"output 'y' is noisy: {found['y']:.1f} dB" in note and "4 of the samples" in note
+    assert found["y"] < 10 and f"output 'y' is noisy: {found['y']:.1f} dB" in note and "16 of the samples" in note
+
+
+def test_one_score_a_sample_is_measured_on_many(tmp_path):
+    """Four numbers may be near by chance."""
+    net = model(("MatMul", ["x", "w"], ["y"], {}), constants={"w": np.ones((8, 1), np.float32)})
+    many = feeds(80)
+    graph = Graph(normalise(net, {}))
+    assert len(measured_samples(graph, load_calibration(many, graph))) == 64
+    large = Graph(normalise(model(("Expand", ["x", "s"], ["y"], {}), constants={"s": np.array([512, 8])}), {}))
+    assert len(measured_samples(large, load_calibration(many, large))) == 4
 
 
 def test_made_up_samples_say_nothing(tmp_path):
