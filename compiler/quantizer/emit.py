@@ -13,6 +13,7 @@ from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.pixels import given_quantization
 from qcompile.quantizer.placement import LINEAR, Placement, Placer, is_bias_add, mover_inputs
+from qcompile.quantizer.stored import centred_codes, stored_weight
 from qcompile.quantizer.weights import QuantizedWeight, bias_shift, channel_axis, input_importance, quantize_weight
 
 FINER, FEW_CODES = 18, 64  # steps of a bias in one of sums of data with so few codes, as integerize has them
@@ -150,7 +151,7 @@ class Emitter:
             if key not in self.weights:
                 square = self.moments.get(data, (None, None))[1]
                 importance = input_importance(graph, node, weight, square) if i == 1 else None
-                w = self._stored(node.input[i], axis)
+                w = self._stored(node.input[i], axis) or stored_weight(weight, axis, least)
                 w = w or quantize_weight(weight, axis, importance, self.options.clip_weights, least)
                 self.weights[key] = (self._weight_pair(node.input[i], w), w)
             node_weight, w = self.weights[key]
@@ -201,12 +202,15 @@ class Emitter:
             self._own_bias(node, s_x, w, shift)
 
     def _weight_pair(self, name: str, w: QuantizedWeight) -> str:
-        """DequantizeLinear of a weight: 4 bits as INT4, fewer as INT8 in a narrower range; blocked where in groups."""
+        """DequantizeLinear of a weight: 4 bits as INT4, fewer as INT8 in a narrower range; blocked where in groups;
+        with zero points where codes are out of the reach of INT8."""
         graph = self.graph
-        codes = w.codes.astype(ml_dtypes.int4) if w.bits == 4 else w.codes
+        codes, zero = centred_codes(w)
+        codes = codes.astype(ml_dtypes.int4) if w.bits == 4 else codes
         inputs = [
             graph.constant(f"{name}_q", codes),
             graph.constant(f"{name}_scale", np.asarray(w.steps(), np.float32)),
+            *([graph.constant(f"{name}_zero_point", zero)] if zero.any() else []),
         ]
         along = {"axis": w.axis} if w.multipliers is None else {"axis": w.group_axis, "block_size": w.group}
         result = graph.add("DequantizeLinear", inputs, f"{name}_dq", **along)

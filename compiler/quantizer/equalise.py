@@ -22,6 +22,7 @@ from qcompile.quantizer.bits import LayerBits, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.placement import LINEAR, STREAM_NORMS, Placer, is_bias_add
+from qcompile.quantizer.stored import grid_steps
 
 SAMPLES = 48  # calibration samples for the channel statistics
 EXPONENTS = [(a, b) for a in (0.25, 0.4, 0.5, 0.6, 0.75, 1.0) for b in (0.0, 0.25, 0.5, 0.75) if a + b <= 1.25]
@@ -137,6 +138,7 @@ class Columns:
     squares: np.ndarray  # [channels]: sum of squares over outputs and taps
     reach: np.ndarray  # [channels]: largest magnitude
     levels: int = 127  # of the codes on each side of zero
+    exact: bool = False  # whether the weights, as they are, lie on a grid of 8 bits
 
     @staticmethod
     def of(graph: Graph, layer: NodeProto, bits: int = 8) -> Columns:
@@ -150,7 +152,8 @@ class Columns:
         for part in _blocks(w):
             squares += np.square(part).sum((1, 3))
             reach = np.maximum(reach, np.abs(part).max((1, 3)))
-        return Columns(w, squares.reshape(-1), reach.reshape(-1), 2 ** (bits - 1) - 1)
+        exact = bits == 8 and grid_steps(w.reshape(w.shape[0] * w.shape[1], -1)) is not None
+        return Columns(w, squares.reshape(-1), reach.reshape(-1), 2 ** (bits - 1) - 1, exact)
 
     def steps(self, candidates: list[np.ndarray]) -> np.ndarray:
         """[candidates, groups]: for each s, the squared steps of the weights times s, summed over the outputs."""
@@ -176,8 +179,8 @@ def _blocks(w: np.ndarray) -> Iterator[np.ndarray]:
 def _errors(
     site: Site, layers: list[Columns], square: np.ndarray, candidates: list[np.ndarray], codes: int = 256
 ) -> np.ndarray:
-    """For each s, the predicted squared output error relative to the output's energy, summed over the layers; `codes`:
-    how many the site's tensor has."""
+    """For each s, of which the first is ones, the predicted squared output error relative to the output's energy,
+    summed over the layers; `codes`: how many the site's tensor has."""
     steps = np.array([((site.high / s).max() - (site.low / s).min()) / (codes - 1) for s in candidates])
     total = np.zeros(len(candidates))
     for layer in layers:
@@ -185,6 +188,7 @@ def _errors(
         rounding = steps**2 * [(layer.squares * s**2).sum() for s in candidates]
         energy = np.array([(square / s**2).reshape(groups, -1).sum(1) for s in candidates])
         weight_error = (layer.steps(candidates) * energy).sum(1) * taps
+        weight_error[0] *= not layer.exact
         total += (rounding + weight_error) / 12 / max((layer.squares * square).sum(), 1e-30)
     return total
 

@@ -18,6 +18,7 @@ from qcompile.quantizer.collect import observe
 from qcompile.quantizer.histogram import Histogram, Quantization
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.placement import Placement
+from qcompile.quantizer.stored import stored_weight
 from qcompile.quantizer.weights import quantize_weight
 
 SAMPLES = 64  # the float cell runs on
@@ -45,7 +46,9 @@ def quantize_recurrent(graph: Graph, samples: list, options: QuantizeOptions) ->
             if name not in graph.constants:
                 continue
             if name not in made:
-                w = quantize_weight(graph.constants[name], 1, None, options.clip_weights)
+                w = stored_weight(graph.constants[name], 1)
+                if w is None or w.codes.dtype != np.int8:
+                    w = quantize_weight(graph.constants[name], 1, None, options.clip_weights)
                 codes, scale = graph.constant(f"{name}_q", w.codes), graph.constant(f"{name}_scale", w.scale)
                 made[name] = graph.add("DequantizeLinear", [codes, scale], f"{name}_dq", axis=1)
             node.input[i] = made[name]

@@ -63,6 +63,11 @@ def channel_axis(node: NodeProto, index: int, weight: np.ndarray) -> int | None:
     return None
 
 
+def channels_first(a: np.ndarray, axis: int | None) -> np.ndarray:
+    """A view with the channels' axis in front: one of a single channel where there is none."""
+    return a[None] if axis is None else np.moveaxis(a, axis, 0)
+
+
 def quantize_weight(
     weight: np.ndarray,
     axis: int | None,
@@ -75,18 +80,17 @@ def quantize_weight(
     `importance` (broadcastable to the weight) weighs squared errors in the search for a narrower range; `least` is a
     lower bound of the scales.
     """
-    first = (lambda a: a[None]) if axis is None else (lambda a: np.moveaxis(a, axis, 0))  # the channels' axis in front
-    channels, codes = first(weight), np.empty(weight.shape, np.int8)
+    channels, codes = channels_first(weight, axis), np.empty(weight.shape, np.int8)
     count = len(channels)
     scale = np.empty((count, *(1,) * (channels.ndim - 1)), np.float32)
     bounds = np.zeros_like(scale) if least is None else least.reshape(scale.shape).astype(np.float32)
-    shares = None if importance is None else first(importance).astype(np.float32)
+    shares = None if importance is None else channels_first(importance, axis).astype(np.float32)
     rows = max(1, BLOCK * count // max(weight.size, 1))
     for part in (slice(i, i + rows) for i in range(0, count, rows)):
         w = np.ascontiguousarray(channels[part], np.float32)
         share = shares if shares is None or len(shares) == 1 else shares[part]
         scale[part] = np.maximum(_scale(w, share, CLIPS if clip else ()), bounds[part])
-        first(codes)[part] = np.clip(np.rint(w / scale[part]), -QMAX, QMAX)
+        channels_first(codes, axis)[part] = np.clip(np.rint(w / scale[part]), -QMAX, QMAX)
     return QuantizedWeight(codes, scale.reshape(-1) if axis is not None else scale.reshape(()), axis)
 
 
