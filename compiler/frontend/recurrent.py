@@ -82,7 +82,8 @@ def _truncate(node: NodeProto, count: int) -> None:
 
 
 def _drop_idle(graph: Graph, node: NodeProto) -> None:
-    steps = graph.shape(node.input[0])[1 if attribute(node, "layout", 0) else 0]
+    shape, axis = graph.shape(node.input[0]), 1 if attribute(node, "layout", 0) else 0
+    steps = -1 if shape is None else shape[axis]  # a later round knows the shape
     idle = {LENGTHS: lambda v: bool((v == steps).all()), HIDDEN: lambda v: not v.any(), CELL: lambda v: not v.any()}
     for i, test in idle.items():
         value = graph.constants.get(node.input[i]) if i < len(node.input) else None

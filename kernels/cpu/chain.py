@@ -16,7 +16,7 @@ from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, conca
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.steps import STEPS, Environment, widen
 from qcompile.kernels.dialect import OPS, Type
-from qcompile.kernels.lowering import Buffer, Constant, NodeContext
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
@@ -86,6 +86,7 @@ class Memory:
     kind: str
     dtype: str
     inner: int = 0  # index of the scalars that hold the rows of one image and its channels
+    constant: bool = False  # with CONSTANT_PADDING behind it
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ class ChainCode:
     def widest_bytes(self) -> int:
         """Bytes of an element of the widest tensor that the chain reads."""
         return max(np.dtype(d).itemsize for d in (self.source_dtype, *(m.dtype for m in self.memories)))
+
+    def width_for(self, channels: int, most: int) -> int:
+        """The most lanes, halves of `most`, with which vectors over so many channels read no further than
+        SLACK_BYTES past the end of a tensor."""
+        tensors = [np.dtype(m.dtype).itemsize for m in self.memories if not m.constant]
+        while (-channels % most) * max(tensors, default=0) > SLACK_BYTES:
+            most //= 2
+        return most
 
     def reads(self, *kinds: str) -> bool:
         """Whether an operand lies so under the value."""
@@ -257,7 +266,7 @@ class Chain:
                     array = self.isa.pieces(array)
                     dtype = str(array.dtype)
                 operand = Constant(self._constant(array, table, self._types[node.inputs[0]].dtype))
-            self._memories[key] = Memory(len(self._parameters), kind, dtype, inner)
+            self._memories[key] = Memory(len(self._parameters), kind, dtype, inner, isinstance(operand, Constant))
             self._parameters.append((f"e{len(self._parameters)}", dtype + "*"))
             self.operands.append(operand)
         return self._memories[key]

@@ -243,7 +243,8 @@ class _Body:
         self, emitter: Emitter, sums: Sequence[Expr], pixels: Sequence[tuple[Expr, Expr]], channel: Expr
     ) -> list[Expr]:
         """What becomes of the accumulators of pixels, given by their rows and flats: their channels in order."""
-        dot, width = self.dot, min(self.dot.block, self.chain.width)
+        dot = self.dot
+        width = self.chain.width_for(self.walk.valid, min(dot.block, self.chain.width))
         at = self.constants if self.walk.arranged else channel
         sums = [bind(value if self.walk.arranged else self._in_order(value)) for value in sums]
         parts = []

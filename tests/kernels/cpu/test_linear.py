@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 from kernel_harness import Case, check_cases
 from linear_cases import Cases, epilogue_cases
-from qcompile.kernels.program import Node
+from qcompile.kernels.dialect import Type
+from qcompile.kernels.program import Node, infer_node
 from qcompile.targets import Target
 
 
@@ -107,6 +110,35 @@ def test_depthwise_operands(target: Target, tmp_path: Path) -> None:
         add = Node(name, "add_residual", (head[0].name, name + "_r", name + "_m"), attrs)
         residual = {name + "_r": c.activation((2, 6, 7, channels))}
         cases.append(c.fuse(head, [add], residual, {name + "_m": c.multiplier(channels) // 8}))
+    check_cases(cases, target, tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 9, 20, 33, 70])
+def test_wide_operands_of_few_channels(channels: int, target: Target, tmp_path: Path) -> None:
+    """Vectors of 32-bit sums that hold more lanes than there are channels must not reach beyond the slack."""
+    c = Cases(target)
+    pool = {"kernel": [2, 3], "strides": [2, 2], "pads": [0, 0, 0, 0], "x_zero_point": c.low + 9}
+    heads = [
+        c.conv((2, 6, 7, channels), channels, (3, 2), (2, 1), groups=channels),
+        c.conv((1, 6, 7, channels), channels, (1, 1), groups=channels),
+        c.conv((2, 6, 7, 8), channels, (3, 3)),
+        c.conv((2, 6, 7, 8), channels, (1, 1)),
+        c.dense(5, 7, channels),
+        c.matmul((2, 9, 12), (2, 12, channels), False, (3, 250)),
+        (Node(c.name("pool"), "sum_pool2d", ("x",), pool), {"x": c.activation((1, 6, 7, channels))}, {}),
+    ]
+    cases = []
+    for node, arrays, constants in heads:
+        shape = infer_node(node, {n: Type(v.shape, str(v.dtype)) for n, v in (arrays | constants).items()}).shape
+        name = c.name("sum")
+        add = Node(name, "add_sums", (node.name, f"{name}_r", f"{name}_f"), {})
+        bias = Node(c.name("bias"), "bias_add", (name, f"{name}_b"), {})
+        sums = {f"{name}_r": c.rng.integers(-1000, 1000, shape).astype(np.int32)}
+        channel = {f"{name}_b": c.rng.integers(-1000, 1000, channels).astype(np.int32)}
+        factor = {f"{name}_f": c.rng.integers(-9, 9, channels).astype(np.int32)}
+        requantize, multiplier = c.requantize(bias.name, channels)
+        steps = [add, bias, requantize]
+        cases.append(c.fuse((node, arrays, constants), steps, sums | channel, factor | multiplier))
     check_cases(cases, target, tmp_path)
 
 
