@@ -16,6 +16,7 @@ from qcompile.frontend.control_flow import SEQUENCES
 from qcompile.frontend.domains import with_domains
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
+from qcompile.frontend.limits import limits
 from qcompile.frontend.opset import OLDEST, TARGET
 from qcompile.frontend.text import check_text
 from qcompile.targets.errors import CompileError
@@ -102,10 +103,11 @@ def _check_constants(model: onnx.ModelProto) -> None:
     ]
     weights = {name for name, _ in constants}
     # weights may have negative scales (NNCF writes them); the grids of activations may not
+    unlimited = limits(model.graph.node)
     grids = {n.input[1] for n in quantizing if n.op_type == "QuantizeLinear" or n.input[0] not in weights}
     for name, tensor in constants:
         value = _values(tensor, name)
-        _check_finite(value, name)
+        _check_finite(value, name, name in unlimited)
         if name in scales:
             if not value.size:
                 raise CompileError(f"node {label(scales[name])}: scale '{name}' is empty; quantize the model again")
@@ -128,12 +130,14 @@ def _values(tensor: onnx.TensorProto, name: str) -> np.ndarray:
         ) from e
 
 
-def _check_finite(value: np.ndarray, name: str) -> None:
-    """NaN is refused, and infinity in anything but a mask."""
+def _check_finite(value: np.ndarray, name: str, limit: bool) -> None:
+    """NaN is refused, and infinity in anything but a mask and a limit."""
     if value.dtype not in (np.float16, np.float32, np.float64) or not value.size:
         return
     low, high = value.min(), value.max()  # NaN where one is among the values
     # -inf alone is how exporters write an attention mask; NaN and +inf are never meant
+    if limit and np.isinf(value).all():
+        return
     if np.isnan(low) or np.isposinf(high):
         raise CompileError(f"weight '{name}': has NaN or infinite values; train or export the model again")
     if np.isneginf(low) and not np.isin(value[~np.isneginf(value)], (0.0, 1.0)).all():

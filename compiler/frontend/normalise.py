@@ -29,6 +29,7 @@ from qcompile.frontend.fuse_norms import fuse_norms
 from qcompile.frontend.fuse_softmax import fuse_softmax
 from qcompile.frontend.graph import Graph, name_nodes
 from qcompile.frontend.hoist_dequantize import hoist_dequantize
+from qcompile.frontend.limits import plain_limits
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
 from qcompile.frontend.precision import single_precision
@@ -62,6 +63,7 @@ PASSES = [
     move_into_weights,  # Transpose of a dequantized weight
     plain_gemm,  # Gemm without alpha, beta, transA
     unflatten_gemm,  # Reshape, Gemm, Reshape: MatMul and Add
+    plain_limits,  # infinite ones of Clip, Max and Min: none
     finite_masks,  # -inf: a large number
     expand_operators,  # CumSum, Einsum, LRN, ...: what they are made of
     expand_group_norm,  # GroupNormalization: InstanceNormalization of groups, Mul, Add
