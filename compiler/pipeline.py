@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
+from qcompile.agreement import measured_samples, noisy_outputs, output_agreement, worth_measuring
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.defects import reports_defects
@@ -42,7 +43,7 @@ from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
-from qcompile.quantizer.agreement import measured_samples, noisy_outputs, output_agreement, worth_measuring
+from qcompile.quantizer.calibration import Calibration as Samples
 from qcompile.quantizer.float_inputs import quantize_inputs
 from qcompile.quantizer.pixels import fold_pixels
 from qcompile.quantizer.prepare import prepare
@@ -51,7 +52,16 @@ from qcompile.targets import CompileError, Target, get_target
 
 Calibration = str | Path | Iterable[Mapping[str, np.ndarray]] | None
 Progress = Callable[[str], None]
-STAGES = ("read", "calibrate and quantize", "import", "integerize", "lower", "generate code", "link and prove")
+STAGES = (
+    "read",
+    "calibrate and quantize",
+    "import",
+    "integerize",
+    "measure",
+    "lower",
+    "generate code",
+    "link and prove",
+)
 
 
 @dataclass
@@ -119,11 +129,18 @@ def compile(
     label = name or (Path(model).stem if isinstance(model, str | Path) else graph.name)
     clock.start("calibrate and quantize")
     plan, noise, agreement = Plan(), None, dict[str, float]()
+    data, itself = None, None  # samples, and the model to be measured against on them
     if not is_quantized(graph):
-        plan, noise, agreement = _quantize(graph, calibration, options, request, cpu, report or keep, notes)
+        data = _samples(graph, calibration)
+        plan, noise, itself = _quantize(graph, data, options, request, cpu, report or keep, notes)
     else:
-        used = quantize_inputs(graph, calibration, notes)
-        notes += _unused(None if used else calibration, bits, budget)
+        if calibration is not None:
+            data = load_calibration(calibration, graph)
+            notes += data.notes
+            itself = twin(graph) if worth_measuring(graph, data) else None
+        quantize_inputs(graph, data, notes)
+        if bits != 8 or budget:
+            notes.append("the model is quantized already: the choice of --bits is not used")
     qdq, pairs = graph.to_model(), declared_states(graph)
     del graph  # its weights
     clock.start("import")
@@ -134,6 +151,13 @@ def compile(
     reference.info["inputs"] |= dict.fromkeys(whole, (1.0, 0))
     check(reference, "integerize")
     prove_bounds(reference)
+    borders = _borders(reference, declared)
+    if itself is not None and data is not None:
+        clock.start("measure")
+        samples = measured_samples(itself, data, macs(reference))
+        agreement = output_agreement(itself, reference, *borders, samples)
+        notes += noisy_outputs(agreement, len(samples))
+    del itself
     clock.start("lower")
     files: dict[str, bytes] = {"program.npz": reference.to_bytes(), "model.qdq.onnx": _serialised(qdq)}
     if keep:
@@ -157,7 +181,7 @@ def compile(
         code.objects,
         code.weights,
         code.arena_bytes,
-        *_borders(reference, declared),
+        *borders,
         macs=macs(reference),
         extra={
             "bits": plan.label,
@@ -187,21 +211,15 @@ def compile(
 
 def _quantize(
     graph: Graph,
-    calibration: Calibration,
+    data: Samples,
     options: QuantizeOptions,
     request: Request,
     target: Target,
     report: bool,
     notes: list[str],
-) -> tuple[Plan, dict[str, float] | None, dict[str, float]]:
-    """Plans bits and turns the float `graph` into QDQ form; the noise of each layer, for a `report`, and of each
-    output."""
-    if graph.dynamic and calibration is None:
-        raise CompileError(
-            f"node {graph.dynamic}: the model is quantized dynamically; its static scales come from real samples: "
-            "give them with --calib"
-        )
-    data = load_calibration(calibration, graph)
+) -> tuple[Plan, dict[str, float] | None, Graph | None]:
+    """Plans bits and turns the float `graph` into QDQ form; the noise of each layer, for a `report`, and the float
+    graph where it is to be measured against."""
     prepare(graph)
     fold_pixels(graph, data.samples)
     plan = make_plan(graph, data, request, options, target, notes)
@@ -211,18 +229,18 @@ def _quantize(
     reference = twin(graph) if report or measured else None
     quantize_graph(graph, data, replace(options, bits=plan.bits), notes)
     normalise_graph(graph, {}, notes)
-    if reference is None:
-        return plan, None, {}
-    agreement = output_agreement(reference, graph, data) if measured else {}
-    notes += noisy_outputs(agreement, len(measured_samples(reference, data)))
-    noise = layer_noise(reference, graph, plan.layers, data.samples) if report else None
-    return plan, noise, agreement
+    noise = layer_noise(reference, graph, plan.layers, data.samples) if report and reference else None
+    return plan, noise, reference if measured else None
 
 
-def _unused(calibration: Calibration, bits: Bits, budget: Budget) -> list[str]:
-    """Notes on options that a quantized model does not need."""
-    given = {"calibration data": calibration is not None, "choice of --bits": bits != 8 or bool(budget)}
-    return [f"the model is quantized already: the {what} is not used" for what, there in given.items() if there]
+def _samples(graph: Graph, calibration: Calibration) -> Samples:
+    """Of a float graph, made up where none are given; CompileError where these would say nothing."""
+    if graph.dynamic and calibration is None:
+        raise CompileError(
+            f"node {graph.dynamic}: the model is quantized dynamically; its static scales come from real samples: "
+            "give them with --calib"
+        )
+    return load_calibration(calibration, graph)
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import qcompile
+from qcompile.agreement import measured_samples
 from qcompile.frontend import normalise
 from qcompile.frontend.graph import Graph
+from qcompile.passes.integerize.reader import HANDLERS
 from qcompile.quantizer import load_calibration
-from qcompile.quantizer.agreement import measured_samples
 from small_models import model
 
 
@@ -47,9 +48,10 @@ def test_one_score_a_sample_is_measured_on_many(tmp_path):
     net = model(("MatMul", ["x", "w"], ["y"], {}), constants={"w": np.ones((8, 1), np.float32)})
     many = feeds(80)
     graph = Graph(normalise(net, {}))
-    assert len(measured_samples(graph, load_calibration(many, graph))) == 64
+    assert len(measured_samples(graph, load_calibration(many, graph), 8)) == 64
     large = Graph(normalise(model(("Expand", ["x", "s"], ["y"], {}), constants={"s": np.array([512, 8])}), {}))
-    assert len(measured_samples(large, load_calibration(many, large))) == 4
+    assert len(measured_samples(large, load_calibration(many, large), 8)) == 4
+    assert len(measured_samples(graph, load_calibration(many, graph), 10**10)) == 1
 
 
 def test_made_up_samples_say_nothing(tmp_path):
@@ -71,3 +73,11 @@ def test_parts_of_an_output_are_judged_alone(tmp_path):
                    "w": np.concatenate([w, w * 1.001], 1), "d": np.array([[-1.0], [1.0]], np.float32)})
     built, found = compiled(tmp_path, made, feeds())
     assert found["y"] < 10 and [n for n in built.notes if "output 'y' is noisy" in n]
+
+
+def test_the_program_itself_is_measured(tmp_path, monkeypatch):
+    """A fault of a pass behind the quantizer, which the quantized graph does not show."""
+    zero = HANDLERS["relax.abs"], HANDLERS["relax.negative"]
+    monkeypatch.setitem(HANDLERS, "relax.tanh", lambda r, call, args: zero[1](r, call, [zero[0](r, call, args)]))
+    built, found = compiled(tmp_path, model(("Tanh", ["x"], ["y"], {}), inputs={"x": [1, 8]}), feeds())
+    assert found["y"] < 5 and [n for n in built.notes if "output 'y' is noisy" in n]
