@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 from qcompile.frontend.graph import Graph
 from qcompile.npz import read_npz
+from qcompile.quantizer.batches import batch_axis, batches
 from qcompile.quantizer.outliers import without_wild
 from qcompile.quantizer.synthetic import synthetic_samples
 from qcompile.targets.errors import CompileError
@@ -44,10 +45,10 @@ class Calibration:
 def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibration:
     """Samples for `model` (normalised: static shapes).
 
-    An npz path holds one array per input, first axis = samples; a sample is a slice of one row where the model's
-    first axis is 1, or an entry of the model's full shape. An iterable yields feeds of the full shape. None makes
-    synthetic inputs and says so in `notes`. Raises CompileError for missing inputs, wrong shapes or types, no
-    samples, NaN or infinity.
+    An npz path holds one array per input, first axis = samples; a sample is a row of the model's batch, or an entry of
+    the model's full shape. An iterable yields feeds of the full shape, or of a batch of 1: as many as the model's batch
+    is large are joined. None makes synthetic inputs and says so in `notes`. Raises CompileError for missing inputs,
+    wrong shapes or types, no samples, NaN or infinity.
     """
     graph = model if isinstance(model, Graph) else Graph(model)
     wanted = {
@@ -72,6 +73,7 @@ def load_calibration(source: Source, model: onnx.ModelProto | Graph) -> Calibrat
     samples = [_checked(feed, wanted, i, graph.whole_inputs) for i, feed in enumerate(feeds)]
     if not samples:
         raise CompileError("calibration: no samples; give at least one, some tens are better")
+    samples = batches(samples, {name: shape for name, (shape, _) in wanted.items()})
     notes: list[str] = []
     return Calibration(without_wild(samples, notes), notes)
 
@@ -85,8 +87,10 @@ def _npz_feeds(path: Path, wanted: Mapping[str, tuple]) -> Iterator[Feed]:
         array = arrays[name]
         if array.shape[1:] == shape:
             columns[name] = array
-        elif shape[:1] == (1,) and array.shape[1:] == shape[1:]:
+        elif shape and array.shape[1:] == shape[1:]:
             columns[name] = array[:, None]
+        elif batch_axis(array.shape[1:], shape) is not None:
+            columns[name] = array
         else:
             raise CompileError(
                 f"calibration {path}: array '{name}' has shape {array.shape}, expected (samples, "
@@ -113,14 +117,14 @@ def _checked(feed: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], index:
             value = np.asarray(feed[name])
         except ValueError as e:  # rows of unequal lengths
             raise CompileError(f"calibration sample {index}: input '{name}' is no array: {e}") from e
-        if value.shape != shape:
+        if value.shape != shape and batch_axis(value.shape, shape) is None:
             raise CompileError(f"calibration sample {index}: input '{name}' has shape {value.shape}, expected {shape}")
         if name in whole and value.dtype.kind == "f" and np.isfinite(value).all():
             value = np.trunc(value).astype(np.int64)
         if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and dtype.kind in "iub"):
             raise CompileError(f"calibration sample {index}: input '{name}' has type {value.dtype}, expected {dtype}")
         with np.errstate(over="ignore"):
-            result[name] = np.ascontiguousarray(value, dtype)
+            result[name] = np.asarray(value, dtype, order="C")
         if dtype.kind == "f" and not np.isfinite(result[name]).all():
             raise CompileError(f"calibration sample {index}: input '{name}' has NaN or infinite values")
     return result
