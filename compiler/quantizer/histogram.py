@@ -166,7 +166,7 @@ def choose_whole(h: Histogram, codes: int) -> Quantization:
 
 def choose_table(h: Histogram, floor: float) -> Quantization:
     """Symmetric 16-bit codes of which at most TABLE_CODES are used; below `floor` the function is flat."""
-    low, high = max(h.low, floor), h.high * 1.1
+    low, high = max(h.low, floor) if floor > -np.inf else h.low * 1.1, h.high * 1.1
     span = max(high - low, 1e-6)
     scale = float(np.float32(span / (TABLE_CODES - 4)))
     qmin = max(int(np.floor(low / scale)), -32768)

@@ -31,6 +31,9 @@ CLAMPS = {"Relu", "Clip"}
 SMOOTH = {"Gelu", "Mish", "Sigmoid", "Tanh", "Erf", "HardSwish"}
 RECURRENT_KINDS = {0: "i8", HIDDEN: "i16", CELL: "i16"}  # of the inputs of LSTM, GRU and RNN
 GATES = {"Sigmoid", "HardSigmoid", "Tanh", "Erf"}
+STEEP = {"Reciprocal", "Exp", "Log", "Pow", "Tan", "Sinh", "Cosh", "Atanh", "Acosh"}  # 8 bits say little of an end
+STEPS = {"Round", "Floor", "Ceil", "Sign"}  # functions that jump: noise before them is decided upon
+COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "ArgMax", "ArgMin", "Hardmax", "Cast"}
 MOVERS = {  # op type: indices of the data inputs; None means all
     **dict.fromkeys(
         (
@@ -327,10 +330,14 @@ class Placer:
             if self._scaled_activation(node):
                 return None
             wide = id(node) in self.wide or name in self.graph.numbers
+            if op == "Div" and i == 1 and not wide and name not in self.exact:
+                return "table"
             return None if name in self.exact else "i16" if wide else "i8"
         if name in self.exact:
             return None
-        few_codes = id(node) in self.cell_functions or name in self.graph.numbers
+        if op in COMPARING:
+            return "i16"
+        few_codes = id(node) in self.cell_functions or name in self.graph.numbers or op in STEEP | STEPS
         return "table" if few_codes else self._activation_kind(op)
 
     def _activation_kind(self, op: str) -> str:
@@ -382,6 +389,9 @@ class Placer:
                     kinds.add(kind)
         return kinds
 
+    def _is_read(self, name: str) -> bool:
+        return bool(self.graph.consumers(name)) or name in self.graph.output_names
+
     def _moved(self, node: NodeProto) -> list[int]:
         """The inputs that `node` passes on with their codes; none where a single number that is none of their codes may
         stand beside them: its result is then quantized like any other."""
@@ -401,6 +411,8 @@ class Placer:
             movers = self._moved(node)
             wanted = set().union(*(want.get(o, set()) for o in node.output))
             if movers:
+                if node.op_type == "TopK" and self._is_read(node.output[1]):
+                    wanted.add("i16")
                 kind = "i16" if len(wanted) > 1 else next(iter(wanted), None)
                 if len(wanted) > 1:
                     for o in node.output:

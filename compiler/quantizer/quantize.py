@@ -33,7 +33,16 @@ from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.outputs import cut_outputs, join_outputs
 from qcompile.quantizer.pixels import fold_pixels, given_quantization
-from qcompile.quantizer.placement import LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, Placement, Placer, is_bias_add, mover_inputs
+from qcompile.quantizer.placement import (
+    GATES,
+    LINEAR,
+    SOFTMAX,
+    WIDE_TABLE_FLOOR,
+    Placement,
+    Placer,
+    is_bias_add,
+    mover_inputs,
+)
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
@@ -276,6 +285,5 @@ def _softmax_codes(seen: Histogram) -> Quantization:
 
 def _table_floor(graph: Graph, tensor: str) -> float:
     """Where the activations that read `tensor` are flat from below."""
-    return min(
-        (WIDE_TABLE_FLOOR[n.op_type] for n in graph.consumers(tensor) if n.op_type in WIDE_TABLE_FLOOR), default=-12.0
-    )
+    ends = {**dict.fromkeys(GATES, -12.0), **WIDE_TABLE_FLOOR}
+    return min((ends.get(n.op_type, -np.inf) for n in graph.consumers(tensor)), default=-12.0)

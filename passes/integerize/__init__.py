@@ -27,7 +27,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     whole,
 )
 from qcompile.passes.integerize.borders import of_declared_type
-from qcompile.passes.integerize.reader import Reader, is_whole
+from qcompile.passes.integerize.reader import Reader, is_whole, shape_of
 from qcompile.passes.integerize.states import settled_state
 from qcompile.passes.integerize.values import Integers, Real, Rows, identity
 from qcompile.targets.errors import CompileError
@@ -76,6 +76,9 @@ def integerize(
         tensor, moved = of_declared_type(reader, tensor, declared, name in scales)
         if name in scales:
             scales[name][1] += moved
+        shape = shape_of(reader.type_of(body, len(program.outputs)))
+        if reader.builder.types[tensor].shape != shape:  # a constant of one element has an axis, a number has none
+            tensor = reader.builder.emit("reshape", [tensor], shape=list(shape))
         program.outputs.append(tensor)
     program.info["outputs"] = scales
     program.info["output_names"] = list(outputs)

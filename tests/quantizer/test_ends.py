@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from accuracy import both, decibels
+from onnx import TensorProto
 from small_models import model
 
 
@@ -66,3 +67,50 @@ def test_large_gate_inputs_are_called_back_by_the_recurrent_product(cell, open_g
                 constants={"w": w, "r": r, "b": bias})  # fmt: skip
     exact, actual = both(net, normal(rng, (6, 1, 8)), normal(rng, (6, 1, 8)))
     assert decibels(exact["y"], actual["y"]) > 15
+
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+DECIDING = {  # op: attributes, number of inputs, type of the result
+    "Round": ({}, 1, FLOAT), "Sign": ({}, 1, FLOAT), "Floor": ({}, 1, FLOAT), "ArgMax": ({"axis": 1}, 1, INT64),
+    "ArgMin": ({"axis": 1}, 1, INT64), "Hardmax": ({"axis": 1}, 1, FLOAT), "Greater": ({}, 2, BOOL),
+    "Cast": ({"to": INT64}, 1, INT64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", DECIDING)
+def test_what_is_decided_on_has_more_than_8_bits(op):
+    """Of a layer norm's results, which are exact to 16 bits: a decision on 8 bits is another for every hundredth."""
+    rng = np.random.default_rng(8)
+    attrs, count, dtype = DECIDING[op]
+    net = model(("LayerNormalization", ["x", "g"], ["n"], {}), (op, ["n", "zero"][:count], ["y"], attrs),
+                inputs={"x": [4, 64]}, dtypes={"y": dtype},
+                constants={"g": np.full(64, 2, np.float32), "zero": np.float32(0.1)})  # fmt: skip
+    exact, actual = both(net, normal(rng, (4, 64), 16), normal(rng, (4, 64), 16))
+    assert (exact["y"].astype(float) == actual["y"].round()).mean() > 0.995
+
+
+def test_places_of_topk_are_found_on_16_bits():
+    rng = np.random.default_rng(9)
+    net = model(("LayerNormalization", ["x", "g"], ["n"], {}), ("TopK", ["n", "k"], ["v", "y"], {}),
+                inputs={"x": [4, 64]}, dtypes={"y": INT64},
+                constants={"g": np.ones(64, np.float32), "k": np.array([8])})  # fmt: skip
+    exact, actual = both(net, normal(rng, (4, 64), 16), normal(rng, (4, 64), 16))
+    assert (exact["y"] == actual["y"]).mean() > 0.99
+
+
+@pytest.mark.parametrize("op", ["Reciprocal", "Exp", "Log", "Div"])
+def test_steep_functions_keep_their_small_arguments(op):
+    rng = np.random.default_rng(10)
+    inputs = ["one", "c"] if op == "Div" else ["c"]
+    net = model(("Clip", ["x", "low", "high"], ["c"], {}), (op, inputs, ["y"], {}), inputs={"x": [1, 256]},
+                constants={"low": np.float32(0.05), "high": np.float32(6), "one": np.float32(1)})  # fmt: skip
+    exact, actual = both(net, normal(rng, (1, 256), 8, 2.0))
+    assert decibels(exact["y"], actual["y"]) > 30
+
+
+def test_a_number_computed_with_a_number_has_no_axis():
+    net = model(("ArgMax", ["x"], ["a"], {"axis": 0, "keepdims": 0}), ("Sub", ["four", "a"], ["y"], {}),
+                inputs={"x": [5]}, dtypes={"y": INT64}, constants={"four": np.array(4)})  # fmt: skip
+    rng = np.random.default_rng(11)
+    exact, actual = both(net, normal(rng, (5,)), normal(rng, (5,)))
+    assert actual["y"].shape == exact["y"].shape and np.array_equal(exact["y"], actual["y"])

@@ -10,7 +10,7 @@ import pytest
 from qcompile.frontend import Graph, load_model, normalise_graph
 from qcompile.mixed import read_request
 from qcompile.pipeline import _quantize
-from qcompile.quantizer import QuantizeOptions
+from qcompile.quantizer import QuantizeOptions, load_calibration
 from qcompile.quantizer.equalise import equalise
 from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.prepare import prepare
@@ -130,7 +130,8 @@ def test_every_layout_quantizes(bits) -> None:
         samples, graph = samples_of(shape), prepared(net)
         try:
             request = read_request(bits, {"size": 0.9} if bits == "mixed" else (), None)
-            _quantize(graph, samples, QuantizeOptions(), request, get_target("x86-avx2"), False, [])
+            data = load_calibration(samples, graph)
+            _quantize(graph, data, QuantizeOptions(), request, get_target("x86-avx2"), False, [])
         except CompileError as refusal:
             assert "cannot be reached" in str(refusal) or "no layers" in str(refusal), (first, second)
             continue
@@ -149,5 +150,6 @@ def test_where_of_two_numbers_has_codes_of_its_own() -> None:
         constants={"zero": np.float32(0), "a": np.float32(2), "b": np.float32(-3), "w": np.eye(4, 5, dtype=np.float32)},
     )
     graph, samples = prepared(net), samples_of((4, 3))
-    _quantize(graph, samples, QuantizeOptions(), read_request(8, (), None), get_target("x86-avx2"), False, [])
+    data = load_calibration(samples, graph)
+    _quantize(graph, data, QuantizeOptions(), read_request(8, (), None), get_target("x86-avx2"), False, [])
     np.testing.assert_allclose(run(graph.to_model(), samples[0]["x"]), run(net, samples[0]["x"]), atol=0.05)
