@@ -163,6 +163,11 @@ class _Layer:
         else:
             bits = UNIT_BITS if self.cell != "GRU" or start <= 1 else UNIT_BITS - int(np.ceil(np.log2(start)))
             wide = Grid(2.0**-bits, 0, "int16", -LIMIT, LIMIT)
+            if start > 1.01 * 2.0 ** (UNIT_BITS - bits):
+                self.r.notes.append(
+                    f"its initial hidden state reaches {start:.4g}, but {self.cell} keeps states within "
+                    "1, as all later ones are; scale the state into its recurrent weights"
+                )
         if seen <= 0 and asked is not None:
             return asked.scale * 127, wide, asked
         top = max(seen or 1.0, start)

@@ -114,3 +114,15 @@ def test_a_number_computed_with_a_number_has_no_axis():
     rng = np.random.default_rng(11)
     exact, actual = both(net, normal(rng, (5,)), normal(rng, (5,)))
     assert actual["y"].shape == exact["y"].shape and np.array_equal(exact["y"], actual["y"])
+
+
+@pytest.mark.parametrize("cell,gates", [("RNN", 1), ("LSTM", 4), ("GRU", 3)])
+def test_initial_states_beyond_one_are_kept_or_noted(cell, gates):
+    rng, notes = np.random.default_rng(12), []
+    net = model((cell, ["x", "w", "r", "", "", "h"], ["y"], {"hidden_size": 4}), inputs={"x": [3, 1, 8]},
+                constants={"w": rng.standard_normal((1, gates * 4, 8)).astype(np.float32) / 4,
+                           "r": rng.standard_normal((1, gates * 4, 4)).astype(np.float32) / 4,
+                           "h": np.full((1, 1, 4), 3, np.float32)})  # fmt: skip
+    exact, actual = both(net, normal(rng, (3, 1, 8)), notes=notes)
+    told = any("initial hidden state reaches 3" in n for n in notes)
+    assert told == (cell != "GRU") and (told or decibels(exact["y"], actual["y"]) > 25)
