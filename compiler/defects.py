@@ -12,8 +12,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
-from onnx import NodeProto
-from qcompile.frontend.graph import label
+from onnx import ModelProto, NodeProto
+from qcompile.frontend.faults import node_fault
+from qcompile.frontend.graph import Graph, label
 from qcompile.kernels.program import Node
 from qcompile.runtime.errors import ArtifactError
 from qcompile.targets import CompileError, Defect
@@ -46,9 +47,22 @@ def reports_defects(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if os.environ.get(DEBUG, "0") not in ("", "0"):
                 raise
-            raise Defect(describe(error)) from error
+            raise refusal(error) or Defect(describe(error)) from error
 
     return wrapped
+
+
+def refusal(error: Exception) -> CompileError | None:
+    """The error for a node that ONNX does not allow either, where that is what the exception comes from."""
+    node: NodeProto | None = None
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        found, source = frame.f_locals.get("node"), frame.f_locals.get("graph", frame.f_locals.get("model"))
+        node = found if node is None and isinstance(found, NodeProto) else node
+        if node is not None and isinstance(source, Graph | ModelProto):  # the innermost that has it
+            fault = node_fault(node, source if isinstance(source, Graph) else Graph(source))
+            told = f"node {label(node)}: {fault}; correct the model, or export it again"
+            return CompileError(told) if fault else None
+    return None
 
 
 def describe(error: Exception) -> str:

@@ -11,6 +11,7 @@ REFUSED = {  # operators that TVM reads and that have no integer form
     "LpPool": "roots of small sums need more than 8 bits; use AveragePool or MaxPool",
 }
 
+CONSTANT = {"CumSum": {1: "axis"}}  # inputs that converters need to know
 
 FIRST_OUTPUT = {"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"}
 
@@ -24,6 +25,21 @@ def check_supported(graph: Graph) -> None:
             raise CompileError(
                 f"node {label(node)}: its output '{further[0]}' has no integer form; only the first output is supported"
             )
+        if node.op_type == "Attention":  # TVM's converter of that name reads ONNX Runtime's
+            raise CompileError(
+                f"node {label(node)}: ONNX defines no Attention of these attributes and types; correct the model"
+            )
+        for index, what in CONSTANT.get(node.op_type, {}).items():
+            if node.input[index] not in graph.constants:
+                raise CompileError(f"node {label(node)}: its {what} '{node.input[index]}' must be constant")
+        if node.op_type == "Pow" and graph.is_float(node.input[0]) != graph.is_float(node.input[1]):
+            raise CompileError(
+                f"node {label(node)}: its base '{node.input[0]}' and its exponent '{node.input[1]}' differ in type and "
+                "the exponent is computed; cast one of them in the model"
+            )
+        divisor = graph.constants.get(node.input[1]) if node.op_type in ("Div", "Mod") else None
+        if divisor is not None and divisor.dtype.kind in "iu" and not divisor.all():
+            raise CompileError(f"node {label(node)}: its divisor '{node.input[1]}' has zeros; correct the model")
         if node.op_type in REFUSED:
             raise CompileError(f"node {label(node)}: {node.op_type} is not supported: {REFUSED[node.op_type]}")
         if not is_importable(node.op_type):

@@ -8,19 +8,16 @@ attributes) comes before, from `onnx.defs`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
 from onnx import AttributeProto, NodeProto
+from qcompile.frontend.attribute_facts import LARGEST, Fault, Rule, ints, outside, rank_of
+from qcompile.frontend.element_rules import numbers_of_elements, numbers_of_parts, quantized_axis, scan
 from qcompile.frontend.graph import Graph, attribute, label
+from qcompile.frontend.window_rules import GATES, groups, recurrent, window
 from qcompile.targets.errors import CompileError
-
-Fault = tuple[str, str]
-Rule = Callable[[Graph, NodeProto], Iterator[Fault]]
-LARGEST = 2**31 - 1  # of an attribute that counts elements
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-NORMS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
 
 
 def check_attributes(graph: Graph) -> None:
@@ -29,34 +26,14 @@ def check_attributes(graph: Graph) -> None:
     for node in graph.nodes:
         if node.domain not in ("", "ai.onnx"):
             continue
-        for rule in (_schema, _finite, *RULES.get(node.op_type, ())):
+        for rule in (_schema, _finite, _choice, _vectors, *RULES.get(node.op_type, ())):
             for name, fault in rule(graph, node):
                 raise CompileError(f"node {label(node)}: its {name} {fault}; correct the model, or export it again")
 
 
-# --- what is known ------------------------------------------------------------------------------------------------
-def _ints(graph: Graph, node: NodeProto, name: str, index: int | None = None) -> list[int] | None:
-    """Whole numbers that are an attribute or, since some opset, the constant input `index`; None where unknown."""
-    value = attribute(node, name)
-    if value is not None:
-        return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
-    constant = graph.constants.get(node.input[index]) if index is not None and len(node.input) > index else None
-    if constant is None or constant.dtype.kind not in "iu":
-        return None
-    return [int(v) for v in constant.reshape(-1)]
-
-
-def _rank(graph: Graph, node: NodeProto, index: int = 0) -> int | None:
-    return graph.rank(node.input[index]) if len(node.input) > index else None
-
-
-def _outside(axes: Sequence[int], rank: int) -> list[int]:
-    return [a for a in axes if not -rank <= a < rank]
-
-
 # --- rules ----------------------------------------------------------------------------------------------------------
 def _schema(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    """Attributes that the operator does not have, or of another type."""
+    """Attributes of another type than the operator's, and inputs that are left out though it needs them."""
     try:
         schema = onnx.defs.get_schema(node.op_type, graph.opsets.get("", 1), "")
     except onnx.defs.SchemaError:
@@ -66,6 +43,10 @@ def _schema(graph: Graph, node: NodeProto) -> Iterator[Fault]:
         if known is not None and a.type and int(known.type.value) != a.type:
             given = AttributeProto.AttributeType.Name(a.type)
             yield f"attribute '{a.name}'", f"has type {given}, not {known.type.name}"
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for index, name in enumerate(node.input):
+        if not name and schema.inputs and schema.inputs[min(index, len(schema.inputs) - 1)].option != optional:
+            yield f"input {index}", "is left out"
 
 
 def _finite(graph: Graph, node: NodeProto) -> Iterator[Fault]:
@@ -78,117 +59,78 @@ def _finite(graph: Graph, node: NodeProto) -> Iterator[Fault]:
                 yield f"attribute '{a.name}'", f"is {number}"
 
 
-def _window(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    """Convolution and pooling: one number of each kind for each axis, none of them senseless."""
-    rank = _rank(graph, node)
-    pool = "Pool" in node.op_type
-    weight = None if pool or len(node.input) < 2 else graph.shape(node.input[1])
-    if rank is not None and rank < 3:
-        yield "input", f"has rank {rank}; images have batch, channels, and one axis or more"
-        return
-    axes = None if rank is None else rank - 2
-    if weight is not None:
-        if axes is not None and len(weight) != axes + 2:
-            yield f"weight '{node.input[1]}'", f"has rank {len(weight)}, its input {axes + 2}"
+def _choice(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+    """Strings of which ONNX knows a few, and element types that it knows."""
+    for name, known in CHOICES.get(node.op_type, {}).items():
+        value = attribute(node, name)
+        if value is not None and value not in known:
+            yield f"attribute '{name}'", f"is '{value}'; it is {', '.join(k for k in known if k)}"
+    for a in node.attribute:
+        if a.name in FLAGS and a.type == AttributeProto.INT and a.i not in (0, 1):
+            yield f"attribute '{a.name}'", f"is {a.i}; it is 0 or 1"
+        if a.name in TYPES and a.type == AttributeProto.INT and a.i not in ELEMENT_TYPES:
+            yield f"attribute '{a.name}'", f"is {a.i}, no element type of ONNX"
+
+
+def _vectors(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+    """Inputs that are lists of numbers."""
+    for index in VECTORS.get(node.op_type, ()):
+        rank = rank_of(graph, node, index)
+        if rank is not None and rank > 1:
+            yield f"input '{node.input[index]}'", f"has rank {rank}, where a list is needed"
+
+
+def _of_channels(*indices: int) -> Rule:
+    """Inputs that have one number for each channel (axis 1)."""
+
+    def rule(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+        shape = graph.shape(node.input[0])
+        if shape is None:
             return
-        axes = len(weight) - 2
-    given = {n: attribute(node, n) for n in ("kernel_shape", "strides", "dilations", "pads", "output_padding")}
-    least = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
-    for name, values in given.items():
-        if values is None:
-            continue
-        wanted = None if axes is None else axes * (2 if name == "pads" else 1)
-        if wanted is not None and len(values) != wanted:
-            yield f"attribute '{name}'", f"has {len(values)} numbers, {list(values)}, where {wanted} are needed"
+        if len(shape) < 2:
+            yield "input", f"has shape {list(shape)}, no channels"
             return
-        if any(not least[name] <= v <= LARGEST for v in values):
-            yield f"attribute '{name}'", f"is {list(values)}; its numbers lie in [{least[name]}, {LARGEST}]"
-            return
-    if weight is not None and given["kernel_shape"] is not None and list(given["kernel_shape"]) != list(weight[2:]):
-        yield "attribute 'kernel_shape'", f"is {list(given['kernel_shape'])}, but its weight has {list(weight[2:])}"
-    kernel = list(weight[2:]) if weight is not None else list(given["kernel_shape"] or [])
-    if kernel and axes is not None:
-        yield from _reach(graph, node, kernel, axes, given, pool)
+        for index in indices:
+            given = graph.shape(node.input[index]) if len(node.input) > index and node.input[index] else None
+            if given is not None and tuple(given) != (shape[1],):
+                yield f"input '{node.input[index]}'", f"has shape {list(given)}; there are {shape[1]} channels"
+
+    return rule
 
 
-def _reach(
-    graph: Graph, node: NodeProto, kernel: list[int], axes: int, given: dict[str, Sequence[int] | None], pool: bool
-) -> Iterator[Fault]:
-    """How far the window lies beyond the image, and the image inside the window."""
-    dilations, pads = list(given["dilations"] or [1] * axes), list(given["pads"] or [0] * (2 * axes))
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
-    mode = attribute(node, "auto_pad", "NOTSET")
-    if mode not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        yield "attribute 'auto_pad'", f"is '{mode}'; it is NOTSET, VALID, SAME_UPPER or SAME_LOWER"
-    elif mode != "NOTSET" and any(pads):
-        yield "attribute 'auto_pad'", f"is {mode}, but there are pads {pads} too; leave out one of them"
-    if pool and any(p >= r for p, r in zip(pads, reach * 2)):
-        yield "attribute 'pads'", f"is {pads}, as large as its window of {reach}, which would see nothing but padding"
-    shape = graph.shape(node.input[0])
-    if shape is None or mode.startswith("SAME"):
-        return
-    strides = list(given["strides"] or [1] * axes)
-    for axis, size in enumerate(shape[2:]):
-        whole = pads[axis] + pads[axis + axes]
-        if node.op_type == "ConvTranspose":
-            extra = list(given["output_padding"] or [0] * axes)[axis]
-            if extra >= max(strides[axis], dilations[axis]):
-                yield "attribute 'output_padding'", f"is {extra} along axis {axis + 2}, not below its stride"
-            if attribute(node, "output_shape") is None and (size - 1) * strides[axis] + reach[axis] + extra <= whole:
-                yield "attribute 'pads'", f"is {pads}, which leaves nothing of its result along axis {axis + 2}"
-        elif size + whole < reach[axis]:
-            yield "attribute 'dilations'" if dilations[axis] > 1 else "kernel", (
-                f"reaches over {reach[axis]} pixels along axis {axis + 2}; its input has {size + whole} with padding"
-            )
+def _along_axes(*names: str) -> Rule:
+    """Attributes that each name an axis of the input."""
+
+    def rule(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+        rank = rank_of(graph, node)
+        for name in names:
+            axis = attribute(node, name)
+            if axis is not None and rank is not None and outside([axis], rank):
+                yield f"attribute '{name}'", f"is {axis}, its input has rank {rank}"
+
+    return rule
 
 
-def _groups(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    group, shape = attribute(node, "group", 1), graph.shape(node.input[0])
-    weight = graph.shape(node.input[1]) if len(node.input) > 1 else None
-    if group < 1:
-        yield "attribute 'group'", f"is {group}; it is 1 or more"
-        return
-    if shape is None or weight is None or len(shape) < 2 or len(weight) < 2:
-        return
-    transposed = node.op_type == "ConvTranspose"
-    if shape[1] % group or (not transposed and weight[0] % group):
-        yield "attribute 'group'", f"is {group}, which divides not its {shape[1]} input and {weight[0]} output channels"
-    elif (weight[0] != shape[1]) if transposed else (weight[1] * group != shape[1]):
-        held = weight[0] if transposed else weight[1] * group
-        yield f"weight '{node.input[1]}'", f"has {held} input channels (group {group}), its input {shape[1]}"
+def _small(index: int, name: str) -> Rule:
+    """A constant number, such as the diagonal of Trilu, that shapes can hold."""
 
+    def rule(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+        value = graph.scalar(node.input[index]) if len(node.input) > index else None
+        if value is not None and abs(value) > LARGEST:
+            yield f"input '{node.input[index]}'", f"({name}) is {value:g}"
 
-def _recurrent(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    direction, hidden = attribute(node, "direction", "forward"), attribute(node, "hidden_size")
-    gates = GATES[node.op_type]
-    if direction not in ("forward", "reverse", "bidirectional"):
-        yield "attribute 'direction'", f"is '{direction}'; it is forward, reverse or bidirectional"
-        return
-    if hidden is not None and not 0 < hidden <= LARGEST:
-        yield "attribute 'hidden_size'", f"is {hidden}"
-        return
-    count, x = (2 if direction == "bidirectional" else 1), graph.shape(node.input[0])
-    w, r = (graph.shape(node.input[i]) if len(node.input) > i else None for i in (1, 2))
-    if r is not None:
-        size = hidden or r[-1]
-        if tuple(r) != (count, gates * size, size):
-            yield "attribute 'hidden_size'", f"is {hidden}, but its weight '{node.input[2]}' has shape {list(r)}"
-            return
-        if w is not None and len(w) == 3 and w[:2] != (count, gates * size):
-            yield "attribute 'hidden_size'", f"is {hidden}, but its weight '{node.input[1]}' has shape {list(w)}"
-    if w is not None and x is not None and len(x) == 3 and len(w) == 3 and x[2] != w[2]:
-        yield f"weight '{node.input[1]}'", f"has {w[2]} inputs, where its data has {x[2]}"
+    return rule
 
 
 def _axis(default: int | None = None, behind: bool = False, added: int = 0) -> Rule:
     """The attribute `axis` within the input's rank, plus `added`; `behind`: the end of the shape counts as well."""
 
     def rule(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-        axis, rank = attribute(node, "axis", default), _rank(graph, node)
+        axis, rank = attribute(node, "axis", default), rank_of(graph, node)
         if axis is None or rank is None:
             return
         rank += added
-        if _outside([axis], max(rank, 1)) and not (behind and axis == rank):
+        if outside([axis], max(rank, 1)) and not (behind and axis == rank):
             yield "attribute 'axis'", f"is {axis}, its input has rank {rank}"
 
     return rule
@@ -198,11 +140,11 @@ def _axes(index: int, added: bool = False, single: bool = False) -> Rule:
     """`axes`, an attribute or input `index`: within the rank, each once; added: of the result; single: of size 1."""
 
     def rule(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-        axes, rank = _ints(graph, node, "axes", index), _rank(graph, node)
+        axes, rank = ints(graph, node, "axes", index), rank_of(graph, node)
         if axes is None or rank is None:
             return
         rank += len(axes) if added else 0
-        if _outside(axes, rank):
+        if outside(axes, rank):
             yield "axes", f"are {axes}, {'its result' if added else 'its input'} has rank {rank}"
         elif len({a % rank for a in axes}) < len(axes):
             yield "axes", f"are {axes}: one occurs twice"
@@ -213,26 +155,36 @@ def _axes(index: int, added: bool = False, single: bool = False) -> Rule:
 
 
 def _perm(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    perm, rank = attribute(node, "perm"), _rank(graph, node)
+    perm, rank = attribute(node, "perm"), rank_of(graph, node)
     if perm is None:
         return
     if sorted(perm) != list(range(len(perm))) or (rank is not None and len(perm) != rank):
         yield "attribute 'perm'", f"is {list(perm)}, no order of {'the' if rank is None else rank} axes"
 
 
+def _matrix(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+    rank, k = rank_of(graph, node), attribute(node, "k", 0)
+    if rank not in (None, 2):
+        yield "input", f"has rank {rank}, where a matrix is needed"
+    elif abs(k) > LARGEST:
+        yield "attribute 'k'", f"is {k}"
+
+
 def _split(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    parts, shape = _ints(graph, node, "split", 1), graph.shape(node.input[0])
-    axis = attribute(node, "axis", 0)
+    parts, shape = ints(graph, node, "split", 1), graph.shape(node.input[0])
+    axis, count = attribute(node, "axis", 0), attribute(node, "num_outputs")
+    if count is not None and count != len(node.output):
+        yield "attribute 'num_outputs'", f"is {count}, it has {len(node.output)} outputs"
     if parts is None:
         return
     if any(p < 0 for p in parts) or len(parts) != len(node.output):
         yield "split", f"is {parts} for {len(node.output)} outputs"
-    elif shape is not None and not _outside([axis], len(shape)) and sum(parts) != shape[axis]:
+    elif shape is not None and not outside([axis], len(shape)) and sum(parts) != shape[axis]:
         yield "split", f"is {parts}, in sum {sum(parts)}, where axis {axis} has {shape[axis]}"
 
 
 def _reshape(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    wanted, rank = _ints(graph, node, "shape", 1), _rank(graph, node)
+    wanted, rank = ints(graph, node, "shape", 1), rank_of(graph, node)
     if wanted is None:
         return
     zero = not attribute(node, "allowzero", 0)
@@ -243,40 +195,40 @@ def _reshape(graph: Graph, node: NodeProto) -> Iterator[Fault]:
 
 
 def _slice(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    lists = [_ints(graph, node, n, i) for i, n in enumerate(("starts", "ends", "axes", "steps"), 1)]
+    lists = [ints(graph, node, n, i) for i, n in enumerate(("starts", "ends", "axes", "steps"), 1)]
     axes, steps = lists[2:]
-    rank = _rank(graph, node)
+    rank = rank_of(graph, node)
     if len({len(v) for v in lists if v is not None}) > 1:
         yield "starts, ends, axes and steps", f"have unlike lengths: {[v for v in lists if v is not None]}"
     if steps is not None and 0 in steps:
         yield "steps", f"are {steps}; none may be 0"
     if axes is not None and rank is not None:
-        if _outside(axes, rank):
+        if outside(axes, rank):
             yield "axes", f"are {axes}, its input has rank {rank}"
         elif len({a % rank for a in axes}) < len(axes):
             yield "axes", f"are {axes}: one occurs twice"
 
 
 def _tile(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    repeats, rank = _ints(graph, node, "repeats", 1), _rank(graph, node)
+    repeats, rank = ints(graph, node, "repeats", 1), rank_of(graph, node)
     if repeats is not None and (any(r < 0 for r in repeats) or (rank is not None and len(repeats) != rank)):
         yield "repeats", f"are {repeats} for an input of rank {rank}"
 
 
 def _pad(graph: Graph, node: NodeProto) -> Iterator[Fault]:
-    pads, shape, mode = _ints(graph, node, "pads", 1), graph.shape(node.input[0]), attribute(node, "mode", "constant")
+    pads, shape, mode = ints(graph, node, "pads", 1), graph.shape(node.input[0]), attribute(node, "mode", "constant")
     if mode not in ("constant", "reflect", "edge", "wrap"):
         yield "attribute 'mode'", f"is '{mode}'; it is constant, reflect, edge or wrap"
     if pads is None or shape is None:
         return
-    axes = _ints(graph, node, "axes", 3)
+    axes = ints(graph, node, "axes", 3)
     if axes is None and len(node.input) > 3 and node.input[3]:
         return
     axes = list(range(len(shape))) if axes is None else axes
     if len(pads) != 2 * len(axes) or any(abs(p) > LARGEST for p in pads):
         yield "pads", f"are {pads} for {len(axes)} axes"
         return
-    if _outside(axes, len(shape)):
+    if outside(axes, len(shape)):
         yield "axes", f"are {axes}, its input has rank {len(shape)}"
         return
     for k, axis in enumerate(axes):
@@ -309,20 +261,71 @@ def _group_norm(graph: Graph, node: NodeProto) -> Iterator[Fault]:
         yield "attribute 'num_groups'", f"is {groups}, its input's shape {None if shape is None else list(shape)}"
 
 
+ELEMENT_TYPES = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+TYPES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")  # attributes that are element types
+FLAGS = (
+    "allowzero", "antialias", "ceil_mode", "count_include_pad", "exclude_outside", "exclusive", "input_forget",
+    "keepdims", "largest", "layout", "linear_before_reset", "noop_with_empty_axes", "reverse", "select_last_index",
+    "transA", "transB",
+)  # fmt: skip
+REDUCED = {"reduction": ("none", "mean", "sum")}
+SCATTERED = {"reduction": ("none", "add", "mul", "min", "max")}
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "Resize": {
+        "mode": ("nearest", "linear", "cubic"),
+        "coordinate_transformation_mode": (
+            "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
+            "tf_crop_and_resize", "tf_half_pixel_for_nn",
+        ),
+        "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
+        "keep_aspect_ratio_policy": ("stretch", "not_larger", "not_smaller"),
+    },
+    "DepthToSpace": {"mode": ("DCR", "CRD")},
+    "BitShift": {"direction": ("LEFT", "RIGHT")},
+    "Gelu": {"approximate": ("none", "tanh")},
+    "RoiAlign": {"mode": ("avg", "max"), "coordinate_transformation_mode": ("half_pixel", "output_half_pixel")},
+    "GridSample": {
+        "mode": ("linear", "nearest", "cubic", "bilinear", "bicubic"),
+        "padding_mode": ("zeros", "border", "reflection"),
+    },
+    "CausalConvWithState": {"activation": ("none", "silu", "swish")},
+    "LinearAttention": {"update_rule": ("linear", "gated", "delta", "gated_delta")},
+    "NegativeLogLikelihoodLoss": REDUCED,
+    "SoftmaxCrossEntropyLoss": REDUCED,
+    **dict.fromkeys(("ScatterElements", "ScatterND"), SCATTERED),
+}  # fmt: skip
+VECTORS: dict[str, tuple[int, ...]] = {
+    "Slice": (1, 2, 3, 4),
+    "Pad": (1, 3),
+    "Resize": (1, 2, 3),
+    **dict.fromkeys(("Reshape", "Expand", "Tile", "Squeeze", "Unsqueeze", "Split", "Upsample"), (1,)),
+    "ConstantOfShape": (0,),
+    "CenterCropPad": (1,),
+}
 KINDS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 REDUCTIONS = [f"Reduce{kind}" for kind in KINDS]
+VECTORS |= dict.fromkeys(REDUCTIONS, (1,))
 RULES: dict[str, tuple[Rule, ...]] = {
-    "Conv": (_groups, _window),
-    "ConvTranspose": (_groups, _window),
-    "ConvInteger": (_window,),
+    "Conv": (groups, window),
+    "ConvTranspose": (groups, window),
+    "ConvInteger": (window,),
     "QLinearConv": (),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), (_window,)),
-    **dict.fromkeys(GATES, (_recurrent,)),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), (window,)),
+    **dict.fromkeys(GATES, (recurrent,)),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), (_axis(),)),
-    **dict.fromkeys(("Concat", "Gather", "GatherElements", "ScatterElements", "ArgMax", "ArgMin", "TopK"), (_axis(),)),
+    **dict.fromkeys(("Concat", "ArgMax", "ArgMin", "TopK"), (_axis(),)),
+    **dict.fromkeys(("Gather", "GatherElements", "ScatterElements"), (_axis(), numbers_of_elements)),
+    **dict.fromkeys(("GatherND", "ScatterND"), (numbers_of_parts,)),
+    "ReverseSequence": (_along_axes("batch_axis", "time_axis"),),
+    "OneHot": (_axis(added=1), _small(1, "depth")),
+    "Trilu": (_small(1, "k"),),
+    "EyeLike": (_matrix,),
+    "Scan": (scan,),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (quantized_axis,)),
     "Flatten": (_axis(1, behind=True),),
     "Split": (_axis(0), _split),
-    **dict.fromkeys(NORMS, (_epsilon,)),
+    "BatchNormalization": (_epsilon, _of_channels(1, 2, 3, 4)),
+    "InstanceNormalization": (_epsilon, _of_channels(1, 2)),
     "LayerNormalization": (_axis(), _epsilon),
     "RMSNormalization": (_axis(), _epsilon),
     "GroupNormalization": (_group_norm, _epsilon),

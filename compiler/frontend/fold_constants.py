@@ -1,6 +1,6 @@
 """Evaluates what depends on constants and static shapes only.
 
-Accepts: any node whose inputs are all constant, Shape and Size of statically shaped tensors, Constant nodes.
+Accepts: any node whose inputs are all constant, Shape, Size and EyeLike of statically shaped tensors, Constant nodes.
 Leaves: DequantizeLinear of integer constants (the quantized structure of weights must survive) and random ops.
 QuantizeLinear of a constant is folded, so that a Q, DQ pair on a weight becomes an integer constant and DQ.
 """
@@ -28,6 +28,7 @@ KEPT = {
     "Loop",
     "Scan",
 }
+OF_SHAPES = ("Shape", "Size", "EyeLike")  # their results follow from the shape of what they read
 LIMIT = 1 << 26  # elements; a fold that would grow a constant beyond this stays a node
 
 
@@ -66,10 +67,12 @@ def fold_constant_nodes(graph: Graph) -> bool:
 
 
 def _fold_shapes(graph: Graph) -> bool:
-    found = [n for n in graph.nodes if n.op_type in ("Shape", "Size") and graph.shape(n.input[0]) is not None]
+    found = [n for n in graph.nodes if n.op_type in OF_SHAPES and graph.shape(n.input[0]) is not None]
     for node in found:
         shape = graph.shape(node.input[0])
-        if node.op_type == "Size":
+        if node.op_type == "EyeLike":
+            value = _eye(graph, node, shape)
+        elif node.op_type == "Size":
             value = np.array(np.prod(shape, dtype=np.int64))
         else:
             value = np.array(shape[attribute(node, "start", 0) : attribute(node, "end", None)], np.int64)
@@ -77,6 +80,13 @@ def _fold_shapes(graph: Graph) -> bool:
     ids = {id(n) for n in found}
     graph.nodes = [n for n in graph.nodes if id(n) not in ids]
     return bool(found)
+
+
+def _eye(graph: Graph, node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarray:
+    given = graph.constants.get(node.input[0])
+    own = helper.np_dtype_to_tensor_dtype(given.dtype) if given is not None else graph.dtypes.get(node.input[0], 1)
+    dtype = helper.tensor_dtype_to_np_dtype(attribute(node, "dtype", own))
+    return np.eye(*shape, k=attribute(node, "k", 0), dtype=dtype)
 
 
 def _constant_nodes(graph: Graph) -> list[onnx.NodeProto]:

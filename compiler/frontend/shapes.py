@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 from onnx import helper
@@ -72,15 +72,24 @@ def fix_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None,
 
 def infer_shapes(graph: Graph) -> None:
     """Infer shapes and types of all tensors (ONNX shape inference with data propagation)."""
-    try:
-        inferred = _infer(graph, strict=False)
-    except Exception as e:  # the C++ inference raises several types
-        raise CompileError(f"shape inference fails: {_reason(e)}") from e
-    graph.shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.inputs}
-    graph.note_types([*inferred.graph.value_info, *inferred.graph.output])
+    typed = {*graph.constants, *(v.name for v in graph.inputs)}
+    while True:
+        # ONNX's inference reads the type of what EyeLike reads, known or not, and crashes
+        waiting = {id(n) for n in graph.nodes if n.op_type == "EyeLike" and n.input[0] not in typed}
+        try:
+            inferred = _infer(graph, waiting)
+        except Exception as e:  # the C++ inference raises several types
+            raise CompileError(f"shape inference fails: {_reason(e)}") from e
+        graph.shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.inputs}
+        found = [*inferred.graph.value_info, *inferred.graph.output]
+        graph.note_types(found)
+        before = len(typed)
+        typed |= {v.name for v in found if v.type.tensor_type.elem_type} if waiting else set()
+        if len(typed) == before:
+            return
 
 
-def _infer(graph: Graph, strict: bool) -> onnx.ModelProto:
+def _infer(graph: Graph, without: Collection[int] = (), strict: bool = False) -> onnx.ModelProto:
     """Shape inference over the graph; large weights take part by their type only."""
     declared = [
         helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
@@ -91,7 +100,7 @@ def _infer(graph: Graph, strict: bool) -> onnx.ModelProto:
     inputs = [*graph.inputs, *declared]
     bare = [helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, None) for o in graph.outputs]
     skeleton = helper.make_model(
-        helper.make_graph(graph.nodes, "shapes", inputs, bare, small),
+        helper.make_graph([n for n in graph.nodes if id(n) not in without], "shapes", inputs, bare, small),
         opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
         ir_version=10,
     )

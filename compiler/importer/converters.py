@@ -1,7 +1,7 @@
 """Converters that replace or add to those of TVM's ONNX frontend.
 
 TVM writes Clip, Pad, Gather, Tile, Max and InstanceNormalization as several ops or as opaque TIR calls; here each is
-one or two Relax ops. Raised ValueErrors become one message that names the node.
+one or two Relax ops. CompileErrors get the node's name where they are caught.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.ir.expr import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
@@ -22,7 +23,7 @@ def _array(expr: Any) -> np.ndarray | None:
 def needs_constant(expr: Any, what: str) -> np.ndarray:
     value = _array(expr)
     if value is None:
-        raise ValueError(f"{what} must be constant")
+        raise CompileError(f"{what} must be constant")
     return value
 
 
@@ -70,7 +71,7 @@ class Pad(Converter):
         mode = text(attr, "mode", "constant")
         modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}  # numpy's name: TVM's
         if mode not in modes:
-            raise ValueError(f"Pad with mode {mode} is not supported; use constant, edge or reflect")
+            raise CompileError(f"Pad with mode {mode} is not supported; use constant, edge or reflect")
         if min(width) < 0:  # negative amounts crop
             size = [int(i) for i in x.ty.shape]
             begin, end = [max(-w, 0) for w in width[0::2]], [n + min(w, 0) for n, w in zip(size, width[1::2])]
@@ -142,7 +143,7 @@ class ArgMax(Converter):
     @classmethod
     def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
         if attr.get("select_last_index", 0):
-            raise ValueError("select_last_index=1 is not supported; use 0")
+            raise CompileError("select_last_index=1 is not supported; use 0")
         return cls.op(inputs[0], int(attr.get("axis", 0)), bool(attr.get("keepdims", 1)))
 
 

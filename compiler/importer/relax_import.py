@@ -33,7 +33,11 @@ def is_importable(op_type: str) -> bool:
 
 
 def import_onnx(model: onnx.ModelProto) -> Imported:
-    """A normalised model (static shapes, one opset) as Relax. Raises CompileError naming a node without converter."""
+    """A normalised model (static shapes, one opset) as Relax.
+
+    Raises CompileError that names the node, where there is no converter or where it says what it does not support. What
+    else is raised is a defect: the attributes and inputs of nodes are checked before.
+    """
     table = onnx_frontend._get_convert_map() | CONVERTERS
     for node in model.graph.node:
         if node.op_type not in table:
@@ -45,14 +49,9 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
         warnings.simplefilter("ignore")  # inputs whose names are no identifiers
         try:
             module = importer.from_onnx(model.graph, opset)
-        except CompileError:
-            raise
-        except Exception as e:
+        except Exception:
             importer.bb._end_block()  # else the block builder warns when it goes
-            done = set(importer._nodes)
-            node = next((n for n in model.graph.node if n.output and n.output[0] not in done), None)
-            reason = str(e).strip().splitlines()[-1][:200] if str(e).strip() else type(e).__name__
-            raise CompileError(f"{describe(node) if node else 'the model'}: it cannot be imported: {reason}") from e
+            raise
     names = dict(importer.labels)
     names |= {param.name: given.name for given, param in zip(model.graph.input, module["main"].params)}
     return Imported(module, names, [o.name for o in model.graph.output])
@@ -79,7 +78,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         node = next(self._pending)
         label = describe(node)
         attrs["metadata"] = {p.key: p.value for p in node.metadata_props}
-        result = super()._convert_operator(op_name, inputs, attrs, opset)
+        try:
+            result = super()._convert_operator(op_name, inputs, attrs, opset)
+        except CompileError as e:
+            raise CompileError(f"{label}: {e}") from e
         if isinstance(result, relax.Call) and not isinstance(result.ty, relax.ShapeType):
             result = self.bb.emit(result)
         self._label(result, label)

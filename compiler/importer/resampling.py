@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from qcompile.targets.errors import CompileError
 
 NEAREST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "floor": np.floor,
@@ -29,7 +30,7 @@ class Axis:
 
 
 def positions(axis: Axis, mode: str) -> np.ndarray:
-    """Where each output element lies in the input (coordinate_transformation_mode); ValueError for unknown modes."""
+    """Where each output element lies in the input (coordinate_transformation_mode); CompileError for unknown modes."""
     i, n, out = np.arange(axis.out, dtype=np.float64), axis.size, axis.out
     if mode == "asymmetric":
         return i / axis.scale
@@ -45,7 +46,7 @@ def positions(axis: Axis, mode: str) -> np.ndarray:
     if mode == "half_pixel_symmetric":
         centre = n / 2 * (1 - out / (axis.scale * n))
     elif mode not in ("half_pixel", "pytorch_half_pixel"):
-        raise ValueError(f"Resize with coordinate mode {mode} is not supported")
+        raise CompileError(f"Resize with coordinate mode {mode} is not supported")
     return centre + (i + 0.5) / axis.scale - 0.5
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from qcompile.importer.converters import Converter, needs_constant, text
 from qcompile.importer.resampling import Axis, taps
 from qcompile.passes.source_ops import source_op
+from qcompile.targets.errors import CompileError
 from tvm import relax
 
 
@@ -48,7 +49,7 @@ class Resize(Converter):
         tables, axes, inside, out = [], [], np.ones([1] * len(shape), bool), list(shape)
         for a, axis in sorted(_axes(shape, inputs, attr).items()):
             if mode in COUNTING and abs(axis.scale * axis.size - axis.out) > 1e-3:
-                raise ValueError(
+                raise CompileError(
                     f"Resize of an axis of {axis.size} by {axis.scale:.4g} with {mode}: ONNX and ONNX Runtime differ "
                     "where that is no whole size; give sizes"
                 )

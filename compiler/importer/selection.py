@@ -6,6 +6,7 @@ from typing import Any
 
 from qcompile.importer.converters import Converter, needs_constant, text
 from qcompile.passes.source_ops import source_op
+from qcompile.targets.errors import CompileError
 from tvm import relax
 
 
@@ -60,7 +61,7 @@ class TopK(Converter):
         out, dtype = _shape(x), str(x.ty.dtype)
         axis = int(attr.get("axis", -1)) % len(out)
         if not 0 < k <= out[axis]:
-            raise ValueError(f"TopK of {k} elements of an axis of {out[axis]}")
+            raise CompileError(f"TopK of {k} elements of an axis of {out[axis]}")
         out[axis] = k
         numbers = bb.emit(
             source_op("top_k", [x], out, "int64", axis=axis, k=k, largest=int(attr.get("largest", 1)))

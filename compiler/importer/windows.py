@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qcompile.importer.converters import Converter, text
+from qcompile.targets.errors import CompileError
 from tvm import relax
 
 
@@ -24,7 +25,7 @@ def _check_rank(x: Any) -> int:
     """The number of spatial axes, 1 or 2."""
     n = len(x.ty.shape) - 2
     if n not in (1, 2):
-        raise ValueError(f"an input of {n + 2} axes is not supported; use 1-D or 2-D windows")
+        raise CompileError(f"an input of {n + 2} axes is not supported; use 1-D or 2-D windows")
     return n
 
 
