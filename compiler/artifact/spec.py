@@ -18,6 +18,7 @@ _KEYWORDS = (
     "volatile while xor")
 
 
+LEAST_SCALE, LARGEST_SCALE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # of float32
 LONGEST_KEY = 65_000  # bytes of the name of an input or output
 LONGEST_NAME = 100  # bytes, in identifiers and file names, of which file systems take 255
 
@@ -148,8 +149,10 @@ def _check_tensor(kind: str, tensor: TensorInfo) -> None:
         raise CompileError(f"{where} has type {tensor.dtype}; an artifact takes and returns {', '.join(DTYPES)}")
     if any(int(size) < 1 for size in tensor.shape):
         raise CompileError(f"{where} has shape {list(tensor.shape)}; every size must be known and at least 1")
-    if not all(0 < scale < float("inf") for scale in tensor.scales):
-        raise CompileError(f"{where} has scale {tensor.scale}; scales must be positive and finite")
+    for scale in tensor.scales:
+        if not LEAST_SCALE <= scale <= LARGEST_SCALE:
+            raise CompileError(f"{where} has scale {scale:g}; scales must be positive and finite in float32: "
+                               "let the model bound its values")
     if isinstance(tensor.scale, list | tuple) and not (
             0 <= tensor.axis < len(tensor.shape) and len(tensor.scales) == tensor.shape[tensor.axis]):
         raise CompileError(f"{where} has {len(tensor.scales)} scales along axis {tensor.axis} of {list(tensor.shape)}")

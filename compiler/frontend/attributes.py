@@ -268,8 +268,8 @@ FLAGS = (
     "keepdims", "largest", "layout", "linear_before_reset", "noop_with_empty_axes", "reverse", "select_last_index",
     "transA", "transB",
 )  # fmt: skip
-REDUCED = {"reduction": ("none", "mean", "sum")}
-SCATTERED = {"reduction": ("none", "add", "mul", "min", "max")}
+REDUCED: dict[str, tuple[str, ...]] = {"reduction": ("none", "mean", "sum")}
+SCATTERED: dict[str, tuple[str, ...]] = {"reduction": ("none", "add", "mul", "min", "max")}
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "Resize": {
         "mode": ("nearest", "linear", "cubic"),

@@ -112,8 +112,10 @@ def _limits(graph: Graph, name: str) -> tuple[str, float, float] | None:
             if any(e is None for e in ends):
                 return None
             return node.input[0], max(low, float(ends[0])), min(high, float(ends[1]))  # type: ignore[arg-type]
+        if len(node.input) != 2:
+            return None
         k = next((i for i in (1, 0) if graph.scalar(node.input[i]) is not None), None)
-        if k is None or len(node.input) != 2:
+        if k is None:
             return None
         value = float(graph.scalar(node.input[k]) or 0.0)
         low, high = (max(low, value), high) if node.op_type == "Max" else (low, min(high, value))

@@ -86,7 +86,8 @@ def _eye(graph: Graph, node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarr
     given = graph.constants.get(node.input[0])
     own = helper.np_dtype_to_tensor_dtype(given.dtype) if given is not None else graph.dtypes.get(node.input[0], 1)
     dtype = helper.tensor_dtype_to_np_dtype(attribute(node, "dtype", own))
-    return np.eye(*shape, k=attribute(node, "k", 0), dtype=dtype)
+    rows, columns = shape
+    return np.eye(rows, columns, attribute(node, "k", 0), dtype)
 
 
 def _constant_nodes(graph: Graph) -> list[onnx.NodeProto]:
