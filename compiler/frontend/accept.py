@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qcompile.frontend.control_flow import refuse_control_flow
 from qcompile.frontend.graph import Graph, label
-from qcompile.importer import is_importable
+from qcompile.importer.operators import is_importable
 from qcompile.targets.errors import CompileError
 
 REFUSED = {  # operators that TVM reads and that have no integer form

@@ -9,13 +9,10 @@ from unittest import mock
 
 import onnx
 from qcompile.frontend.graph import label
-from qcompile.importer import converters, recurrent, resize, selection, windows
+from qcompile.importer.operators import CONVERTERS
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
-
-FAMILIES = (converters, windows, resize, selection, recurrent)
-CONVERTERS = {c.__name__: c for family in FAMILIES for c in family.OPERATORS}
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,6 @@ class Imported:
     module: Any
     names: dict[str, str]
     outputs: list[str]
-
-
-def is_importable(op_type: str) -> bool:
-    """Whether some converter reads this operator."""
-    return op_type in CONVERTERS or op_type in onnx_frontend._get_convert_map()
 
 
 def import_onnx(model: onnx.ModelProto) -> Imported:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from qcompile.frontend.expand_functions import EXPANDED
 from qcompile.frontend.expand_operators import TABLE
-from qcompile.importer.relax_import import CONVERTERS
+from qcompile.importer.operators import CONVERTERS
 
 operators = pytest.importorskip("operators")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operators.md"

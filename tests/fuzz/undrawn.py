@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompile.frontend import expand_contrib, expand_functions, expand_operators, qoperators
-from qcompile.importer.relax_import import CONVERTERS
+from qcompile.importer.operators import CONVERTERS
 from tvm.relax.frontend.onnx import onnx_frontend
 
 SEQUENCES = "works on sequences or optionals, which the compiler refuses at once"
