@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from onnx import NodeProto
 from qcompile.frontend.accept import check_parameters, check_supported
 from qcompile.frontend.attributes import check_attributes
 from qcompile.frontend.blocks import expand_blocks, float_blocks, fold_blocked_quantize
 from qcompile.frontend.channel_grids import single_scales
 from qcompile.frontend.control_flow import CONTROL_FLOW, choose, refuse_control_flow, unroll
+from qcompile.frontend.dynamic import expand_dynamic
 from qcompile.frontend.expand_contrib import expand_contrib
 from qcompile.frontend.expand_functions import expand_functions
 from qcompile.frontend.expand_norms import expand_group_norm
@@ -34,7 +36,7 @@ from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
 from qcompile.frontend.precision import single_precision
 from qcompile.frontend.qonnx import expand_quant
-from qcompile.frontend.qoperators import expand_dynamic, expand_qoperators
+from qcompile.frontend.qoperators import expand_qoperators
 from qcompile.frontend.recurrent import fold_zeros, plain_recurrent
 from qcompile.frontend.recurrent_dynamic import expand_dynamic_lstm
 from qcompile.frontend.shapes import check_static, fix_input_shapes, infer_shapes
@@ -149,9 +151,17 @@ def _resolve_control_flow(graph: Graph) -> None:
 
 def is_quantized(graph: Graph) -> bool:
     """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs."""
-    return any(
+    return any(_is_integer_sum(graph, n) for n in graph.nodes) or any(
         (n.op_type == "QuantizeLinear" and n.input[0] not in graph.constants)
         or n.op_type.startswith("QLinear")
         or n.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
         for n in graph.nodes
     )
+
+
+def _is_integer_sum(graph: Graph, node: NodeProto) -> bool:
+    """Whether a node casts the product of dequantized operands to integers: what `expand_dynamic` makes."""
+    product = graph.producer(node.input[0], "Conv", "MatMul") if node.op_type == "Cast" else None
+    if product is None or graph.is_float(node.output[0]):
+        return False
+    return graph.producer(product.input[0], "DequantizeLinear") is not None

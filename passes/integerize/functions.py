@@ -236,7 +236,13 @@ def astype(r: Reader, call: Any, args: list[Any]) -> Value:
     if dtype == "bool":
         return apply(r, lambda x: (x != 0).astype(np.float64), v)
     if isinstance(v, Integers):
-        return in_type(r, v, dtype) if "int" in dtype else v
+        return in_type(r, v, dtype) if "int" in dtype else _as_sums(r, v)
     if "int" in dtype and isinstance(v, Function | Quantized) and "float" in str(call.args[0].ty.dtype):
         return apply(r, np.trunc, v)
     return v
+
+
+def _as_sums(r: Reader, v: Integers) -> Value:
+    """Integers as numbers: exact sums are those of a product."""
+    sums = r.sums.get(v.name)
+    return v if sums is None else replace(sums, axes=v.axes, shape=v.shape, scale=1.0)

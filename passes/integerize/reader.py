@@ -112,6 +112,7 @@ class Reader:
         self.input_grids: dict[str, Quantized] = {}  # float inputs as their first QuantizeLinear made them
         self.normalised: dict[Any, list[Any]] = {}  # what is normalised, and how -> results of 16 bits
         self.tuples = {b.var: b.value for b in self.bindings() if isinstance(b.value, relax.Tuple)}
+        self.sums: dict[str, Accumulator] = {}  # by the int32 tensor that holds them
         self.where = ""
         self.notes = Notes(self)
         for binding in self.bindings():
@@ -141,6 +142,8 @@ class Reader:
             try:
                 value = self._value(binding.value, binding.var)
                 whole = is_whole(binding.var) and isinstance(value, Sum | Deferred)
+                if isinstance(value, Accumulator) and value.whole and is_whole(binding.var):
+                    value = value if self._only_cast_to_floats(binding.var) else self.exact_sums(value)
                 self.values[binding.var] = self.whole_numbers(value) if whole else value
             except CompileError as e:
                 raise e if self.where in str(e) else CompileError(f"{self.where}: {e}") from e
@@ -234,6 +237,18 @@ class Reader:
             self.notes.append("arithmetic on integers saturates at 16 bits")
         return self.make.quantize(v, whole_grid())
 
+    def exact_sums(self, v: Accumulator) -> Integers:
+        """The int32 tensor of sums that are integers themselves; casts to floats find the sums again."""
+        name, _ = self.make.accumulate(v)
+        self.sums[name] = v
+        self.builder.intervals[name] = (-int(v.bound), int(v.bound))
+        return Integers(name, v.axes, v.shape)
+
+    def _only_cast_to_floats(self, var: Any) -> bool:
+        calls = [b.value for b in self.users.get(var, [])]
+        casts = [c for c in calls if getattr(getattr(c, "op", None), "name", "") == "relax.astype"]
+        return bool(calls) and len(casts) == len(calls) and all("float" in str(c.attrs.dtype) for c in casts)
+
     def type_of(self, body: Any, index: int) -> Any:
         """What carries the type of the function's result `index`."""
         if isinstance(body, relax.Var) and body in self.tuples:
@@ -242,8 +257,8 @@ class Reader:
 
     def whole(self, v: Value) -> Value:
         """A result of integer type as plain integers, except for codes, which have their QuantizeLinear's scale."""
-        if isinstance(v, Accumulator) and np.ndim(v.scale) == 0 and v.scale == 1 and not np.any(v.bias):
-            return Integers(v.emit(None), v.axes, v.shape)
+        if isinstance(v, Accumulator) and v.whole:
+            return self.exact_sums(v)
         if isinstance(v, Quantized) and not (v.per_tensor and v.scale == 1 and v.zero_point == 0):
             return v
         q = self.whole_numbers(v)

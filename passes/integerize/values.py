@@ -187,6 +187,11 @@ class Accumulator:
     scores: tuple | None = None  # (query, key, transposed): a product that softmax may fuse
     coarsen: Callable[[np.ndarray], Emit] | None = None  # `emit` with channel c's weights on steps 2^k[c] times larger
 
+    @property
+    def whole(self) -> bool:
+        """Whether the sums are what is meant, without scale and bias."""
+        return bool(np.all(self.scale == 1)) and not np.any(self.bias)
+
     def through(self, move: Callable[[str], str], axes: tuple[int, ...], shape: tuple[int, ...]) -> Accumulator:
         """The same sums moved about by `move`, which keeps the last physical axis."""
         after = lambda emit: lambda bias: move(emit(bias))  # noqa: E731

@@ -34,7 +34,7 @@ def integers_of(r: Reader, v: Value, dtype: str) -> Integers:
         return constant(r, v.values, dtype)
     if isinstance(v, Integers):
         return v
-    if isinstance(v, Accumulator) and np.ndim(v.scale) == 0 and v.scale == 1 and not np.any(v.bias):
+    if isinstance(v, Accumulator) and v.whole:
         return Integers(v.emit(None), v.axes, v.shape)
     if not (isinstance(v, Quantized) and v.per_tensor and v.scale == 1 and v.zero_point == 0):
         q = r.whole_numbers(v if isinstance(v, Function) else apply(r, np.trunc, v))

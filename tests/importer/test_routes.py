@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import qcompile
 from onnx import TensorProto, helper, numpy_helper
-from qcompile.frontend import Graph, is_quantized, normalise, normalise_graph
+from qcompile.frontend import Graph, is_quantized, normalise_graph
 from qcompile.targets.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "passes"))
@@ -182,16 +182,3 @@ def test_packed_weights_keep_their_codes_behind_channels_of_unequal_size(tmp_pat
     feeds = [{"x": f32(4, 256, by=1.0)} for _ in range(8)]
     built = qcompile.compile(model, calibration=feeds, output=tmp_path, name="packed")
     assert built.manifest["weights_bytes"] / (96 * 256) < 0.8
-
-
-def test_an_integer_product_without_scale_is_refused():
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "w"], ["y"], name="the_product")],
-        "g",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, [2, 4])],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, [2, 3])],
-        [numpy_helper.from_array(np.ones((4, 3), np.uint8), "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    with pytest.raises(CompileError, match="the_product"):
-        normalise(model)
