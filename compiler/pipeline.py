@@ -45,6 +45,7 @@ from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
 from qcompile.quantizer.calibration import Calibration as Samples
 from qcompile.quantizer.float_inputs import quantize_inputs
+from qcompile.quantizer.islands import islands, quantize_islands
 from qcompile.quantizer.pixels import fold_pixels
 from qcompile.quantizer.prepare import prepare
 from qcompile.statistics import macs
@@ -139,6 +140,7 @@ def compile(
             notes += data.notes
             itself = twin(graph) if worth_measuring(graph, data) else None
         quantize_inputs(graph, data, notes)
+        _quantize_floats(graph, data, options, notes)
         if bits != 8 or budget:
             notes.append("the model is quantized already: the choice of --bits is not used")
     qdq, pairs = graph.to_model(), declared_states(graph)
@@ -241,6 +243,18 @@ def _samples(graph: Graph, calibration: Calibration) -> Samples:
             "give them with --calib"
         )
     return load_calibration(calibration, graph)
+
+
+def _quantize_floats(graph: Graph, data: Samples | None, options: QuantizeOptions, notes: list[str]) -> None:
+    """Gives grids to the floats between the Q/DQ pairs of a quantized `graph`; a note where there are no samples."""
+    if data is not None:
+        if quantize_islands(graph, data, options, notes):
+            normalise_graph(graph, {}, notes)
+    elif found := islands(graph):
+        notes.append(
+            f"{len(found)} tensors between the quantized ones are floats ('{found[0]}' is the first): without samples "
+            "they get 16 bits over all they could reach, which may be coarse; give samples with --calib"
+        )
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

@@ -37,9 +37,9 @@ def fold_constants(graph: Graph) -> None:
     while True:
         infer_shapes(graph)
         folded = _fold_shapes(graph) | fold_constant_nodes(graph)
-        ready = _constant_nodes(graph)
+        ready = constant_nodes(graph)
         if ready:
-            graph.constants.update(_evaluate(graph, ready))
+            graph.constants.update(evaluate(graph, ready))
         if not (folded or ready):
             return
         made = {id(n) for n in ready}
@@ -90,7 +90,8 @@ def _eye(graph: Graph, node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarr
     return np.eye(rows, columns, attribute(node, "k", 0), dtype)
 
 
-def _constant_nodes(graph: Graph) -> list[onnx.NodeProto]:
+def constant_nodes(graph: Graph) -> list[onnx.NodeProto]:
+    """The nodes that depend on constants only, in order; those that stay nodes all the same are not among them."""
     known, ready = set(graph.constants), []
     for node in graph.nodes:
         small = all(np.prod(graph.shapes.get(o, ()), dtype=np.int64) <= LIMIT for o in node.output)
@@ -100,7 +101,7 @@ def _constant_nodes(graph: Graph) -> list[onnx.NodeProto]:
     return ready
 
 
-def _evaluate(graph: Graph, nodes: list[onnx.NodeProto]) -> dict[str, np.ndarray]:
+def evaluate(graph: Graph, nodes: list[onnx.NodeProto]) -> dict[str, np.ndarray]:
     """Run constant nodes: all at once in ONNX Runtime, or one by one in the reference where it lacks a type."""
     inside = {id(n) for n in nodes}
     outputs = [

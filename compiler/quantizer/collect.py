@@ -98,15 +98,18 @@ def open_session(
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy needs the cores between two runs
-    try:
-        options.add_external_initializers(
-            weights, [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in weights]
-        )
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
-        )
-    except Exception as e:  # ONNX Runtime's exception types are not public
-        raise CompileError(f"ONNX Runtime cannot run the model for calibration: {str(e).splitlines()[0]}") from e
+    values = [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in weights]
+    options.add_external_initializers(weights, values)
+    source, failure = model.SerializeToString(), ""
+    for level in (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        options.graph_optimization_level = level  # what it makes of Q/DQ pairs is at times invalid
+        try:
+            return ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+            )
+        except Exception as e:  # ONNX Runtime's exception types are not public
+            failure = failure or str(e).splitlines()[0]
+    raise CompileError(f"ONNX Runtime cannot run the model for calibration: {failure}")
 
 
 def _run(session: ort.InferenceSession, outputs: list[str], sample: Feed) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 STREAM_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
 NORMS = STREAM_NORMS | {"InstanceNormalization", "GroupNormalization", "LpNormalization"}
 SOFTMAX = {"Softmax", "LogSoftmax"}
+TAKES_HIGHEST = SOFTMAX | {"ReduceMax", "MaxPool", "GlobalMaxPool", "TopK", "ArgMax", "Max", "ReduceLogSumExp"}
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Sum", "Mean", "Min", "Max"}
 REDUCING = {"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"}
 CLAMPS = {"Relu", "Clip"}
@@ -127,9 +128,13 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
 class Placer:
     """Applies the rules to one graph."""
 
-    def __init__(self, graph: Graph, wide_streams: bool, parts: Collection[str] = ()):
-        """`parts` of outputs that are put together later have 16 bits, and so has the arithmetic that makes them."""
+    def __init__(
+        self, graph: Graph, wide_streams: bool = True, parts: Collection[str] = (), everywhere: bool = False
+    ):
+        """`parts` of outputs that are put together later have 16 bits, and so has the arithmetic that makes them;
+        everywhere: all that can have 16 bits does, whatever the network is."""
         self.graph = graph
+        self.everywhere, self.outputs = everywhere, graph.output_names
         self.parts = set(parts)
         self.wide_streams = wide_streams
         self.states = {target: source for source, target in states(graph).items()}
@@ -332,16 +337,18 @@ class Placer:
             wide = id(node) in self.wide or name in self.graph.numbers
             if op == "Div" and i == 1 and not wide and name not in self.exact:
                 return "table"
-            return None if name in self.exact else "i16" if wide else "i8"
+            return None if name in self.exact else "i16" if wide or self.everywhere else "i8"
         if name in self.exact:
             return None
         if op in COMPARING:
             return "i16"
         few_codes = id(node) in self.cell_functions or name in self.graph.numbers or op in STEEP | STEPS
+        if self.everywhere and not few_codes and op not in SMOOTH:
+            return "i16"
         return "table" if few_codes else self._activation_kind(op)
 
     def _activation_kind(self, op: str) -> str:
-        return "table" if self.transformer and op in WIDE_TABLE_FLOOR else "i8"
+        return "table" if self.everywhere or (self.transformer and op in WIDE_TABLE_FLOOR) else "i8"
 
     def _scaled_activation(self, node: NodeProto) -> bool:
         """Whether `node` multiplies an activation's result, which it alone reads, by a constant (equalisation)."""
@@ -355,7 +362,10 @@ class Placer:
         )
 
     def _fused_clamp(self, node: NodeProto) -> bool:
-        """Whether a Relu or Clip directly follows arithmetic that it alone reads."""
+        """Whether a Relu or Clip directly follows arithmetic that it alone reads, or limits what is quantized next."""
+        readers = self.graph.consumers(node.output[0])
+        if readers and all(r.op_type == "QuantizeLinear" for r in readers) and node.output[0] not in self.outputs:
+            return True
         maker = self.graph.producer(node.input[0])
         return (
             maker is not None
@@ -373,7 +383,7 @@ class Placer:
         while (node := self.graph.producer(name)) is not None and mover_inputs(node):
             name = node.input[mover_inputs(node)[0]]
         wide = node is not None and ((node.op_type in STREAM_NORMS and self.wide_streams) or id(node) in self.wide)
-        wide = wide or name in self.graph.numbers
+        wide = wide or name in self.graph.numbers or self.everywhere
         wide = wide or (node is not None and node.op_type in RECURRENT and name != node.output[0])
         return "i16" if wide else "i8"
 
@@ -393,12 +403,20 @@ class Placer:
         return bool(self.graph.consumers(name)) or name in self.graph.output_names
 
     def _moved(self, node: NodeProto) -> list[int]:
-        """The inputs that `node` passes on with their codes; none where a single number that is none of their codes may
-        stand beside them: its result is then quantized like any other."""
+        """The inputs that `node` passes on with their codes; none where it puts numbers of its own in their place
+        (Where of a number that is not 0, or of two): its result is then quantized like any other."""
         movers = mover_inputs(node) if id(node) not in self.scores else []
-        numbers = [v for i in movers if (v := self.graph.scalar(node.input[i])) is not None]
-        alone = len(numbers) == len(movers) or any(v and abs(v) < MASKED for v in numbers)
-        return [] if node.op_type == "Where" and alone else movers
+        numbers = [self.graph.scalar(node.input[i]) for i in movers]
+        if node.op_type == "Where" and any(numbers) and not self._only_masks(node.output[0]):
+            return []
+        return movers if any(n is None for n in numbers) else []
+
+    def _only_masks(self, name: str) -> bool:
+        """Whether some reader of a tensor takes its lowest numbers for nothing, however low they are."""
+        for node in self.graph.consumers(name):
+            if node.op_type in TAKES_HIGHEST or (mover_inputs(node) and any(map(self._only_masks, node.output))):
+                return True
+        return False
 
     def place(self) -> Placement:
         """The walk from outputs to inputs, then the carrying of quantizations from inputs to outputs."""

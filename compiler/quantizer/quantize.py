@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -97,11 +98,11 @@ def quantize_graph(
         computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]
         for key in computed[1:]:
             placement.join(computed[0], key)
-    histograms, moments = _statistics(graph, placement, samples)
+    histograms, moments = gather_statistics(graph, placement, samples)
     nodes = layer_nodes(graph)
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
     tables = _tables(graph, placement, chosen)
-    quantizations = _quantizations(graph, placement, histograms, options, chosen, tables, data.synthetic)
+    quantizations = choose_quantizations(graph, placement, histograms, options, data.synthetic, chosen, tables)
     narrow = {name: n for name, n in nodes.items() if n.op_type in LINEAR and _narrows(n, graph, chosen[id(n)])}
     emitter = Emitter(graph, placer, placement, quantizations, moments, options, tables, narrow.values())
     if not narrow:
@@ -153,7 +154,7 @@ def _later(emitter: Emitter, graph: Graph, name: str, node: NodeProto, bits: Lay
 def _tables(graph: Graph, placement: Placement, chosen: Mapping[int, LayerBits]) -> dict[str, QuantizedWeight]:
     """Embedding tables of few bits; those whose codes are shared with other tensors keep theirs."""
     members: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for key in _keys(placement):
+    for key in placed_keys(placement):
         members[placement.group(key)].add(key[0])
     result = {}
     for node in graph.nodes:
@@ -172,10 +173,10 @@ def _tables(graph: Graph, placement: Placement, chosen: Mapping[int, LayerBits])
     return result
 
 
-def _statistics(graph: Graph, placement: Placement, samples: list):
+def gather_statistics(graph: Graph, placement: Placement, samples: list):
     """Histograms by tensor, and (mean, mean square) per input channel of the data inputs of linear layers."""
     histograms: dict[str, Histogram] = defaultdict(Histogram)
-    for name in {t for t, _ in [*placement.carrier.values(), *_keys(placement)] if t in graph.constants}:
+    for name in {t for t, _ in [*placement.carrier.values(), *placed_keys(placement)] if t in graph.constants}:
         histograms[name].add(graph.constants[name])
     axes = {
         n.input[0]: 1 if n.op_type in ("Conv", "ConvTranspose") else -1
@@ -215,7 +216,8 @@ def _padding(graph: Graph, node: NodeProto) -> np.ndarray | None:
     return np.full(count, float(value.reshape(-1)[0]), np.float32)
 
 
-def _keys(placement: Placement) -> list[tuple[str, str]]:
+def placed_keys(placement: Placement) -> list[tuple[str, str]]:
+    """Every (tensor, kind) that has a pair or shares a grid."""
     placed = [(t, k) for t, kinds in placement.kinds.items() for k in kinds]
     return placed + list(placement.parent) + list(placement.parent.values())
 
@@ -233,20 +235,21 @@ def _narrow_groups(graph: Graph, placement: Placement, chosen: Mapping[int, Laye
     return {key for key, widths in asked.items() if widths == {4}}
 
 
-def _quantizations(
+def choose_quantizations(
     graph: Graph,
     placement: Placement,
     histograms: dict[str, Histogram],
     options: QuantizeOptions,
-    chosen: Mapping[int, LayerBits],
-    tables: Mapping[str, QuantizedWeight],
     synthetic: bool,
+    chosen: Mapping[int, LayerBits] = MappingProxyType({}),
+    tables: Mapping[str, QuantizedWeight] = MappingProxyType({}),
 ) -> dict[tuple[str, str], Quantization]:
-    """One quantization per group of tensors that share it. synthetic: what the histograms saw was made up."""
+    """One quantization per group of tensors that share it. synthetic: what the histograms saw was made up; chosen: the
+    bits of layers by node; tables: embedding tables of few bits."""
     narrow = _narrow_groups(graph, placement, chosen)
     steps = state_steps(graph, placement)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for key in dict.fromkeys([*_keys(placement), *placement.carrier.values()]):
+    for key in dict.fromkeys([*placed_keys(placement), *placement.carrier.values()]):
         if key[0] in histograms:
             groups[placement.group(key)].append(key[0])
     result = {}

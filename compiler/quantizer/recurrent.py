@@ -35,10 +35,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def quantize_recurrent(graph: Graph, samples: list, options: QuantizeOptions) -> None:
     """Note the ranges of every recurrent node's states, and make its weights int8 per gate and unit."""
-    nodes = [n for n in graph.nodes if n.op_type in RECURRENT and n.input[1] in graph.constants]
-    if not nodes:
-        return
-    _note_ranges(graph, nodes, samples[:: max(1, len(samples) // SAMPLES)])
+    nodes = note_ranges(graph, samples)
     made: dict[str, str] = {}
     for node in nodes:
         for i in (1, 2):
@@ -52,7 +49,8 @@ def quantize_recurrent(graph: Graph, samples: list, options: QuantizeOptions) ->
                 codes, scale = graph.constant(f"{name}_q", w.codes), graph.constant(f"{name}_scale", w.scale)
                 made[name] = graph.add("DequantizeLinear", [codes, scale], f"{name}_dq", axis=1)
             node.input[i] = made[name]
-    graph.update()
+    if nodes:
+        graph.update()
 
 
 def state_steps(graph: Graph, placement: Placement) -> dict[tuple[str, str], float]:
@@ -82,7 +80,10 @@ def choose_state(h: Histogram, step: float) -> Quantization:
     return Quantization(step, 0, 16, -32768, 32767)
 
 
-def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
+def note_ranges(graph: Graph, samples: list) -> list[NodeProto]:
+    """Note the ranges of the states of every recurrent node with constant weights on the samples; these nodes."""
+    nodes = [n for n in graph.nodes if n.op_type in RECURRENT and n.input[1] in graph.constants]
+    samples = samples[:: max(1, len(samples) // SAMPLES)]
     wanted = {node.input[i] for node in nodes for i in (0, LENGTHS, HIDDEN, CELL) if i < len(node.input)}
     wanted = {name for name in wanted if name and name not in graph.constants}
     tops: dict[int, np.ndarray] = {id(node): np.zeros(3) for node in nodes}
@@ -117,6 +118,7 @@ def _note_ranges(graph: Graph, nodes: list[NodeProto], samples: list) -> None:
         for key, value in zip(("hidden_range", "cell_range", "input_range"), tops[id(node)]):
             if value > 0:
                 node.metadata_props.add(key=f"qcompile.{key}", value=repr(float(np.float32(value))))
+    return nodes
 
 
 def state_ranges(node: NodeProto, values: Mapping[int, np.ndarray]) -> np.ndarray:
