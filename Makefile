@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -70,6 +70,11 @@ conformance: setup-test
 # Random graphs against every target and the reference; FUZZ="--graphs 5000 --seed 1 --resume" goes on where it was
 fuzz: setup-test
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
+
+# Networks that people deploy, fetched from the packages that ship them: SNR, the same bits, time (minutes);
+# NETS="--target arm-a76 magika" takes some (needs ../shared/realnets, pillow, matplotlib)
+real-networks: setup-test
+	PYTHONPATH=tests $(BIN)/python benchmarks/real_networks.py --markdown benchmarks/results/real_networks.md $(NETS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
