@@ -84,6 +84,9 @@ def _log(graph: Graph, node: NodeProto) -> None:
     power = graph.producer(total.input[0], "Exp") if total is not None else None
     if total is None or power is None or graph.only_consumer(node.input[0]) is not node:
         return
+    below = graph.producer(power.input[0], "Sub")
+    if below is not None and graph.producer(below.input[1], "ReduceMax") is not None:
+        return  # no term is beyond 1 already
     attrs = {"keepdims": attribute(total, "keepdims", 1)}
     graph.replace(node, "ReduceLogSumExp", [power.input[0], *total.input[1:]], **attrs)
     _log_sum_exp(graph, node)

@@ -9,6 +9,7 @@ import qcompile
 from onnx import TensorProto, helper, numpy_helper
 from qcompile.frontend import load_model, normalise
 from qcompile.targets.errors import CompileError
+from small_models import model
 
 RNG = np.random.default_rng(13)
 INT64 = TensorProto.INT64
@@ -125,3 +126,15 @@ def test_products_over_axes_of_one_element(tmp_path):
     net = model_of("ReduceProd", [(1, 6, 1)], [np.array([0, 2])], keepdims=0)
     result = qcompile.load(qcompile.compile(net, calibration=[{"x0": x}], output=tmp_path).path).run({"x0": x})
     np.testing.assert_allclose(result["y0"], x.reshape(6), atol=0.01)
+
+
+@pytest.mark.parametrize("written", ["one operator", "Log, ReduceSum, Exp", "with the maximum taken off"])
+def test_log_sum_exp_takes_the_maximum_off_once(written):
+    axes = {"axes": np.array([1], np.int64)}
+    spelled = [("Exp", ["x"], ["e"], {}), ("ReduceSum", ["e", "axes"], ["s"], {}), ("Log", ["s"], ["y"], {})]
+    stable = [("ReduceMax", ["x", "axes"], ["m"], {}), ("Sub", ["x", "m"], ["b"], {}), ("Exp", ["b"], ["e"], {})]
+    stable += [*spelled[1:2], ("Log", ["s"], ["l"], {}), ("Add", ["l", "m"], ["y"], {})]
+    forms = {"one operator": [("ReduceLogSumExp", ["x", "axes"], ["y"], {})], "Log, ReduceSum, Exp": spelled}
+    net = model(*forms.get(written, stable), inputs={"x": [2, 9]}, constants=axes)
+    kinds = [n.op_type for n in normalise(net).graph.node]
+    assert kinds.count("ReduceMax") == kinds.count("Sub") == kinds.count("Log") == 1, kinds
