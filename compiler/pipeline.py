@@ -41,6 +41,7 @@ from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
 from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
+from qcompile.passes.origins import naming
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
 from qcompile.quantizer.calibration import Calibration as Samples
@@ -149,10 +150,12 @@ def compile(
     imported = import_onnx(qdq)
     clock.start("integerize")
     reference = tidy(integerize(imported.module, imported.names, imported.outputs, approx, notes, pairs))
+    origins = reference.info.pop("origins", {})
     reference.info["inputs"] = {n: s for n, s in reference.info.get("inputs", {}).items() if n not in plain}
     reference.info["inputs"] |= dict.fromkeys(whole, (1.0, 0))
     check(reference, "integerize")
-    prove_bounds(reference)
+    with naming(origins):
+        prove_bounds(reference)
     borders = _borders(reference, declared)
     if itself is not None and data is not None:
         clock.start("measure")
@@ -167,12 +170,14 @@ def compile(
         files["ir/1-integerize.txt"] = relax_text(reference)
     program = reference
     for step, (pass_name, run) in enumerate(CPU_PASSES, 2):
-        program = run(program, cpu)
-        check(program, pass_name)
+        with naming(origins):
+            program = run(program, cpu)
+            check(program, pass_name)
         if keep:
             files[f"ir/{step}-{pass_name}.txt"] = relax_text(program)
     clock.start("generate code")
-    code = generate(program, cpu)
+    with naming(origins):
+        code = generate(program, cpu)
     if keep:
         files["ir/main.c"] = code.source.encode()
         files |= {"bits.json": bits_json(plan.bits).encode()} if plan.layers else {}

@@ -18,6 +18,7 @@ from qcompile.kernels.program import Node, Program
 from qcompile.passes.recurrent_bounds import recurrent
 from qcompile.targets.errors import CompileError
 
+REMEDY = "split it, or bound what it reads (by Clip, or by calibration samples)"
 Interval = tuple[int, int]
 Rule = Callable[[Node, list[Interval], list[np.ndarray | None], list[Type]], Interval]
 
@@ -25,7 +26,7 @@ Rule = Callable[[Node, list[Interval], list[np.ndarray | None], list[Type]], Int
 def _fits(node: Node, what: str, low: float, high: float) -> None:
     if low < -INT32_MAX - 1 or high > INT32_MAX:
         raise CompileError(
-            f"{node.name}: {what} of {node.op} may reach [{low:.4g}, {high:.4g}], more than 32 bits hold"
+            f"{node.name}: {what} of {node.op} may reach [{low:.4g}, {high:.4g}], more than 32 bits hold; {REMEDY}"
         )
 
 
@@ -313,7 +314,7 @@ def prove_bounds(program: Program) -> dict[str, Interval]:
         least, most = RANGES[types[node.name].dtype]
         if low < least or high > most:
             raise CompileError(
-                f"{node.name}: {node.op} may give [{low}, {high}], more than {types[node.name].dtype} holds"
+                f"{node.name}: {node.op} may give [{low}, {high}], more than {types[node.name].dtype} holds; {REMEDY}"
             )
         known[node.name] = (low, high)
     return known

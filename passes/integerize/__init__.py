@@ -44,7 +44,7 @@ def integerize(
     """The integer program of module["main"]; `names` maps Relax variables to tensor names for messages.
 
     Program.info gets "inputs" and "outputs": name -> [scale, zero_point], absent for plain integers; an
-    output of several scales has [scales, zero_point, axis].
+    output of several scales has [scales, zero_point, axis]. "origins", for messages: integer node -> ONNX node.
     `states` {input: output}: that output is made in the type and on the scale of that input.
     `notes` receives remarks for the user, such as weights that had to be rounded again.
     Raises CompileError naming the tensor whose op has no integer form.
@@ -61,26 +61,28 @@ def integerize(
     fed = {target: source for source, target in (states or {}).items()}
     for name, value in zip(outputs, results):
         reader.where = f"output {name}"
-        declared = str(reader.type_of(body, len(program.outputs)).ty.dtype)
-        if isinstance(value, Real):
-            raise CompileError(f"output {name} is a constant; remove it from the model")
-        if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
-            value = reader.whole(value)
-        if isinstance(value, Rows):
-            scales[name] = [value.scale.tolist(), value.zero_point, value.axis]
-        elif not isinstance(value, Integers):
-            value = settled_state(reader, value, fed.get(name))
-            value = reader.make.plain(value)
-            scales[name] = [float(value.scale), value.zero_point]
-        tensor = reader.make.physical(value.name, value.axes, identity(len(value.shape)))
-        tensor, moved = of_declared_type(reader, tensor, declared, name in scales)
-        if name in scales:
-            scales[name][1] += moved
-        shape = shape_of(reader.type_of(body, len(program.outputs)))
-        if reader.builder.types[tensor].shape != shape:  # a constant of one element has an axis, a number has none
-            tensor = reader.builder.emit("reshape", [tensor], shape=list(shape))
-        program.outputs.append(tensor)
+        with reader.naming():
+            declared = str(reader.type_of(body, len(program.outputs)).ty.dtype)
+            if isinstance(value, Real):
+                raise CompileError(f"output {name} is a constant; remove it from the model")
+            if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
+                value = reader.whole(value)
+            if isinstance(value, Rows):
+                scales[name] = [value.scale.tolist(), value.zero_point, value.axis]
+            elif not isinstance(value, Integers):
+                value = settled_state(reader, value, fed.get(name))
+                value = reader.make.plain(value)
+                scales[name] = [float(value.scale), value.zero_point]
+            tensor = reader.make.physical(value.name, value.axes, identity(len(value.shape)))
+            tensor, moved = of_declared_type(reader, tensor, declared, name in scales)
+            if name in scales:
+                scales[name][1] += moved
+            shape = shape_of(reader.type_of(body, len(program.outputs)))
+            if reader.builder.types[tensor].shape != shape:  # a constant of one element has an axis, a number has none
+                tensor = reader.builder.emit("reshape", [tensor], shape=list(shape))
+            program.outputs.append(tensor)
     program.info["outputs"] = scales
+    program.info["origins"] = reader.builder.origins
     program.info["output_names"] = list(outputs)
     for param in reader.function.params:
         reader.keep_input(param)

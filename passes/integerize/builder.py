@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from qcompile.kernels.program import Node, Program
 class Builder:
     """Emits ops of the integer dialect; equal constants and equal calls are shared.
 
-    reserved: names of inputs; nothing else has them, or names that passes could lengthen to them.
+    reserved: names of inputs; nothing else has them, or names that passes could lengthen to them. where: how messages
+    call what is being read; `origins` has that for each node.
     """
 
-    def __init__(self, reserved: Iterable[str] = ()) -> None:
-        self._reserved = frozenset(reserved)
+    def __init__(self, reserved: Iterable[str] = (), where: Callable[[], str] = str) -> None:
+        self._reserved, self._where = frozenset(reserved), where
+        self.origins: dict[str, str] = {}
         self.program = Program({}, [], {}, [])
         self.types: dict[str, Type] = {}
         self.intervals: dict[str, tuple[int, int]] = {}  # of integers, where they are known to be narrower than a type
@@ -47,6 +49,7 @@ class Builder:
             self.types[name] = OPS[op].infer_type([self.types[i] for i in inputs], attrs)
             self.program.nodes.append(Node(name, op, tuple(inputs), attrs))
             self._calls[key] = name
+            self.origins[name] = self._where()
         return self._calls[key]
 
     def _fresh(self, hint: str) -> str:

@@ -165,6 +165,7 @@ class Maker:
 
     def _rescale(self, name: str, zero_point: int, scale: float | np.ndarray, bound: float, grid: Grid) -> str:
         """Integers with real = scale * (q - zero_point), |q - zero_point| <= bound, on `grid`."""
+        name, bound = self._saturating(name, zero_point, np.asarray(scale) / grid.scale, bound, grid)
         d = dyadic(np.asarray(scale) / grid.scale, int(bound))
         return self.b.emit(
             "requantize",
@@ -174,6 +175,21 @@ class Maker:
             pre=d.pre,
             **grid.attrs(),
         )
+
+    def _saturating(
+        self, name: str, zero_point: int, factor: np.ndarray, bound: float, grid: Grid
+    ) -> tuple[str, float]:
+        """Sums that are scaled up, and that could leave 32 bits then, cut where all channels saturate on `grid`."""
+        top, least = float(np.abs(factor).max()), float(np.abs(factor).min())
+        if top < 0.25 or zero_point or self.b.types[name].dtype != "int32" or bound * max(top, 1) * 4 < INT32_MAX:
+            return name, bound
+        ends = np.ceil((grid.hi - grid.lo + abs(grid.zero_point) + 2) / least) if least else np.inf
+        if ends >= bound:
+            return name, bound
+        for function, end in (("minimum", ends), ("maximum", -ends)):
+            limit = self.b.constant(np.array([end], np.int32).reshape([1] * len(self.b.types[name].shape)), "limit")
+            name = self.b.emit("whole", [name, limit], function=function, dtype="int32")
+        return name, float(ends)
 
     def _requantize(self, v: Accumulator, grid: Grid) -> str:
         """Where the sums take a bias and go to 8 bits, that bias rounds and adds the zero point."""
@@ -228,6 +244,7 @@ class Maker:
         return self.b.emit("narrow_word", inputs, fraction=fraction, **grid.attrs())
 
     def _table(self, f: Function, grid: Grid) -> str:
+        f = self._whole_range(f)
         pieces = fit_pieces(f.values, grid) if f.source.dtype == "int16" and len(f.values) > BYTE_CODES else None
         if pieces:
             table = self.b.constant(pieces.table, "table")
@@ -243,6 +260,13 @@ class Maker:
             table = table[np.clip(np.arange(-128, 128) - first, 0, len(table) - 1)]
             first = -128
         return self.b.emit("lut", [f.source.name, self.b.constant(table, "table")], first=first)
+
+    def _whole_range(self, f: Function) -> Function:
+        """A function of an input of 16 bits also takes its lowest code, which no float is rounded to."""
+        low = RANGES["int16"][0]
+        if f.source.name not in self.b.program.inputs or f.source.dtype != "int16" or f.source.lo != low + 1:
+            return f
+        return replace(f, source=replace(f.source, lo=low), values=np.concatenate([f.values[:1], f.values]))
 
     # ---- sums --------------------------------------------------------------------------------------------------------
     def _sum(self, v: Sum, grid: Grid) -> tuple[str, tuple[int, ...]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from qcompile.passes.integerize.values import (
     unknown_range,
     value_range,
 )
+from qcompile.passes.origins import with_origins
 from qcompile.targets.errors import CompileError
 from tvm import relax
 from tvm.ir.expr import GenericConst
@@ -105,7 +107,8 @@ class Reader:
         self.function = function
         self.names = names  # Relax variable -> ONNX tensor
         self.approximation = APPROXIMATIONS[approx]
-        self.builder = Builder(names.get(p.name, p.name) for p in function.params)
+        self.where = ""
+        self.builder = Builder((names.get(p.name, p.name) for p in function.params), lambda: self.where)
         self.make = Maker(self.builder)
         self.values: dict[Any, Any] = {}
         self.users: dict[Any, list[Any]] = {}
@@ -113,7 +116,6 @@ class Reader:
         self.normalised: dict[Any, list[Any]] = {}  # what is normalised, and how -> results of 16 bits
         self.tuples = {b.var: b.value for b in self.bindings() if isinstance(b.value, relax.Tuple)}
         self.sums: dict[str, Accumulator] = {}  # by the int32 tensor that holds them
-        self.where = ""
         self.notes = Notes(self)
         for binding in self.bindings():
             for arg in self._vars(binding.value):
@@ -139,14 +141,21 @@ class Reader:
             self.values[param] = self._graph_input(param)
         for binding in self.bindings():
             self.where = self.names.get(binding.var.name, binding.var.name)
-            try:
+            with self.naming():
                 value = self._value(binding.value, binding.var)
                 whole = is_whole(binding.var) and isinstance(value, Sum | Deferred)
                 if isinstance(value, Accumulator) and value.whole and is_whole(binding.var):
                     value = value if self._only_cast_to_floats(binding.var) else self.exact_sums(value)
                 self.values[binding.var] = self.whole_numbers(value) if whole else value
-            except CompileError as e:
-                raise e if self.where in str(e) else CompileError(f"{self.where}: {e}") from e
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Errors in here name what is being read, and what made the integers that they speak of."""
+        try:
+            yield
+        except CompileError as e:
+            told = with_origins(str(e), self.builder.origins)
+            raise CompileError(told if self.where in told else f"{self.where}: {told}") from e
 
     def _graph_input(self, param: Any) -> Integers:
         shape, dtype = shape_of(param), str(param.ty.dtype)

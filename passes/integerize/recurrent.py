@@ -226,7 +226,8 @@ class _Layer:
                 "slice", [out], begin=[first, 0, 0], end=[first + count, self.rows, self.units], step=[1, 1, 1]
             )
             name = b.emit("reshape", [part], shape=list(shape))
-            results.append(Quantized(name, identity(len(shape)), shape, grid.scale, 0, "int16", -LIMIT, LIMIT))
+            least = -LIMIT - (self._initial("hidden") is not None)  # a given state may have all codes
+            results.append(Quantized(name, identity(len(shape)), shape, grid.scale, 0, "int16", least, LIMIT))
         return results
 
     def _state(self, name: str, grid: Grid) -> str:

@@ -72,9 +72,8 @@ def _chain(
     if _is_flat(chain) or chain.code.reads("row", "image") or joined == 1 or not along <= set(constants):
         return chain
     shape = (rows // joined, joined * channels)
-    types = {
-        n: Type(shape, t.dtype) if operand_kind(chain.shape, t.shape) == "same" else t for n, t in types.items()
-    }
+    known = {"same": shape, "scalar": (1,)}  # a scalar may have had more axes than the joined rows
+    types = {n: Type(known.get(operand_kind(chain.shape, t.shape) or "", t.shape), t.dtype) for n, t in types.items()}
     for name in along:
         constants = constants | {name: np.tile(constants[name].reshape(-1), joined)}
         types[name] = Type((joined * channels,), types[name].dtype)
