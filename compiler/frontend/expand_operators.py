@@ -31,8 +31,10 @@ def expand_operators(graph: Graph) -> None:
         if graph.shape(node.input[0]) is None:
             infer_shapes(graph)
         if graph.shape(node.input[0]) is not None:
+            before = node.SerializeToString()
             rewrite(graph, node)
-            graph.update(node)
+            if graph.has_loose_ends or node.SerializeToString() != before:  # else every round would seem to change it
+                graph.update(node)
 
 
 def finite_masks(graph: Graph) -> None:

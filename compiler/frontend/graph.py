@@ -241,6 +241,11 @@ class Graph:
         self.update(node)
         self._unread((node, name) for name in self._drop(node))
 
+    @property
+    def has_loose_ends(self) -> bool:
+        """Whether nodes were added, changed or dropped since the last update."""
+        return bool(self._loose or self._gone)
+
     def update(self, *touched: NodeProto) -> None:
         """After edits: sort topologically, drop nodes and constants that lead to no output, rebuild the maps.
 

@@ -1,5 +1,6 @@
 """Time to read a model grows with its size, whatever it is made of."""
 
+import importlib
 import time
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from qcompile.frontend import Graph, load_model, normalise_graph
 from qcompile.importer import import_onnx
 from small_models import model
 
+normalise = importlib.import_module("qcompile.frontend.normalise")  # the package has a function of that name
 NODES, SECONDS = 2000, 6.0  # on a slow machine; what grows with the square takes half a minute
 
 
@@ -108,3 +110,11 @@ def test_a_sum_of_very_many(tmp_path):
     want = np.maximum(x, 0) * sum(range(1, NODES // 2 + 1))
     np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=1e-3)
     assert import_onnx(graph.to_model()).outputs == ["y"]
+
+
+def test_what_is_in_normal_form_is_not_read_again(monkeypatch):
+    """A pass that says it changed something, and did not, makes all passes run to their last round."""
+    rounds = []
+    monkeypatch.setattr(normalise, "PASSES", [*normalise.PASSES, lambda graph: rounds.append(graph.changed)])
+    normalise_graph(Graph(load_model(model(("Sum", ["x", "x", "x"], ["y"], {})))), {}, [])
+    assert len(rounds) <= 2, rounds
