@@ -96,7 +96,7 @@ def _bindings(model: Any, feed: dict[str, np.ndarray]) -> list[list[str]]:
     tail = [n for n in feed if n != next(reversed(feed), None)]
     choices: list[list[str]] = []
     for choice in ([], exact, others, tail):
-        if choice not in choices and (choice or feed):
+        if choice not in choices:
             choices.append(choice)
     return choices
 
@@ -176,15 +176,22 @@ def _nearby(case: Any, quantized: dict, feed: dict, steps: dict[str, float]) -> 
     return found
 
 
+def _options() -> Any:
+    """Ranges hold every value: a case is compared element by element, not by its noise."""
+    from qcompile.quantizer import QuantizeOptions
+
+    return QuantizeOptions(ranges="minmax")
+
+
 def _prepared(model: Any, feed: dict[str, np.ndarray]) -> Any:
     """The QDQ model that compile() would make."""
     from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
-    from qcompile.quantizer import QuantizeOptions, quantize_graph
+    from qcompile.quantizer import quantize_graph
 
     graph, notes = Graph(load_model(model)), []
     normalise_graph(graph, {}, notes)
     if not is_quantized(graph):
-        quantize_graph(graph, [feed], QuantizeOptions(), notes)
+        quantize_graph(graph, [feed], _options(), notes)
         normalise_graph(graph, {}, notes)
     return graph.to_model()
 
@@ -233,7 +240,7 @@ def _artifact(model: Any, feed: dict[str, np.ndarray]) -> tuple[list, dict, dict
     import qcompile
 
     with tempfile.TemporaryDirectory() as folder:
-        built = qcompile.compile(model, "host", calibration=[feed], output=folder, name="node")
+        built = qcompile.compile(model, "host", calibration=[feed], output=folder, name="node", options=_options())
         loaded = qcompile.load(built.path)
         codes = loaded.quantize({i.name: feed[i.name] for i in loaded.inputs})
         outputs = loaded.run_integer(codes)

@@ -13,7 +13,7 @@ REFUSED = {  # operators that TVM reads and that have no integer form
 
 CONSTANT = {"CumSum": {1: "axis"}}  # inputs that converters need to know
 
-FIRST_OUTPUT = {"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"}
+FIRST_OUTPUT = {"BatchNormalization", "Dropout", "MaxPool"}
 
 
 def check_supported(graph: Graph) -> None:

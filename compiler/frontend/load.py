@@ -150,8 +150,6 @@ def _check_graph(model: onnx.ModelProto) -> None:
     for name in names:
         if names.count(name) > 1:
             raise CompileError(f"output '{name}' occurs twice; remove one from the model")
-        if any(name == v.name for v in model.graph.input):
-            raise CompileError(f"output '{name}' is an input handed through; remove it from the model's outputs")
     light = _without_weights(model)
     for v in [*light.graph.input, *light.graph.output]:
         if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape"):

@@ -16,6 +16,7 @@ from qcompile.frontend.expand_contrib import expand_contrib
 from qcompile.frontend.expand_functions import expand_functions
 from qcompile.frontend.expand_norms import expand_group_norm
 from qcompile.frontend.expand_operators import expand_operators, finite_masks
+from qcompile.frontend.extra_outputs import constant_outputs, expand_extra_outputs, plain_outputs
 from qcompile.frontend.fake_quantize import fuse_fake_quantize
 from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
 from qcompile.frontend.fold_pads import fold_pads
@@ -104,6 +105,7 @@ def normalise_graph(
     notes = [] if notes is None else notes
     single_precision(graph)
     fix_input_shapes(graph, shapes, notes)
+    plain_outputs(graph, notes)
     expand_quant(graph)
     check_attributes(graph)
     _resolve_control_flow(graph)  # first: the nodes of bodies are of the model's opset
@@ -113,6 +115,7 @@ def normalise_graph(
     upgrade_opset(graph)
     fold_constant_nodes(graph)
     check_attributes(graph)
+    expand_extra_outputs(graph)
     expand_weight_only(graph)
     expand_contrib(graph)
     expand_qoperators(graph)
@@ -133,6 +136,7 @@ def normalise_graph(
             break
     whole_inputs(graph)
     expand_blocks(graph)
+    constant_outputs(graph)
     infer_shapes(graph)
     check_supported(graph)
     check_static(graph)

@@ -145,6 +145,8 @@ class Placer:
         cells, self.cell_functions = spelled_cells(graph)
         self.wide = (self._wide_nodes() if wide_streams else set()) | cells | self._behind_parts()
         self.wide |= self._behind_numbers()
+        moments, roots = self._inverse_deviations()
+        self.wide, self.cell_functions = self.wide | moments, self.cell_functions | roots
         self.raw = self._raw_operands()
         self.transformer = wide_streams and any(n.op_type in STREAM_NORMS for n in graph.nodes)
 
@@ -282,6 +284,22 @@ class Placer:
                 reached.update(node.output)
                 found |= {id(node)} if plain else set()
         return found
+
+    def _inverse_deviations(self) -> tuple[set[int], set[int]]:
+        """(sums and squares, roots) of 1 / sqrt(variance + epsilon), which is steep where the variance is small."""
+        moments, roots = set[int](), set[int]()
+        for node in self.graph.nodes:
+            root = self.graph.producer(node.input[0], "Sqrt") if node.op_type == "Reciprocal" else None
+            if root is None:
+                continue
+            path, name = [], root.input[0]
+            while (maker := self.graph.producer(name, "Add", "ReduceMean", "Mul", "Sub")) is not None:
+                path.append(maker)
+                name = next((i for i in maker.input if i not in self.graph.constants), "")
+            if any(n.op_type == "ReduceMean" for n in path):
+                moments |= {id(n) for n in path}
+                roots |= {id(node), id(root)}
+        return moments, roots
 
     def _readers(self, node: NodeProto) -> list[NodeProto]:
         return [c for o in node.output for c in self.graph.consumers(o)]

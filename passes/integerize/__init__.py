@@ -8,6 +8,7 @@ deferred value its grid, and only then integer ops are emitted. What no handler 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qcompile.kernels.program import Program
@@ -27,10 +28,10 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     whole,
 )
 from qcompile.passes.integerize.borders import of_declared_type
+from qcompile.passes.integerize.integers import constant
 from qcompile.passes.integerize.reader import Reader, is_whole, shape_of
 from qcompile.passes.integerize.states import settled_state
-from qcompile.passes.integerize.values import Integers, Real, Rows, identity
-from qcompile.targets.errors import CompileError
+from qcompile.passes.integerize.values import Integers, Quantized, Real, Rows, identity, symmetric_grid, value_range
 
 
 def integerize(
@@ -64,7 +65,7 @@ def integerize(
         with reader.naming():
             declared = str(reader.type_of(body, len(program.outputs)).ty.dtype)
             if isinstance(value, Real):
-                raise CompileError(f"output {name} is a constant; remove it from the model")
+                value = _constant_output(reader, value, declared)
             if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
                 value = reader.whole(value)
             if isinstance(value, Rows):
@@ -89,6 +90,14 @@ def integerize(
     order = [names.get(p.name, p.name) for p in reader.function.params]
     program.inputs = {n: program.inputs[n] for n in order}
     return program
+
+
+def _constant_output(r: Reader, v: Real, declared: str) -> Integers | Quantized:
+    """Integers as they are, reals on a grid of 16 bits."""
+    if declared.startswith("float"):
+        return r.make.quantize(v, symmetric_grid(*value_range(v)))
+    integers = constant(r, v.values, declared)
+    return replace(integers, name=r.builder.emit("reshape", [integers.name], shape=list(v.shape)))
 
 
 __all__ = ["integerize"]
