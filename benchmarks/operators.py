@@ -18,6 +18,9 @@ its tensor.
   `select_last_index`).
 - **Gather and scatter by computed numbers**: numbers outside of their axis are clamped to it, so that no
   foreign memory is reached. ScatterND and ScatterElements write in order: of equal places the last counts.
+- **CumSum, CumProd** along a constant axis are exact on integers. **LpPool**: p = 1 and 2.
+- **Dropout** at inference gives its input and a mask of ones; one that drops at random is refused.
+- **Outputs** may be constants or inputs; an output of an input's name is called NAME_output.
 - **Resize**: every mode, any factor; refused where ONNX and ONNX Runtime differ (`align_corners` with scales
   that give no whole size).
 - **NaN and infinities**: integers have none; IsNaN is constantly false.

@@ -8,10 +8,10 @@ from qcompile.importer.operators import is_importable
 from qcompile.targets.errors import CompileError
 
 REFUSED = {  # operators that TVM reads and that have no integer form
-    "LpPool": "roots of small sums need more than 8 bits; use AveragePool or MaxPool",
+    "LpPool": "with p above 2, roots of small sums need more than 16 bits; use p = 1 or 2",
 }
 
-CONSTANT = {"CumSum": {1: "axis"}}  # inputs that converters need to know
+CONSTANT = {"CumSum": {1: "axis"}, "CumProd": {1: "axis"}}  # inputs that must be known
 
 FIRST_OUTPUT = {"BatchNormalization", "Dropout", "MaxPool"}
 

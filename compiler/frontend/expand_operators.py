@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 import numpy as np
 from onnx import NodeProto, helper
+from qcompile.frontend.columns_to_image import expand_col2im, expand_dilated_average
 from qcompile.frontend.einsum import expand_einsum
 from qcompile.frontend.fuse_norms import RMS_OPSET
 from qcompile.frontend.graph import Graph, attribute, set_attribute
+from qcompile.frontend.running import expand_running
 from qcompile.frontend.scatter import gather_elements, gather_nd, scatter_elements, scatter_nd
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.frontend.spectra import expand_dft, expand_stft
-from qcompile.frontend.volumes import expand_conv, expand_pool
+from qcompile.frontend.volumes import expand_conv, expand_conv_transpose, expand_pool
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN"}
 LOWEST = -1e30  # for -inf: a few of them added stay finite, and exp of it is 0
@@ -139,10 +141,13 @@ def _trilu(graph: Graph, node: NodeProto) -> None:
 
 
 def _cum_sum(graph: Graph, node: NodeProto) -> None:
-    """A product with a triangle of ones."""
+    """A product with a triangle of ones; integers step by step."""
     axis = graph.scalar(node.input[1])
     shape = graph.shape(node.input[0])
-    if axis is None or not shape or not graph.is_float(node.input[0]):
+    if axis is None or not shape:
+        return
+    if not graph.is_float(node.input[0]):
+        expand_running(graph, node)
         return
     at, y = int(axis) % len(shape), node.output[0]
     ones = np.ones((shape[at], shape[at]), np.float32)
@@ -160,6 +165,41 @@ def _cum_sum(graph: Graph, node: NodeProto) -> None:
     else:
         product = graph.add("MatMul", inputs, f"{y}_product")
         graph.replace(node, "Transpose", [product], perm=[int(i) for i in np.argsort(perm)])
+
+
+def _compress(graph: Graph, node: NodeProto) -> None:
+    """A constant condition: the elements that it names."""
+    condition, shape, y = graph.constants.get(node.input[1]), graph.shape(node.input[0]), node.output[0]
+    if condition is None or shape is None:
+        return
+    numbers, axis, x = np.flatnonzero(condition), attribute(node, "axis"), node.input[0]
+    if axis is None:
+        x, axis = graph.add("Reshape", [x, _ints(graph, node, [int(np.prod(shape))], "flat")], f"{y}_flat"), 0
+    graph.replace(node, "Gather", [x, graph.constant(f"{y}_numbers", numbers)], axis=axis)
+
+
+def _eye_like(graph: Graph, node: NodeProto) -> None:
+    shape, y = graph.shape(node.input[0]), node.output[0]
+    dtype = attribute(node, "dtype") or graph.dtypes.get(node.input[0])
+    if shape is None or not dtype:
+        return
+    eye = np.eye(*shape, k=attribute(node, "k", 0)).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    graph.replace(node, "Identity", [graph.constant(f"{y}_eye", eye)])
+
+
+def _lp_pool(graph: Graph, node: NodeProto) -> None:
+    """p = 1 or 2: sums of |x| or x^2 over windows as averages, and for 2 their roots."""
+    p, x, y = attribute(node, "p", 2), node.input[0], node.output[0]
+    if p not in (1, 2) or graph.shape(x) is None:
+        return
+    powers = graph.add("Abs", [x], f"{y}_powers") if p == 1 else graph.add("Mul", [x, x], f"{y}_powers")
+    names = ("kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode")
+    attrs = {name: attribute(node, name) for name in names if attribute(node, name) is not None}
+    root = graph.add("AveragePool", [powers], f"{y}_average", count_include_pad=1, **attrs)
+    if p == 2:
+        root = graph.add("Sqrt", [root], f"{y}_root")
+    count = np.prod(attribute(node, "kernel_shape")) ** (1.0 / p)
+    graph.replace(node, "Mul", [root, _float(graph, node, count, "count")])
 
 
 def _lp_normalization(graph: Graph, node: NodeProto) -> None:
@@ -304,14 +344,20 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     **dict.fromkeys(("Sum", "Max", "Min"), _in_parts),
     "ArgMax": _last_of_equals,
     "ArgMin": _last_of_equals,
+    "AveragePool": expand_dilated_average,
+    "Col2Im": expand_col2im,
+    "Compress": _compress,
+    "CumProd": expand_running,
     "CumSum": _cum_sum,
     "DFT": expand_dft,
+    "EyeLike": _eye_like,
     "Einsum": expand_einsum,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
     "Hardmax": _hardmax,
     "LRN": _lrn,
     "Log": _log,
+    "LpPool": _lp_pool,
     "LpNormalization": _lp_normalization,
     "OneHot": _one_hot,
     "Pow": _pow,
@@ -325,4 +371,9 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "Split": _split,
     "Trilu": _trilu,
 }
-VOLUMES = {"AveragePool": expand_pool, "Conv": expand_conv, "MaxPool": expand_pool}  # over three axes
+VOLUMES = {  # over three axes
+    "AveragePool": expand_pool,
+    "Conv": expand_conv,
+    "ConvTranspose": expand_conv_transpose,
+    "MaxPool": expand_pool,
+}

@@ -137,8 +137,13 @@ def plain_outputs(graph: Graph, notes: list[str]) -> None:
 
 
 def constant_outputs(graph: Graph) -> None:
-    """An output that is a constant is copied from it by an Identity."""
+    """An output that is a constant is copied from it by an Identity.
+
+    Raises CompileError where there is nothing but constants.
+    """
     for name in [o.name for o in graph.outputs if o.name in graph.constants]:
+        if not graph.inputs:
+            raise CompileError(f"output '{name}' is a constant, and the model has no inputs; export it with an input")
         source = graph.constant(f"{name}_constant", graph.constants.pop(name))
         for node in graph.consumers(name):
             node.input[:] = [source if i == name else i for i in node.input]

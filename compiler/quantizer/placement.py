@@ -29,6 +29,7 @@ TAKES_HIGHEST = SOFTMAX | {"ReduceMax", "MaxPool", "GlobalMaxPool", "TopK", "Arg
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Sum", "Mean", "Min", "Max"}
 REDUCING = {"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"}
 CLAMPS = {"Relu", "Clip"}
+SUMS_OF_SQUARES = ("Add", "Sub", "Mul", "ReduceMean", "AveragePool")
 SMOOTH = {"Gelu", "Mish", "Sigmoid", "Tanh", "Erf", "HardSwish"}
 RECURRENT_KINDS = {0: "i8", HIDDEN: "i16", CELL: "i16"}  # of the inputs of LSTM, GRU and RNN
 GATES = {"Sigmoid", "HardSigmoid", "Tanh", "Erf"}
@@ -145,7 +146,7 @@ class Placer:
         cells, self.cell_functions = spelled_cells(graph)
         self.wide = (self._wide_nodes() if wide_streams else set()) | cells | self._behind_parts()
         self.wide |= self._behind_numbers()
-        moments, roots = self._inverse_deviations()
+        moments, roots = self._steep_roots()
         self.wide, self.cell_functions = self.wide | moments, self.cell_functions | roots
         self.raw = self._raw_operands()
         self.transformer = wide_streams and any(n.op_type in STREAM_NORMS for n in graph.nodes)
@@ -285,18 +286,18 @@ class Placer:
                 found |= {id(node)} if plain else set()
         return found
 
-    def _inverse_deviations(self) -> tuple[set[int], set[int]]:
-        """(sums and squares, roots) of 1 / sqrt(variance + epsilon), which is steep where the variance is small."""
+    def _steep_roots(self) -> tuple[set[int], set[int]]:
+        """(sums and squares, roots) of 1 / sqrt(variance + epsilon) and of LpPool, which are steep at small sums."""
         moments, roots = set[int](), set[int]()
         for node in self.graph.nodes:
-            root = self.graph.producer(node.input[0], "Sqrt") if node.op_type == "Reciprocal" else None
-            if root is None:
+            root = self.graph.producer(node.input[0], "Sqrt") if node.op_type == "Reciprocal" else node
+            if root is None or root.op_type != "Sqrt":
                 continue
             path, name = [], root.input[0]
-            while (maker := self.graph.producer(name, "Add", "ReduceMean", "Mul", "Sub")) is not None:
+            while (maker := self.graph.producer(name, *SUMS_OF_SQUARES)) is not None:
                 path.append(maker)
                 name = next((i for i in maker.input if i not in self.graph.constants), "")
-            if any(n.op_type == "ReduceMean" for n in path):
+            if any(n.op_type == ("ReduceMean" if node is not root else "AveragePool") for n in path):
                 moments |= {id(n) for n in path}
                 roots |= {id(node), id(root)}
         return moments, roots

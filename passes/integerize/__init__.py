@@ -8,7 +8,6 @@ deferred value its grid, and only then integer ops are emitted. What no handler 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from qcompile.kernels.program import Program
@@ -96,8 +95,7 @@ def _constant_output(r: Reader, v: Real, declared: str) -> Integers | Quantized:
     """Integers as they are, reals on a grid of 16 bits."""
     if declared.startswith("float"):
         return r.make.quantize(v, symmetric_grid(*value_range(v)))
-    integers = constant(r, v.values, declared)
-    return replace(integers, name=r.builder.emit("reshape", [integers.name], shape=list(v.shape)))
+    return constant(r, v.values, declared)
 
 
 __all__ = ["integerize"]

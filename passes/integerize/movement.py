@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.passes.integerize.reader import Reader, handles, integers, scalar, shape_of
+from qcompile.passes.integerize.integers import same_type
+from qcompile.passes.integerize.reader import Reader, handles, integers, is_whole, scalar, shape_of
 from qcompile.passes.integerize.shapes import plan_reshape
 from qcompile.passes.integerize.values import (
     Accumulator,
@@ -20,6 +21,7 @@ from qcompile.passes.integerize.values import (
     symmetric_grid,
     value_range,
 )
+from qcompile.passes.integerize.whole import integers_of
 from qcompile.targets.errors import CompileError
 
 OFFSETS = {"int8": 0, "uint8": 128, "int16": 0, "uint16": 32768}  # of codes by type: they are stored as signed integers
@@ -209,6 +211,8 @@ def concat(r: Reader, call: Any, args: list[Any]) -> Value:
     if all(isinstance(p, Real) for p in parts):
         return Real(np.concatenate([p.values for p in parts], axis))
     stored = str(call.ty.dtype)
+    if is_whole(call) and all(isinstance(p, Integers | Real) for p in parts):
+        parts = same_type(r, *(integers_of(r, p, stored) for p in parts))
     if stored in OFFSETS and not _one_grid(parts):  # codes that mean different numbers: a DequantizeLinear says which
         parts = [_codes(r, p, OFFSETS[stored]) for p in parts]
     if all(isinstance(p, Integers) for p in parts):

@@ -44,7 +44,7 @@ def max_pool(r: Reader, call: Any, args: list[Any]) -> Value:
     if isinstance(v, Function):
         v = r.make.settle(v)
     if not isinstance(v, Quantized):
-        raise CompileError("MaxPool of an integer tensor is not supported")
+        raise CompileError("MaxPool of an integer tensor is not supported; cast it to float first")
     x = r.make.relayout(r.make.settle(v) if not v.per_tensor else v, (0, 3, 1, 2))
     kernel, strides, dilations, pads = _pool_geometry(call, x.shape)
     name = r.builder.emit("max_pool2d", [x.name], kernel=kernel, strides=strides, dilations=dilations, pads=pads)

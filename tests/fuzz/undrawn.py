@@ -32,7 +32,7 @@ UNDRAWN = {
     **dict.fromkeys(("AllClassNMS", "MaxRoiPool", "MaxUnpool", "NonMaxSuppression", "RoiAlign"), BORDER),
     **dict.fromkeys(("NonZero", "Unique"), RANDOM_SIZE),
     "QLinearReduceMean": NO_YARDSTICK,
-    **dict.fromkeys(("CausalConvWithState", "FlexAttention", "LinearAttention", "SwiGLU"), NEWER),
+    **dict.fromkeys(("CausalConvWithState", "CumProd", "FlexAttention", "LinearAttention", "SwiGLU"), NEWER),
     **dict.fromkeys(("Constant", "MatMulInteger16", "QAttention", "Scatter", "Upsample"), DIFFERENT_NAME),
 }
 

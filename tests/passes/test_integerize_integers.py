@@ -23,7 +23,7 @@ TYPES = {
 STORED = {"int64": "int32"}  # at the border
 
 
-def outputs_of(nodes, feeds, constants=(), outputs=("y",), types=TensorProto.INT64):
+def outputs_of(nodes, feeds, constants=(), outputs=("y",), types=TensorProto.INT64, opset=21):
     """Outputs of the integer program; feeds {name: array}, constants {name: array}."""
     graph = helper.make_graph(
         nodes,
@@ -32,7 +32,7 @@ def outputs_of(nodes, feeds, constants=(), outputs=("y",), types=TensorProto.INT
         [helper.make_tensor_value_info(o, types, None) for o in outputs],
         [numpy_helper.from_array(v, n) for n, v in dict(constants).items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     program = tidy(compiled(model))
     check_program(program, "integerize")
     prove_bounds(program)
@@ -134,3 +134,20 @@ def test_gather_by_computed_numbers_beyond_16_bits():
         {"t": table, "two": np.array(2)},
     )
     assert np.array_equal(got, ids + 2)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize("exclusive, reverse", [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("op", ["CumSum", "CumProd"])
+def test_running_sums_and_products(op, exclusive, reverse, dtype):
+    x = np.random.default_rng(5).integers(1, 4, (3, 5, 2)).astype(dtype)
+    running = helper.make_node(op, ["a", "axis"], ["y"], exclusive=exclusive, reverse=reverse)
+    (got,) = outputs_of([running], {"a": x}, {"axis": np.array(1)}, types=helper.np_dtype_to_tensor_dtype(x.dtype),
+                        opset=26)
+    run, neutral = (np.cumsum, 0) if op == "CumSum" else (np.cumprod, 1)
+    moved = x[:, ::-1] if reverse else x
+    want = run(moved.astype(np.int64), 1)
+    if exclusive:
+        want = np.concatenate([np.full((3, 1, 2), neutral), want[:, :-1]], 1)
+    want = (want[:, ::-1] if reverse else want).astype(dtype)
+    assert np.array_equal(got, want)

@@ -76,3 +76,14 @@ def affine_grid(b: Build, op: str) -> str:
     theta = b.constant(np.tile([[0.9, 0.1, 0.0], [-0.1, 0.9, 0.0]], (n, 1, 1)), np.float32)
     grid = b.add(op, [theta, b.ints([n, c, b.size(7), b.size(7)])])
     return b.add("GridSample", [x, grid])
+
+
+@draws("Col2Im", weight=0.3, since=18)
+def columns_to_image(b: Build, op: str) -> str:
+    """One row of blocks."""
+    x = b.take(ranks=(3,))
+    _, c, count = b.shape(x)
+    kernel = b.one_of([(h, w) for h in (1, 2, 3) for w in (1, 2, 3) if c % (h * w) == 0])
+    stride = b.whole(1, 3)
+    image = b.ints([kernel[0], (count - 1) * stride + kernel[1]])
+    return b.add(op, [x, image, b.ints(kernel)], strides=[1, stride])
