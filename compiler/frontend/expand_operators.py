@@ -183,7 +183,8 @@ def _eye_like(graph: Graph, node: NodeProto) -> None:
     dtype = attribute(node, "dtype") or graph.dtypes.get(node.input[0])
     if shape is None or not dtype:
         return
-    eye = np.eye(*shape, k=attribute(node, "k", 0)).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    rows, columns = shape
+    eye = np.eye(rows, columns, attribute(node, "k", 0)).astype(helper.tensor_dtype_to_np_dtype(dtype))
     graph.replace(node, "Identity", [graph.constant(f"{y}_eye", eye)])
 
 
