@@ -83,3 +83,10 @@ def test_an_artifact_is_replaced_whole(tmp_path):
     first = qcompile.compile(dense(), output=tmp_path, name="net", keep=True).path
     second = qcompile.compile(quantized_dense(), output=tmp_path, name="net").path
     assert first == second and not (second / "ir").exists() and [f.name for f in tmp_path.iterdir()] == ["net-host"]
+
+
+def test_a_model_that_only_dequantizes(tmp_path):
+    net = model(("DequantizeLinear", ["x", "s", "z"], ["y"], {}), inputs={"x": [4]}, dtypes={"x": TensorProto.UINT8},
+                constants={"s": np.float32(2), "z": np.uint8(128)})  # fmt: skip
+    loaded = qcompile.load(qcompile.compile(net, output=tmp_path).path)
+    assert loaded.run({"x": np.arange(4, dtype=np.uint8)})["y"].tolist() == [-256, -254, -252, -250]

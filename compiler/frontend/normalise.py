@@ -154,7 +154,10 @@ def _resolve_control_flow(graph: Graph) -> None:
 
 
 def is_quantized(graph: Graph) -> bool:
-    """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs."""
+    """Whether activations are already quantized: a QuantizeLinear, a QLinear or an integer operator occurs, or nothing
+    is computed at all."""
+    if graph.nodes and all(n.op_type == "DequantizeLinear" for n in graph.nodes):
+        return True
     return any(_is_integer_sum(graph, n) for n in graph.nodes) or any(
         (n.op_type == "QuantizeLinear" and n.input[0] not in graph.constants)
         or n.op_type.startswith("QLinear")
