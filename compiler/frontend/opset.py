@@ -122,6 +122,11 @@ def _pad(graph: Graph, node: NodeProto) -> None:
     )
 
 
+def _grid_sample(graph: Graph, node: NodeProto) -> None:
+    mode = attribute(node, "mode", "bilinear")
+    set_attribute(node, "mode", {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
+
+
 def flatten_softmax(graph: Graph, node: NodeProto) -> None:
     """Before opset 13 softmax ran over all axes from `axis` on; equal where the axes after it have size 1."""
     axis, shape = attribute(node, "axis", 1), graph.shape(node.input[0])
@@ -186,6 +191,7 @@ REWRITES: dict[str, list[tuple[int, Callable[[Graph, NodeProto], None]]]] = {
     "Pad": [(11, _pad)],
     "Upsample": [(10, _upsample)],
     "Resize": [(11, _resize)],
+    "GridSample": [(20, _grid_sample)],
     "Softmax": [(13, flatten_softmax)],
     "LogSoftmax": [(13, flatten_softmax)],
     "BatchNormalization": [(14, _batch_norm)],
