@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import qcompile
+import qcompile.pipeline  # what it imports is no part of the moment that a refusal may take
 from onnx import TensorProto, helper
 from small_models import model, value
 
