@@ -69,6 +69,7 @@ def samples(path: Path, inputs: dict[str, tuple[int, ...]], fixed: dict[str, Any
 def check(row: Row, folder: Path, options: dict[str, Any], target: str, runs: int, send: Queue[Row]) -> None:
     """Fills the row and sends it."""
     import qcompile
+    from check_models import onnxruntime_outputs
     from fuzz.check import decibels
     from guarded import run_guarded
 
@@ -102,7 +103,7 @@ def check(row: Row, folder: Path, options: dict[str, Any], target: str, runs: in
         kept = run_guarded(model.manifest, [np.asarray(codes[0][t.name], t.dtype) for t in model.inputs])
         row.differing += sum(int((want[0][t.name] != k).sum()) for t, k in zip(model.outputs, kept))
     constants = {n: np.asarray(v, np.float32 if isinstance(v, float) else None) for n, v in fixed.items()}
-    exact = floats(folder / "model.onnx", [x | constants for x in tests[: len(got)]])
+    exact = onnxruntime_outputs(folder / "model.onnx", [x | constants for x in tests[: len(got)]])
     row.decibels = min(decibels(exact, [model.dequantize(g) for g in got]).values())
     row.result = "agrees" if not row.differing else "differs"
     send.put(row)
@@ -115,16 +116,6 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     inputs = onnx.load(path, load_external_data=False).graph.input
     found = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in inputs}
     return {n: s for n, s in found.items() if all(s)}
-
-
-def floats(path: Path, inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-    return [dict(zip(names, session.run(names, x))) for x in inputs]
 
 
 def measured(name: str, folder: Path, options: dict[str, Any], arguments: argparse.Namespace) -> Row:

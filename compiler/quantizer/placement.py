@@ -70,7 +70,6 @@ MOVERS = {  # op type: indices of the data inputs; None means all
     "ScatterElements": (0, 2),
     "ScatterND": (0, 2),
 }
-MASKED = 1e4  # numbers this large say "not this one" (of scores): what they are is of no account
 WIDE_TABLE_FLOOR = {"Gelu": -6.0, "Mul": -12.0, "Mish": -12.0}  # below, the activation is zero to 16 bits
 
 

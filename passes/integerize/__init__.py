@@ -62,10 +62,11 @@ def integerize(
     for name, value in zip(outputs, results):
         reader.where = f"output {name}"
         with reader.naming():
-            declared = str(reader.type_of(body, len(program.outputs)).ty.dtype)
+            result = reader.type_of(body, len(program.outputs))
+            declared = str(result.ty.dtype)
             if isinstance(value, Real):
                 value = _constant_output(reader, value, declared)
-            if not isinstance(value, Integers) and is_whole(reader.type_of(body, len(program.outputs))):
+            if not isinstance(value, Integers) and is_whole(result):
                 value = reader.whole(value)
             if isinstance(value, Rows):
                 scales[name] = [value.scale.tolist(), value.zero_point, value.axis]
@@ -77,8 +78,8 @@ def integerize(
             tensor, moved = of_declared_type(reader, tensor, declared, name in scales)
             if name in scales:
                 scales[name][1] += moved
-            shape = shape_of(reader.type_of(body, len(program.outputs)))
-            if reader.builder.types[tensor].shape != shape:  # a constant of one element has an axis, a number has none
+            # a constant of one element has an axis, a number has none
+            if reader.builder.types[tensor].shape != (shape := shape_of(result)):
                 tensor = reader.builder.emit("reshape", [tensor], shape=list(shape))
             program.outputs.append(tensor)
     program.info["outputs"] = scales
