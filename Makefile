@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks compare clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -75,6 +75,11 @@ fuzz: setup-test
 # NETS="--target arm-a76 magika" takes some (needs ../shared/realnets, pillow, matplotlib)
 real-networks: setup-test
 	PYTHONPATH=tests $(BIN)/python benchmarks/real_networks.py --markdown benchmarks/results/real_networks.md $(NETS)
+
+# Whether a change changes what is compiled: a fixed set of networks for five targets by two checkouts, byte for byte
+# (minutes); COMPARE="--base HEAD~3 --nets encoder --targets arm-a53" takes another base and some
+compare: setup-test
+	PYTHONPATH=tests $(BIN)/python benchmarks/compare_libraries.py $(COMPARE)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
