@@ -13,6 +13,7 @@ from qcompile.frontend.columns_to_image import expand_col2im, expand_dilated_ave
 from qcompile.frontend.einsum import expand_einsum
 from qcompile.frontend.fuse_norms import RMS_OPSET
 from qcompile.frontend.graph import Graph, attribute, set_attribute
+from qcompile.frontend.pool_pads import covering_pads
 from qcompile.frontend.running import expand_running
 from qcompile.frontend.scatter import gather_elements, gather_nd, scatter_elements, scatter_nd
 from qcompile.frontend.shapes import infer_shapes
@@ -194,8 +195,9 @@ def _lp_pool(graph: Graph, node: NodeProto) -> None:
     if p not in (1, 2) or graph.shape(x) is None:
         return
     powers = graph.add("Abs", [x], f"{y}_powers") if p == 1 else graph.add("Mul", [x, x], f"{y}_powers")
-    names = ("kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode")
+    names = ("kernel_shape", "strides", "dilations")
     attrs = {name: attribute(node, name) for name in names if attribute(node, name) is not None}
+    attrs["pads"] = covering_pads(graph, node)  # what ceil_mode reads behind the pads counts in the average
     root = graph.add("AveragePool", [powers], f"{y}_average", count_include_pad=1, **attrs)
     if p == 2:
         root = graph.add("Sqrt", [root], f"{y}_root")

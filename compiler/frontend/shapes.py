@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import onnx
 from onnx import helper
 from qcompile.frontend.graph import Graph, label
+from qcompile.frontend.pool_pads import explicit_pads
 from qcompile.targets.errors import CompileError
 
 SMALL = 4096  # constants up to this many elements take part in shape inference by value
@@ -85,7 +86,7 @@ def infer_shapes(graph: Graph) -> None:
         graph.note_types(found)
         before = len(typed)
         typed |= {v.name for v in found if v.type.tensor_type.elem_type} if waiting else set()
-        if len(typed) == before:
+        if not explicit_pads(graph) and len(typed) == before:
             return
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.attribute_facts import LARGEST, Fault, rank_of
 from qcompile.frontend.graph import Graph, attribute
@@ -73,6 +74,11 @@ def _reach(
             yield "attribute 'dilations'" if dilations[axis] > 1 else "kernel", (
                 f"reaches over {reach[axis]} pixels along axis {axis + 2}; its input has {size + whole} with padding"
             )
+        elif pool and dilations[axis] > 1:
+            begins = np.arange((size + whole - reach[axis]) // strides[axis] + 1) * strides[axis] - pads[axis]
+            places = begins[:, None] + np.arange(kernel[axis]) * dilations[axis]
+            if not ((places >= 0) & (places < size)).any(1).all():
+                yield "attribute 'dilations'", f"has a window along axis {axis + 2} that sees nothing but padding"
 
 
 def groups(graph: Graph, node: NodeProto) -> Iterator[Fault]:
