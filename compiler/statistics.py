@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from qcompile.kernels.dialect import Type
+from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program, infer_node
 
 
@@ -31,16 +30,4 @@ def node_macs(node: Node, types: dict[str, Type]) -> int:
             inner[step.name] = infer_node(step, inner)
             total += node_macs(step, inner)
         return total
-    if node.op in ("conv2d", "dense"):
-        weight = types[node.inputs[1]]
-        return types[node.name].size * int(np.prod(weight.shape[1:]))
-    if node.op in ("lstm", "gru", "rnn"):
-        x = types[node.inputs[0]]
-        return x.size * types[node.name].shape[-1]
-    if node.op == "matmul":
-        return types[node.name].size * types[node.inputs[0]].shape[-1]
-    if node.op == "attention":
-        q, k, v = (types[i] for i in node.inputs[:3])
-        out = types[node.name]
-        return out.size // out.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-    return 0
+    return OPS[node.op].macs([types[i] for i in node.inputs], types[node.name])

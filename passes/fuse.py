@@ -13,7 +13,6 @@ from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
 
 LONGEST = 16  # nodes of a group: a kernel writes each of them out for every tile, and must stay small
-HEADS = {"conv2d", "dense", "matmul", "sum_pool2d", "reduce_sum"}
 Fusable = Callable[[Node, str, dict[str, Type]], bool]
 
 
@@ -30,11 +29,11 @@ def fuse(program: Program, fusable: Fusable) -> Program:
     def joins(step: Node, value: str) -> bool:
         """The node that makes `value` can have `step` after it. Sums rather than 8-bit codes stay in registers."""
         alone = len(users.get(value, [])) == step.inputs.count(value) == 1 and value not in program.outputs
-        starts = value in makers and (makers[value].op in HEADS or OPS[makers[value].op].elementwise)
+        starts = value in makers and _starts(makers[value])
         return alone and starts and fusable(step, value, types)
 
     for head in program.nodes:
-        if head.name in taken or not (head.op in HEADS or OPS[head.op].elementwise):
+        if head.name in taken or not _starts(head):
             continue
         body = [head]
         while len(body) < LONGEST:
@@ -65,3 +64,8 @@ def fuse(program: Program, fusable: Fusable) -> Program:
         elif node.name not in taken:
             nodes.append(node)
     return replace(program, nodes=nodes)
+
+
+def _starts(node: Node) -> bool:
+    """Whether a group may begin with it."""
+    return OPS[node.op].heads_fusion or OPS[node.op].elementwise

@@ -11,31 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.dialect import OPS
+from qcompile.kernels.dialect import OPS, RESULT
 from qcompile.kernels.program import Node, Program
 
 OFFSET = 128
-PLAIN = {
-    "where": {"condition"},
-    "softmax": {"mask"},
-    "attention": {"mask_bias"},
-    "take": {"indices"},
-    "scatter": {"numbers"},
-    "whole": {"x", "r"},
-    **{cell: {"lengths"} for cell in ("lstm", "gru", "rnn")},
-}  # arguments that are flags or numbers, not quantities
-COMBINING = ("add", "mul")  # scattered elements
 
 
-def plain_arguments(node: Node) -> set[str]:
-    """The arguments of `node` that are read as they are."""
-    combines = node.op == "scatter" and node.attrs["reduction"] in COMBINING
-    return PLAIN.get(node.op, set()) | ({"x", "updates"} if combines else set())
-
-
-def gives_plain(node: Node) -> bool:
-    """Whether the result means itself rather than a distance from a zero point."""
-    return node.op == "whole" or "updates" in plain_arguments(node)
+def plain_arguments(node: Node) -> tuple[str, ...]:
+    """The arguments of `node`, and "result", that mean themselves rather than a distance from a zero point."""
+    return OPS[node.op].plain(node.attrs)
 
 
 def unsigned_activations(program: Program) -> Program:
@@ -75,7 +59,7 @@ def unsigned_activations(program: Program) -> Program:
         attrs: dict[str, Any] = dict(node.attrs)
         inputs = []
         for position, name in enumerate(node.inputs):
-            argument = op.arguments[min(position, len(op.arguments) - 1)]
+            argument = op.argument(position)
             if types[name].dtype != "int8" or (argument in op.parameters and argument != "table"):
                 inputs.append(name)
             elif argument in plain_arguments(node):
@@ -90,7 +74,7 @@ def unsigned_activations(program: Program) -> Program:
                         attrs[key] = [z + OFFSET for z in old] if isinstance(old, list) else old + OFFSET
                 if node.op == "cast":
                     attrs["offset"] -= OFFSET
-        if types[node.name].dtype == "int8" and not gives_plain(node):
+        if types[node.name].dtype == "int8" and RESULT not in plain_arguments(node):
             for key in ("zero_point", "qmin", "qmax"):
                 if key in attrs:
                     attrs[key] += OFFSET

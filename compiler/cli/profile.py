@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.cli.tables import add_row, new_table, print_tables
+from qcompile.kernels.dialect import MULTIPLYING, OPS
 from qcompile.runtime import Model, Tensor
 from qcompile.runtime.native import NativeEngine
 
@@ -23,15 +24,6 @@ WARM_UP = 3  # runs that are not counted
 LEAST = 5  # runs, however long they take
 PROGRAM = "program.npz"
 CHANGED = "note: the compiler has changed since the artifact was made; these are the kernels of today"
-
-# What an op without multiply-accumulates is called in the summary
-KINDS = {
-    "softmax": "softmax", "log_softmax": "softmax", "layer_norm": "norm",
-    "max_pool2d": "pool", "sum_pool2d": "pool", "reduce_sum": "reduce", "reduce_max": "reduce", "argmax": "reduce",
-    "transpose": "layout", "slice": "layout", "concat": "layout", "pad": "layout", "broadcast": "layout",
-    "take": "layout", "reshape": "layout", "resize_linear": "resize", "copy": "copy",
-}  # fmt: skip
-MATMULS = ("conv", "depthwise", "matmul", "attention")
 
 
 @dataclass(frozen=True)
@@ -135,6 +127,7 @@ def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, An
                       for k in kernels]
             continue
         head, macs = (node.body or (node,))[0], all_macs[name]
+        kind = OPS[head.op].kind([types[i] for i in head.inputs], head.attrs)
         read = [types[i].shape for i in node.inputs if i not in program.constants]
         shapes = " ".join([*map(_short, read[:3]), "→", _short(types[name].shape)])
         for index, kernel in enumerate(kernels):
@@ -142,7 +135,7 @@ def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, An
             first = computes and not any(_family(k) == _family(kernel) for k in kernels[:index])
             calls.append({
                 "node": name, "op": "+".join(n.op for n in node.body) or node.op, "shapes": shapes, "kernel": kernel,
-                "kind": _kind(head, types, bool(macs)) if computes else "layout", "macs": macs if first else 0,
+                "kind": kind if computes else "layout", "macs": macs if first else 0,
             })
     return calls
 
@@ -150,14 +143,6 @@ def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, An
 def _family(kernel: str) -> str:
     """What a kernel does: conv, dense, depthwise, matmul, attention, pad, pack, ..."""
     return kernel.split("_")[0]
-
-
-def _kind(head: Any, types: Mapping[str, Any], has_macs: bool) -> str:
-    if head.op == "attention":
-        return "attention"
-    if has_macs and head.op == "conv2d":
-        return "depthwise" if 1 < head.attrs["groups"] == types[head.inputs[1]].shape[0] else "conv"
-    return "matmul" if has_macs else KINDS.get(head.op, "elementwise")
 
 
 def _short(shape: tuple[int, ...]) -> str:
@@ -194,7 +179,7 @@ def _outside_matmuls(ops: list[OpTime]) -> float:
     """Share of time outside convolutions and products. Attention is one kernel, so that its softmax is not seen by
     itself: its products are taken to run at the rate of the net's dense layers, what remains of it is outside."""
     total = sum(o.us for o in ops)
-    inside = sum(o.us for o in ops if o.kind in MATMULS and o.kind != "attention")
+    inside = sum(o.us for o in ops if o.kind in MULTIPLYING and o.kind != "attention")
     attention = [o for o in ops if o.kind == "attention"]
     dense = [o for o in ops if o.kind == "matmul" and o.macs and o.us]
     if attention:

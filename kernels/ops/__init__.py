@@ -1,13 +1,7 @@
-"""The ops by family; importing this package registers all of them."""
-from qcompile.kernels.ops import (  # noqa: F401
-    elementwise,
-    linear,
-    movement,
-    norm,
-    pool,
-    recurrent,
-    reduce,
-    selection,
-    softmax,
-    whole,
-)
+"""The ops by family, one file each; importing this package registers all of them."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -5,9 +5,12 @@ Layouts: activations channels-last, weights output-channel first. 1-D convolutio
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from qcompile.kernels.arithmetic import checked_int32, integer_matmul
-from qcompile.kernels.dialect import Type, integer_op
+from qcompile.kernels.bounds import BoundCall, Interval, product
+from qcompile.kernels.dialect import Attrs, Type, integer_op
 
 
 def conv_output_size(size: int, kernel: int, stride: int, dilation: int, pad: int) -> int:
@@ -22,7 +25,29 @@ def windows(x: np.ndarray, kernel, strides, dilations, pads, fill) -> np.ndarray
     return v[:, ::sh, ::sw, :, ::dh, ::dw]
 
 
-@integer_op("conv2d", parameters=("weight", "bias"))
+def conv_kind(types: list[Type], attrs: Attrs) -> str:
+    return "depthwise" if 1 < attrs["groups"] == types[1].shape[0] else "conv"
+
+
+def weighted(c: BoundCall) -> Interval:
+    """The exact extremes of each output channel; a tap may also see padding, which is 0."""
+    weight, bias = c.constant("weight"), c.constant("bias")
+    zeros = np.atleast_1d(c.attrs["x_zero_point"])
+    low, high = c.intervals[0][0] - int(zeros.max()), c.intervals[0][1] - int(zeros.min())
+    if any(c.attrs.get("pads", ())):
+        low, high = min(low, 0), max(high, 0)
+    weight = weight.reshape(len(weight), -1)
+    positive, negative = np.maximum(weight, 0).sum(1), np.minimum(weight, 0).sum(1)
+    lowest, highest = positive * low + negative * high + bias, positive * high + negative * low + bias
+    c.fits("the accumulator", int(lowest.min()), int(highest.max()))
+    return int(lowest.min()), int(highest.max())
+
+
+def weighted_macs(types: list[Type], out: Type) -> int:
+    return out.size * math.prod(types[1].shape[1:])
+
+
+@integer_op("conv2d", kind=conv_kind, parameters=("weight", "bias"), heads_fusion=True)
 class Conv2d:
     """acc[n,oh,ow,o] = bias[o] + sum (x - x_zero_point) * weight; padding counts as x_zero_point.
 
@@ -31,6 +56,7 @@ class Conv2d:
     pads = [top, left, bottom, right]. groups == C with one filter per channel is a depthwise convolution.
     """
 
+    @staticmethod
     def infer(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
         n, h, w, _ = x.shape
         o, kh, kw, _ = weight.shape
@@ -44,6 +70,7 @@ class Conv2d:
             "int32",
         )
 
+    @staticmethod
     def evaluate(x, weight, bias, *, strides, dilations, pads, groups, x_zero_point):
         o, kh, kw, cg = weight.shape
         v = windows(x.astype(np.int32) - np.asarray(x_zero_point, np.int32), (kh, kw), strides, dilations, pads, 0)
@@ -56,22 +83,30 @@ class Conv2d:
         acc = integer_matmul(v, w).transpose(1, 0, 2).reshape(n, oh, ow, o)
         return checked_int32(acc + bias, "conv2d")
 
+    bound = staticmethod(weighted)
+    macs = staticmethod(weighted_macs)
 
-@integer_op("dense", parameters=("weight", "bias"))
+
+@integer_op("dense", kind="matmul", parameters=("weight", "bias"), heads_fusion=True)
 class Dense:
     """acc[..., n] = bias[n] + sum_k (x[..., k] - x_zero_point) * weight[n, k].
 
     x int8|uint8 [..., K], weight int8 [N, K], bias int32 [N] -> int32 [..., N].
     """
 
+    @staticmethod
     def infer(x, weight, bias, *, x_zero_point):
         return Type((*x.shape[:-1], weight.shape[0]), "int32")
 
+    @staticmethod
     def evaluate(x, weight, bias, *, x_zero_point):
         return checked_int32(integer_matmul(x.astype(np.int32) - x_zero_point, weight.T) + bias, "dense")
 
+    bound = staticmethod(weighted)
+    macs = staticmethod(weighted_macs)
 
-@integer_op("matmul")
+
+@integer_op("matmul", kind="matmul", heads_fusion=True)
 class Matmul:
     """Product of two activations: acc = (a - a_zero_point) @ (b - b_zero_point), int32, exact.
 
@@ -79,12 +114,25 @@ class Matmul:
     numpy.
     """
 
+    @staticmethod
     def infer(a, b, *, transpose_b, a_zero_point, b_zero_point):
         n = b.shape[-2] if transpose_b else b.shape[-1]
         return Type((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], n), "int32")
 
+    @staticmethod
     def evaluate(a, b, *, transpose_b, a_zero_point, b_zero_point):
         b = b.astype(np.int32) - b_zero_point
         return checked_int32(
             integer_matmul(a.astype(np.int32) - a_zero_point, b.swapaxes(-1, -2) if transpose_b else b), "matmul"
         )
+
+    @staticmethod
+    def bound(c: BoundCall) -> Interval:
+        low, high = product(c.interval("a"), c.interval("b"))
+        k = c.type("a").shape[-1]
+        c.fits("the accumulator", low * k, high * k)
+        return low * k, high * k
+
+    @staticmethod
+    def macs(types: list[Type], out: Type) -> int:
+        return out.size * types[0].shape[-1]

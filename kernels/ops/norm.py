@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES, round_shift, saturate
+from qcompile.kernels.bounds import BoundCall, Interval
 from qcompile.kernels.dialect import Type, integer_op
 
 MEAN_BITS = 47  # fraction bits of a row's mean: |sum| * 2^47 / D < 2^63
@@ -35,7 +36,7 @@ def reciprocal_root(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return h, np.clip(root.astype(np.int64) - (1 << 15), 0, RANGES["int16"][1])
 
 
-@integer_op("layer_norm", parameters=("gamma", "beta"))
+@integer_op("layer_norm", kind="norm", parameters=("gamma", "beta"), ranges={"shift": (0, 30)})
 class LayerNorm:
     """LayerNorm (or, with rms=True, RMSNorm) of each row, rows along the last axis of D elements.
 
@@ -50,9 +51,11 @@ class LayerNorm:
     attribute. D * 65535 < 2^31; |beta| <= 2^30 - 2^shift.
     """
 
+    @staticmethod
     def infer(x, gamma, beta, *, x_zero_point, epsilon, rms, per_row, shift, zero_point, qmin, qmax, dtype):
         return Type(x.shape, dtype)
 
+    @staticmethod
     def evaluate(x, gamma, beta, *, x_zero_point, epsilon, rms, per_row, shift, zero_point, qmin, qmax, dtype):
         x_rows = x.reshape(-1, x.shape[-1]).astype(np.int64)
         d = x_rows.shape[1]
@@ -72,6 +75,13 @@ class LayerNorm:
             gamma, beta = gamma[rows][:, None], beta[rows][:, None]
         y = round_shift(n * gamma + beta.astype(np.int64), shift)
         return saturate(y, zero_point, qmin, qmax, dtype).reshape(x.shape)
+
+    @staticmethod
+    def bound(c: BoundCall) -> Interval:
+        half = 1 << c.attrs["shift"] >> 1
+        gamma, beta = (max(abs(e) for e in c.interval(n)) for n in ("gamma", "beta"))
+        c.fits("the scaled element", -(gamma << 15) - beta, (gamma << 15) + beta + half)
+        return c.clamped()
 
 
 def mean_factor(size: int) -> int:

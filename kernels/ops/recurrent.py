@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from qcompile.kernels.arithmetic import checked_int32, integer_matmul, mulhi, rescale, round_shift, saturate
+from qcompile.kernels.arithmetic import RANGES, checked_int32, integer_matmul, mulhi, rescale, round_shift, saturate
+from qcompile.kernels.bounds import BoundCall, Interval
 from qcompile.kernels.dialect import Type, integer_op
 
 GATE_BITS = 12  # fraction bits of pre-activations
@@ -29,6 +30,11 @@ PIECES = 128  # of an activation, over magnitudes of 16 bits
 PIECE_BITS = 8
 LIMIT = 32767
 MOST_STEPS = 10  # log2 of the step of x in steps of a gate
+PARAMETERS = ("weight", "bias", "multiplier", "tables")
+SCALES = {
+    "x_multiplier": (1, 2**15 - 1), "shift": (1, 31), "pre": (0, 31),
+    "h_multiplier": RANGES["int32"], "h_shift": (1, 31), "h_pre": (0, 31),
+}  # fmt: skip
 CELL_MARGIN = 1.25  # by which a cell state may leave the range seen in calibration
 
 
@@ -116,7 +122,30 @@ class _Recurrence:
         return limited(round_shift(total, self.a["shift"]))
 
 
-@integer_op("lstm", parameters=("weight", "bias", "multiplier", "tables"))
+def recurrent_bound(c: BoundCall) -> Interval:
+    """Every recurrent product, shifted and rescaled, plus the largest input; the tables."""
+    weight, bias, multiplier, tables = (c.constant(n) for n in PARAMETERS)
+    a = c.attrs
+    reach = max(abs(a["h_qmin"] - a["h_zero_point"]), abs(a["h_qmax"] - a["h_zero_point"]))
+    acc = (np.abs(weight).sum(1) * reach + np.abs(bias)) << a["pre"]
+    c.fits("the recurrent product", 0, int(acc.max()))
+    x = max(abs(i) for i in c.interval("x")) * a["x_multiplier"]
+    total = (acc * np.abs(multiplier) >> 32) + 1 + x + (1 << (a["shift"] - 1))
+    c.fits("the pre-activation", 0, int(total.max()))
+    base, slope = tables[:, 0], tables[:, 1]
+    ends = np.concatenate([base, base + slope])
+    if tables.shape[1:] != (2, PIECES) or ends.min() < -LIMIT or ends.max() > LIMIT:
+        raise c.refusal(f"an activation of {c.op} leaves 16 bits")
+    return min(-LIMIT, c.interval("hidden")[0]), LIMIT
+
+
+def recurrent_macs(types: list[Type], out: Type) -> int:
+    return types[0].size * out.shape[-1]
+
+
+@integer_op(
+    "lstm", kind="matmul", parameters=PARAMETERS, ranges=SCALES | {"cell_bits": (0, UNIT_BITS)}, plain=("lengths",)
+)
 class Lstm:
     """Gates i, o, f, g; functions: of i, o, f; of g; of the cell. cell int16 [N, H] has `cell_bits` fraction bits.
 
@@ -124,12 +153,14 @@ class Lstm:
     / 2^15)), with c' brought to the grid of pre-activations for its function. cell_bits in [0, 15]. S = 2.
     """
 
+    @staticmethod
     def infer(
         x, hidden, cell, weight, bias, multiplier, tables, lengths=None, *, reverse, activations, cell_bits,
         x_multiplier, shift, pre, h_multiplier, h_shift, h_pre, h_zero_point, h_qmin, h_qmax,
     ):  # fmt: skip
         return _result(x, hidden, 2)
 
+    @staticmethod
     def evaluate(
         x, hidden, cell, weight, bias, multiplier, tables, lengths=None, *, reverse, activations, cell_bits,
         x_multiplier, shift, pre, h_multiplier, h_shift, h_pre, h_zero_point, h_qmin, h_qmax,
@@ -146,8 +177,17 @@ class Lstm:
 
         return _run(x, [hidden, cell], lengths, reverse, step)
 
+    bound = staticmethod(recurrent_bound)
+    macs = staticmethod(recurrent_macs)
 
-@integer_op("gru", parameters=("weight", "bias", "multiplier", "tables"))
+
+@integer_op(
+    "gru",
+    kind="matmul",
+    parameters=PARAMETERS,
+    ranges=SCALES | {"hidden_bits": (0, UNIT_BITS), "reset_after": (0, MOST_STEPS)},
+    plain=("lengths",),
+)
 class Gru:
     """Gates z, r, n; functions: of z, r; of n. The hidden state has `hidden_bits` fraction bits, at most 15. S = 1.
 
@@ -157,12 +197,14 @@ class Gru:
     h' = limited(floor((((2^15 - z) * n >> (15 - hidden_bits)) + z * h + 2^14) / 2^15)).
     """
 
+    @staticmethod
     def infer(
         x, hidden, weight, bias, multiplier, tables, lengths=None, *, reverse, activations, hidden_bits, reset_after,
         x_multiplier, shift, pre, h_multiplier, h_shift, h_pre, h_zero_point, h_qmin, h_qmax,
     ):  # fmt: skip
         return _result(x, hidden, 1)
 
+    @staticmethod
     def evaluate(
         x, hidden, weight, bias, multiplier, tables, lengths=None, *, reverse, activations, hidden_bits, reset_after,
         x_multiplier, shift, pre, h_multiplier, h_shift, h_pre, h_zero_point, h_qmin, h_qmax,
@@ -187,17 +229,22 @@ class Gru:
 
         return _run(x, [hidden], lengths, reverse, step)
 
+    bound = staticmethod(recurrent_bound)
+    macs = staticmethod(recurrent_macs)
 
-@integer_op("rnn", parameters=("weight", "bias", "multiplier", "tables"))
+
+@integer_op("rnn", kind="matmul", parameters=PARAMETERS, ranges=SCALES, plain=("lengths",))
 class Rnn:
     """One gate, whose function's result is the state; relu: state and gate share the grid that x is given on. S = 1."""
 
+    @staticmethod
     def infer(
         x, hidden, weight, bias, multiplier, tables, lengths=None, *, reverse, activations,
         x_multiplier, shift, pre, h_multiplier, h_shift, h_pre, h_zero_point, h_qmin, h_qmax,
     ):  # fmt: skip
         return _result(x, hidden, 1)
 
+    @staticmethod
     def evaluate(
         x, hidden, weight, bias, multiplier, tables, lengths=None, *, reverse, activations,
         x_multiplier, shift, pre, h_multiplier, h_shift, h_pre, h_zero_point, h_qmin, h_qmax,
@@ -208,3 +255,6 @@ class Rnn:
             return [activate(r.gates(r.product(r.narrow(states[0])), x), tables[0], activations[0])]
 
         return _run(x, [hidden], lengths, reverse, step)
+
+    bound = staticmethod(recurrent_bound)
+    macs = staticmethod(recurrent_macs)

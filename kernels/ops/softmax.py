@@ -7,7 +7,17 @@ by the row's sum afterwards, which keeps all of the numerators' precision for ev
 from __future__ import annotations
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, checked_int32, integer_matmul, mulhi, rescale, round_shift, saturate
+from qcompile.kernels.arithmetic import (
+    INT32_MAX,
+    RANGES,
+    checked_int32,
+    integer_matmul,
+    mulhi,
+    rescale,
+    round_shift,
+    saturate,
+)
+from qcompile.kernels.bounds import BoundCall, Interval, clamped, product
 from qcompile.kernels.dialect import Type, integer_op
 
 OCTAVE_BITS = 10  # exponents are in units of 2^-10 octave
@@ -18,6 +28,9 @@ EXP2 = (
     -1270,
 )  # 2^-f in Q15, f in [0, 1): cubic, relative error 1.2e-4 (searched with these floors)
 LARGEST_EXPONENT = (31 << OCTAVE_BITS) - 1
+INT32 = RANGES["int32"]
+NUMERATOR = (0, 2**46 - 1)
+EXPONENT = {"multiplier": INT32, "shift": (1, 31), "pre": (0, 31)}  # of differences, in 2^-10 octaves
 
 
 def exp2_negative(t: np.ndarray) -> np.ndarray:
@@ -69,7 +82,9 @@ def numerators(x, mask, multiplier: int, shift: int, pre: int) -> tuple[np.ndarr
     return d, np.where(keep, exp2_negative(t), 0)
 
 
-@integer_op("softmax")
+@integer_op(
+    "softmax", kind="softmax", plain=("mask",), ranges=EXPONENT | {"numerator": NUMERATOR, "out_shift": (1, 31)}
+)
 class Softmax:
     """Softmax along the last axis.
 
@@ -80,9 +95,11 @@ class Softmax:
     zero_point. numerator < 2^46 is chosen so that numerator / EXP2[0] < 2^31.
     """
 
+    @staticmethod
     def infer(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype, uniform=False):
         return Type(x.shape, dtype)
 
+    @staticmethod
     def evaluate(x, *mask, multiplier, shift, pre, numerator, out_shift, zero_point, qmin, qmax, dtype, uniform=False):
         _, e = numerators(x.astype(np.int64), mask[0] if mask else None, multiplier, shift, pre)
         if uniform:
@@ -90,6 +107,8 @@ class Softmax:
         k = total_shift(x.shape[-1])
         r = divide(numerator >> k, e.sum(-1, keepdims=True) >> k)
         return saturate(rescale(e << 15, r, out_shift), zero_point, qmin, qmax, dtype)
+
+    bound = staticmethod(clamped)
 
 
 LOG_BITS = 16
@@ -108,7 +127,12 @@ def log2_fixed(v: np.ndarray) -> np.ndarray:
     return out
 
 
-@integer_op("log_softmax")
+@integer_op(
+    "log_softmax",
+    kind="softmax",
+    ranges=EXPONENT
+    | {"x_multiplier": INT32, "x_pre": (0, 31), "log_multiplier": INT32, "log_pre": (0, 31), "out_shift": (0, 31)},
+)
 class LogSoftmax:
     """x - max - log(sum exp(x - max)) along the last axis, one rounding.
 
@@ -117,6 +141,7 @@ class LogSoftmax:
     L = log2_fixed(sum e >> k) + (k - 15) * 2^16 (>= 0 up to rounding, units of 2^-16 octave), k = total_shift(length).
     """
 
+    @staticmethod
     def infer(
         x,
         *,
@@ -135,6 +160,7 @@ class LogSoftmax:
     ):
         return Type(x.shape, dtype)
 
+    @staticmethod
     def evaluate(
         x,
         *,
@@ -159,8 +185,16 @@ class LogSoftmax:
         )
         return saturate(round_shift(acc, out_shift), zero_point, qmin, qmax, dtype)
 
+    bound = staticmethod(clamped)
 
-@integer_op("attention", parameters=("table", "bias"))
+
+@integer_op(
+    "attention",
+    kind="attention",
+    parameters=("table",),
+    plain=("mask_bias",),
+    ranges={"score_shift": (-31, 31), "score_multiplier": (0, 32767), "numerator": NUMERATOR, "shift": (1, 31)},
+)
 class Attention:
     """softmax(q k^T) v with 8-bit operands and deferred normalisation.
 
@@ -176,6 +210,7 @@ class Attention:
     score_multiplier in [0, 32767]; numerator / table[0] < 2^31; d << -score_shift is compared before it can overflow.
     """
 
+    @staticmethod
     def infer(
         q,
         k,
@@ -200,6 +235,7 @@ class Attention:
         lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         return Type((*lead, q.shape[-2], v.shape[-1]), dtype)
 
+    @staticmethod
     def evaluate(
         q,
         k,
@@ -236,3 +272,20 @@ class Attention:
         o = checked_int32(integer_matmul(p, v.astype(np.int32) - v_zero_point), "attention")
         r = divide(numerator, total)
         return saturate(rescale(o, r, shift), zero_point, qmin, qmax, dtype)
+
+    @staticmethod
+    def bound(c: BoundCall) -> Interval:
+        scores = product(c.interval("q"), c.interval("k"))
+        low, high = (e * c.type("q").shape[-1] for e in scores)
+        if c.attrs["has_bias"]:
+            low, high = low + c.intervals[-1][0], high + c.intervals[-1][1]
+        c.fits("a difference of scores", low - high, high - low)
+        weighted = product((0, 255), c.interval("v"))
+        rows = c.type("k").shape[-2]
+        c.fits("the weighted sum", weighted[0] * rows, weighted[1] * rows)
+        return c.clamped()
+
+    @staticmethod
+    def macs(types: list[Type], out: Type) -> int:
+        q, k, v = types[:3]
+        return out.size // out.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 from qcompile.kernels.arithmetic import RANGES
-from qcompile.kernels.dialect import Type, integer_op
+from qcompile.kernels.bounds import BoundCall, Interval
+from qcompile.kernels.dialect import RESULT, Type, integer_op
 
-Interval = tuple[int, int]
 COMPARISONS = ("equal", "less", "less_equal", "greater", "greater_equal")
 
 
@@ -85,7 +85,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-@integer_op("whole")
+@integer_op("whole", kind="elementwise", plain=("x", "r", RESULT))
 class Whole:
     """y = function(x, r) modulo 2^bits of `dtype`, both broadcast as in numpy.
 
@@ -93,13 +93,19 @@ class Whole:
     floor_mod down; x / 0 = 0 and x mod 0 = x. Shifts by all bits or more leave 0, or the sign.
     """
 
+    @staticmethod
     def infer(x, r, *, function, dtype):
         return Type(np.broadcast_shapes(x.shape, r.shape), dtype)
 
+    @staticmethod
     def evaluate(x, r, *, function, dtype):
         inside = computed_in(str(x.dtype), str(r.dtype), dtype)
         with np.errstate(over="ignore"):
             return FUNCTIONS[function](x.astype(inside), r.astype(inside)).astype(dtype)
+
+    @staticmethod
+    def bound(c: BoundCall) -> Interval:
+        return wrapped_interval(c.attrs["function"], c.interval("x"), c.interval("r"), c.attrs["dtype"])
 
 
 def _ends(function: Callable[[int, int], int], a: Interval, b: Interval) -> Interval:
