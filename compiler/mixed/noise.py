@@ -11,7 +11,8 @@ from qcompile.mixed.probe import outputs_before_readout
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import counting, stream
-from qcompile.quantizer.placement import Placer, is_bias_add
+from qcompile.quantizer.facts import Facts
+from qcompile.quantizer.operators import is_bias_add
 
 SAMPLES = 8
 EQUALISED = 0.5  # of the noise that is left when each channel has a gain of its own: then channels were rescaled
@@ -59,7 +60,7 @@ def layer_noise(reference: Graph, quantized: Graph, layers: Sequence[Layer], sam
     axes = {tensors[x.name]: 1 if x.op_type in ("Conv", "ConvTranspose") else -1 for x in layers if x.name in tensors}
     sums = {t: _Sums() for t in wanted}
     spaced = samples[:: -(-len(samples) // SAMPLES)]
-    masks = Placer(reference, True).masks()
+    masks = Facts(reference).masks()
     runs = zip(spaced, stream(reference, wanted, spaced, "comparing"), stream(quantized, wanted, spaced, ""))
     for sample, exact, actual in runs:
         tokens = counting(sample, masks)

@@ -15,8 +15,8 @@ from qcompile.frontend.graph import Graph
 from qcompile.quantizer.bits import Layer, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import counting, open_session
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.histogram import Quantization
-from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.weights import QuantizedWeight
 from qcompile.targets.errors import CompileError
 
@@ -88,7 +88,7 @@ class Probe:
     ) -> None:
         graph = twin(graph)
         self.outputs, self.samples = observed(graph), samples
-        masks = Placer(graph, True).masks()
+        masks = Facts(graph).masks()
         self.counting = [counting(sample, masks) for sample in samples]
         self.weights = {layer.name: f"weight of layer {i}" for i, layer in enumerate(layers)}
         self.shifts: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -15,9 +15,10 @@ from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import counting, observe, stream
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.equalise import equalise
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.histogram import SHRINKS, Histogram, Quantization
 from qcompile.quantizer.learn import Moments, Narrow, mean_error, solve
-from qcompile.quantizer.placement import Placer, is_bias_add
+from qcompile.quantizer.operators import is_bias_add
 from qcompile.quantizer.weights import QuantizedWeight, channel_axis, input_importance, quantize_weight
 
 STAGE_BYTES = 1 << 29  # of second moments that are kept at the same time
@@ -29,7 +30,7 @@ def equalised(graph: Graph, samples: list[Feed], options: QuantizeOptions, bits:
     """A twin of the prepared `graph`, equalised as the quantizer will for `bits`."""
     copy = twin(graph)
     if options.equalise:
-        equalise(copy, Placer(copy, options.wide_streams), samples, bits)
+        equalise(copy, Facts(copy), samples, bits)
     return copy
 
 
@@ -41,7 +42,7 @@ def round_weights(
     options: QuantizeOptions,
 ) -> dict[tuple[str, LayerBits], Rounded]:
     """{(layer name, bits): weights} for the `widths` of each layer; 4-bit data changes no weights."""
-    nodes, masks = layer_nodes(graph), Placer(graph, options.wide_streams).masks()
+    nodes, masks = layer_nodes(graph), Facts(graph).masks()
     result: dict[tuple[str, LayerBits], Rounded] = {}
     for stage in _stages(layers, nodes, graph):
         products = [i for i in stage if not layers[i].table]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
-from qcompile.quantizer.placement import LINEAR
+from qcompile.quantizer.operators import LINEAR
 from qcompile.targets.errors import CompileError
 
 WEIGHT_BITS, ACTIVATION_BITS, GROUPS = (2, 3, 4, 8), (4, 8), (0, 32, 64, 128)

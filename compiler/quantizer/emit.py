@@ -10,9 +10,10 @@ from onnx import NodeProto, TensorProto
 from qcompile.frontend.blocks import stored_codes
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
+from qcompile.quantizer.operators import LINEAR, is_bias_add, mover_inputs
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.pixels import given_quantization
-from qcompile.quantizer.placement import LINEAR, Placement, Placer, is_bias_add, mover_inputs
+from qcompile.quantizer.placement import Placement, Placer
 from qcompile.quantizer.stored import centred_codes, stored_weight
 from qcompile.quantizer.weights import QuantizedWeight, bias_shift, channel_axis, input_importance, quantize_weight
 

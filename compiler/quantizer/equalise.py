@@ -21,7 +21,8 @@ from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.bits import LayerBits, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import observe
-from qcompile.quantizer.placement import LINEAR, STREAM_NORMS, Placer, is_bias_add
+from qcompile.quantizer.facts import Facts
+from qcompile.quantizer.operators import LINEAR, STREAM_NORMS, is_bias_add
 from qcompile.quantizer.stored import grid_steps
 
 SAMPLES = 48  # calibration samples for the channel statistics
@@ -45,13 +46,13 @@ class Site:
     squares: list[np.ndarray] = field(default_factory=list)
 
 
-def equalise(graph: Graph, placer: Placer, samples: list[Feed], bits: Mapping[str, LayerBits] | None = None) -> None:
+def equalise(graph: Graph, facts: Facts, samples: list[Feed], bits: Mapping[str, LayerBits] | None = None) -> None:
     """Equalise every site of `graph` where the predicted error falls enough; the float function stays the same.
 
     `bits` by layer name: what the rounding errors are to be, 8 bits where it says nothing.
     """
     widths = {id(n): (bits or {}).get(name, LayerBits()) for name, n in layer_nodes(graph).items()}
-    sites = {s.tensor: s for s in _sites(graph, placer)}
+    sites = {s.tensor: s for s in _sites(graph, facts)}
     if not sites:
         return
 
@@ -71,7 +72,7 @@ def equalise(graph: Graph, placer: Placer, samples: list[Feed], bits: Mapping[st
             graph.update()
 
 
-def _sites(graph: Graph, placer: Placer) -> list[Site]:
+def _sites(graph: Graph, facts: Facts) -> list[Site]:
     found = []
     for node in graph.nodes:
         name = node.output[0]
@@ -83,7 +84,7 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
             and n.input[1] in graph.constants
             and list(n.input).count(name) == 1
         ]
-        if not layers or len({n.op_type == "Conv" for n in layers}) > 1 or name in placer.exact:
+        if not layers or len({n.op_type == "Conv" for n in layers}) > 1 or name in facts.exact:
             continue
         if any(n.op_type == "MatMul" and graph.rank(n.input[1]) != 2 for n in layers):
             continue
@@ -97,7 +98,7 @@ def _sites(graph: Graph, placer: Placer) -> list[Site]:
                 found.append(Site(name, axis, layers))
         elif alone and (
             (node.op_type in ACTIVATIONS and axis == -1)
-            or (id(node) in placer.gated and axis == -1)
+            or (id(node) in facts.gated and axis == -1)
             or behind is not None
         ):
             found.append(Site(name, axis, layers))

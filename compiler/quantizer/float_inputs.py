@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.calibration import Source, load_calibration
-from qcompile.quantizer.placement import mover_inputs
+from qcompile.quantizer.operators import mover_inputs
 
 LARGEST = 32767
 

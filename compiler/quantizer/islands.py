@@ -19,10 +19,12 @@ from qcompile.frontend.graph import Graph, label
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.quantizer.calibration import Calibration
 from qcompile.quantizer.emit import Emitter
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.histogram import Quantization
 from qcompile.quantizer.integer_inputs import find_numbers
+from qcompile.quantizer.operators import LINEAR
 from qcompile.quantizer.options import QuantizeOptions
-from qcompile.quantizer.placement import LINEAR, Placement, Placer
+from qcompile.quantizer.placement import Placement, Placer
 from qcompile.quantizer.quantize import choose_quantizations, gather_statistics, placed_keys
 from qcompile.quantizer.recurrent import note_ranges
 
@@ -35,7 +37,7 @@ Grids = dict[tuple[str, str], Quantization]
 def islands(graph: Graph) -> list[str]:
     """The float tensors of a quantized graph that our own quantizer would give a grid and the model does not."""
     view, given = _with_float_weights(graph)
-    placement = Placer(view, everywhere=True).place()
+    placement = _everywhere(Facts(view)).place()
     _take_given(view, given, placement)
     return [name for name in placement.kinds if _grid(view, given, name, "i16") is None]
 
@@ -47,9 +49,9 @@ def quantize_islands(graph: Graph, data: Calibration, options: QuantizeOptions, 
     """
     samples = data.spaced(options.max_samples)
     view, given = _with_float_weights(graph)
-    find_numbers(view, data, samples, set(Placer(view, everywhere=True).score_inputs()))
+    find_numbers(view, data, samples, set(Facts(view).score_inputs()))
     note_ranges(view, samples)
-    placer = Placer(view, everywhere=True)
+    placer = _everywhere(Facts(view))
     placement = placer.place()
     grids = _take_given(view, given, placement)
     if placement.kinds:
@@ -66,6 +68,11 @@ def quantize_islands(graph: Graph, data: Calibration, options: QuantizeOptions, 
     graph.update()
     infer_shapes(graph)
     return list(placement.kinds)
+
+
+def _everywhere(facts: Facts) -> Placer:
+    """All that can have 16 bits does, whatever the network is."""
+    return Placer(facts, widened={t for n in facts.graph.nodes for t in (*n.input, *n.output)})
 
 
 def _with_float_weights(graph: Graph) -> tuple[Graph, dict[str, NodeProto]]:

@@ -20,7 +20,7 @@ from qcompile.frontend.fold_scales import fold_into_linear
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.histogram import Quantization
-from qcompile.quantizer.placement import MOVERS, mover_inputs
+from qcompile.quantizer.operators import MOVERS, mover_inputs
 
 PIXELS: dict[int, tuple[int, int]] = {TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127)}
 TYPES: dict[int, type] = {TensorProto.UINT8: np.uint8, TensorProto.INT8: np.int8}

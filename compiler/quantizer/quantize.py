@@ -18,6 +18,7 @@ from qcompile.quantizer.collect import observe
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.emit import Emitter
 from qcompile.quantizer.equalise import equalise
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.histogram import (
     TABLE_CODES,
     Histogram,
@@ -31,19 +32,11 @@ from qcompile.quantizer.histogram import (
 )
 from qcompile.quantizer.integer_inputs import find_numbers
 from qcompile.quantizer.learn import Narrow, learn_weights
+from qcompile.quantizer.operators import GATES, LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, is_bias_add, mover_inputs
 from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.outputs import cut_outputs, join_outputs
 from qcompile.quantizer.pixels import fold_pixels, given_quantization
-from qcompile.quantizer.placement import (
-    GATES,
-    LINEAR,
-    SOFTMAX,
-    WIDE_TABLE_FLOOR,
-    Placement,
-    Placer,
-    is_bias_add,
-    mover_inputs,
-)
+from qcompile.quantizer.placement import Placement, Placer
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
@@ -84,15 +77,16 @@ def quantize_graph(
     samples = data.spaced(options.max_samples)
     prepare(graph)
     fold_pixels(graph, samples)
-    find_numbers(graph, data, samples, set(Placer(graph, options.wide_streams).score_inputs()))
+    find_numbers(graph, data, samples, set(Facts(graph).score_inputs()))
     layers = find_layers(graph)
     bits = options.bits or {}
     check_bits(bits, layers)
     quantize_recurrent(graph, samples, options)
     if options.equalise:
-        equalise(graph, Placer(graph, options.wide_streams), samples, bits)
+        equalise(graph, Facts(graph), samples, bits)
     outputs, cuts = list(graph.outputs), cut_outputs(graph, samples)
-    placer = Placer(graph, options.wide_streams, [p for c in cuts for p in c.parts])
+    facts = Facts(graph)
+    placer = Placer(facts, options.wide_streams, [p for c in cuts for p in c.parts])
     placement = placer.place()
     for group in (g for c in cuts for g in c.groups):
         computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]
@@ -108,7 +102,7 @@ def quantize_graph(
     if not narrow:
         emitter.run()
     else:
-        exact, masks = _float_copy(graph), placer.masks()
+        exact, masks = _float_copy(graph), facts.masks()
         later = [_later(emitter, graph, name, n, chosen[id(n)]) for name, n in narrow.items()]
         emitter.run()
         for layer in later:

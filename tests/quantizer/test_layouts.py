@@ -12,7 +12,7 @@ from qcompile.mixed import read_request
 from qcompile.pipeline import _quantize
 from qcompile.quantizer import QuantizeOptions, load_calibration
 from qcompile.quantizer.equalise import equalise
-from qcompile.quantizer.placement import Placer
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.prepare import prepare
 from qcompile.targets import CompileError, get_target
 from small_models import model
@@ -115,7 +115,7 @@ def test_equalisation_keeps_the_function(bias: str) -> None:
         net, shape = made
         samples, graph = samples_of(shape), prepared(net)
         prepare(graph)
-        equalise(graph, Placer(graph, True), samples)
+        equalise(graph, Facts(graph), samples)
         want, got = (run(m, samples[0]["x"]) for m in (net, graph.to_model()))
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * np.abs(want).max(), err_msg=f"{first}, {second}")
 

@@ -14,8 +14,8 @@ from qcompile.frontend.graph import Graph
 from qcompile.quantizer import LayerBits, QuantizeOptions, find_layers, quantize, uniform_bits
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.equalise import equalise
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.histogram import Histogram, choose_narrow
-from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.rounding import damped, descend, gptq, learn
 from qcompile.quantizer.weights import choose_steps, narrow_weight, quantize_table
@@ -269,6 +269,6 @@ def test_unused_channels_do_not_move_the_others_when_channels_are_equalised():
                    {"w0": w0, "b0": bias, "w1": weights_of(rng, 16, 32, 1, 1)})  # fmt: skip
     feeds = [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(8)]
     graph = Graph(net)
-    equalise(graph, Placer(graph, True), feeds)
+    equalise(graph, Facts(graph), feeds)
     ratio = np.abs(graph.constants[graph.nodes[0].input[1]]).reshape(32, -1).max(1) / np.abs(w0).reshape(32, -1).max(1)
     assert ratio.max() < 30 and ratio.min() > 1 / 30, ratio

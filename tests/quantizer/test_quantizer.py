@@ -14,8 +14,8 @@ from qcompile.frontend import load_model, normalise
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer import LayerBits, QuantizeOptions, load_calibration, quantize
 from qcompile.quantizer.equalise import equalise
+from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.histogram import Histogram, Quantization, affine, choose_8bit, choose_table
-from qcompile.quantizer.placement import Placer
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.weights import quantize_weight
 from qcompile.targets.errors import CompileError
@@ -198,7 +198,7 @@ def test_equalisation_after_layer_norm_and_gelu_keeps_the_function():
     feeds = feeds_of(model, rng)
     graph = Graph(model)
     prepare(graph)
-    equalise(graph, Placer(graph, True), feeds)
+    equalise(graph, Facts(graph), feeds)
     changed = graph.to_model()
     assert any("equalised" in t.name for t in changed.graph.initializer)
     for f in feeds[:3]:
