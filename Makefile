@@ -14,7 +14,7 @@ setup-bench: $(VENV)/.ready-bench
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[compiler]"
 	touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready

@@ -41,11 +41,19 @@ _HOMES = {
 }
 
 
+NO_COMPILER = "only the runtime is installed; the compiler comes with: pip install 'qcompile[compiler]'"
+
+
 def __getattr__(name: str) -> Any:
     home = next((home for home, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__name__):
+            raise
+        raise ImportError(f"{__name__}.{name}: {NO_COMPILER} ({error.name} is missing)") from error
     globals()[name] = value
     return value
 

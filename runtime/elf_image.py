@@ -1,17 +1,29 @@
-"""An artifact's library as it lies in memory."""
+"""An artifact's library as it lies in memory.
 
-import io
+The file is read by `struct` (System V ABI, "Object Files"; 64 bits, little-endian), so that a device that runs
+artifacts needs no library for it.
+"""
+
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from elftools.elf.elffile import ELFFile
-from elftools.elf.relocation import RelocationSection
-from elftools.elf.sections import Symbol, SymbolTableSection
 from qcompile.runtime.errors import ArtifactError
 
-# numbers of relocations: (RELATIVE, those of symbols: ABS64 or 64, GLOB_DAT, JUMP_SLOT)
-_RELOCATIONS = {"aarch64": ({1027}, {257, 1025, 1026}), "x86_64": ({8}, {1, 6, 7})}
-_ARCHS = {"AArch64": "aarch64", "x64": "x86_64"}  # by pyelftools' names
+_HEADER = struct.Struct("<4s BB10x HHIQ QQI HHHHHH")
+_SEGMENT = struct.Struct("<II QQQ QQQ")
+_SECTION = struct.Struct("<II QQQQ II QQ")
+_SYMBOL = struct.Struct("<I BBH QQ")
+_RELOCATION = struct.Struct("<Q II q")
+_LOAD = 1
+_SYMBOLS, _RELOCATIONS, _DYNAMIC_SYMBOLS = 2, 4, 11
+_OTHER_RELOCATIONS = (9, 19)  # without addends, and packed: no artifact has them
+_OBJECT, _FUNCTION = 1, 2
+_ARCHS = {62: "x86_64", 183: "aarch64"}
+# types of relocations: (RELATIVE, those of symbols: ABS64 or 64, GLOB_DAT, JUMP_SLOT)
+_RELOCATION_TYPES = {"aarch64": ({1027}, {257, 1025, 1026}), "x86_64": ({8}, {1, 6, 7})}
 _LARGEST_IMAGE = 1 << 34
 
 
@@ -37,53 +49,96 @@ def parse_elf(library: bytes, path: Path, arch: str = "aarch64") -> ElfImage:
     """The image of a shared library for ``arch`` (``path`` is for messages); ArtifactError where it is for another
     machine or damaged."""
     try:
-        with io.BytesIO(library) as file:
-            elf = ELFFile(file)
-            found = _ARCHS.get(elf.get_machine_arch(), elf.get_machine_arch())
-            if found != arch:
-                raise ArtifactError(f"{path} is for {found}, not for {arch}")
-            loads = [segment for segment in elf.iter_segments() if segment["p_type"] == "PT_LOAD"]
-            size = max(segment["p_vaddr"] + segment["p_memsz"] for segment in loads)
-            if size > _LARGEST_IMAGE:
-                raise ValueError(f"it takes {size} bytes of memory")
-            image = bytearray(size)
-            for segment in loads:
-                start = segment["p_vaddr"]
-                image[start:start + segment["p_filesz"]] = segment.data()
-            exports = {symbol.name: symbol["st_value"] for symbol in symbols(elf, ".dynsym") if symbol.name}
-            objects = {s.name: s["st_value"] for s in symbols(elf, ".symtab") if s["st_info"]["type"] == "STT_OBJECT"}
-            return ElfImage(image, _relocations(elf, arch), exports, functions(elf), objects)
-    except ArtifactError:
-        raise
-    except Exception as error:  # pyelftools raises what its parts raise on damaged files
+        elf = _Elf(library)
+        if elf.arch != arch:
+            raise ArtifactError(f"{path} is for {elf.arch}, not for {arch}")
+        dynamic, local = elf.symbols(_DYNAMIC_SYMBOLS), elf.symbols(_SYMBOLS)
+        exports = {symbol.name: symbol.value for symbol in dynamic if symbol.name}
+        functions = sorted((s.value, s.name) for s in local or dynamic if s.kind == _FUNCTION)
+        objects = {s.name: s.value for s in local if s.kind == _OBJECT}
+        return ElfImage(elf.image(), elf.relocations(dynamic), exports, functions, objects)
+    except (ValueError, IndexError, struct.error) as error:
         raise ArtifactError(f"{path} is no readable ELF library: {error}") from error
 
 
-def symbols(elf: ELFFile, table: str) -> list[Symbol]:
-    """The entries of the symbol table called ``table``; none where there is no such table."""
-    section = elf.get_section_by_name(table)
-    return list(section.iter_symbols()) if isinstance(section, SymbolTableSection) else []
+class _Section(NamedTuple):
+    name: int
+    type: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
 
 
-def functions(elf: ELFFile) -> list[tuple[int, str]]:
-    """(address, name) of every function, in order of address."""
-    return sorted((symbol["st_value"], symbol.name)
-                  for symbol in symbols(elf, ".symtab") or symbols(elf, ".dynsym")
-                  if symbol["st_info"]["type"] == "STT_FUNC")
+class _Symbol(NamedTuple):
+    name: str
+    kind: int
+    value: int
 
 
-def _relocations(elf: ELFFile, arch: str) -> list[tuple[int, int]]:
-    found = []
-    relative, symbolic = _RELOCATIONS[arch]
-    dynamic = symbols(elf, ".dynsym")
-    for section in elf.iter_sections():
-        if not isinstance(section, RelocationSection):
-            continue
-        for entry in section.iter_relocations():
-            value = entry["r_addend"]
-            if entry["r_info_type"] in symbolic:
-                value += dynamic[entry["r_info_sym"]]["st_value"]
-            elif entry["r_info_type"] not in relative:
-                raise ArtifactError(f"unknown relocation {entry['r_info_type']} in the library")
-            found.append((entry["r_offset"], value))
-    return found
+class _Elf:
+    """The tables of an ELF file; ValueError, IndexError or struct.error where they lie outside of it."""
+
+    def __init__(self, library: bytes) -> None:
+        self.library = library
+        magic, bits, order, _, machine, _, _, segments, sections, _, _, *counts, _ = _HEADER.unpack_from(library)
+        if (magic, bits, order) != (b"\x7fELF", 2, 1):
+            raise ValueError("it does not begin as one of 64 bits, little-endian")
+        if counts[::2] != [_SEGMENT.size, _SECTION.size]:
+            raise ValueError("its tables have entries of another size")
+        self.arch = _ARCHS.get(machine, f"machine {machine}")
+        self.segments = list(self._table(_SEGMENT, segments, counts[1]))
+        self.sections = [_Section(*entry[:7]) for entry in self._table(_SECTION, sections, counts[3])]
+
+    def image(self) -> bytearray:
+        """The loaded segments where they lie from address 0."""
+        loads = [
+            (offset, address, file_size, size)
+            for kind, _, offset, address, _, file_size, size, _ in self.segments
+            if kind == _LOAD
+        ]
+        total = max((address + size for _, address, _, size in loads), default=0)
+        if not 0 < total <= _LARGEST_IMAGE:
+            raise ValueError(f"it takes {total} bytes of memory")
+        image = bytearray(total)
+        for offset, address, file_size, size in loads:
+            if file_size > size or offset + file_size > len(self.library):
+                raise ValueError(f"its segment at {address:#x} ends outside of it")
+            image[address : address + file_size] = self.library[offset : offset + file_size]
+        return image
+
+    def symbols(self, kind: int) -> list[_Symbol]:
+        """The entries of the symbol table of this type; none where there is no such table."""
+        found = []
+        for table in self._of_type(kind):
+            names = self.sections[table.link]
+            texts = self.library[names.offset : names.offset + names.size]
+            for start, info, _, _, value, _ in self._entries(table, _SYMBOL):
+                name = texts[start : texts.index(b"\0", start)].decode()
+                found.append(_Symbol(name, info & 15, value))
+        return found
+
+    def relocations(self, symbols: list[_Symbol]) -> list[tuple[int, int]]:
+        """(offset, value) of each; ``symbols`` are the dynamic ones, in the table's order."""
+        relative, symbolic = _RELOCATION_TYPES[self.arch]
+        if any(self._of_type(kind) for kind in _OTHER_RELOCATIONS):
+            raise ValueError("its relocations have no addends")
+        found = []
+        for table in self._of_type(_RELOCATIONS):
+            for offset, kind, symbol, addend in self._entries(table, _RELOCATION):
+                if kind not in relative | symbolic:
+                    raise ValueError(f"it has relocations of the unknown type {kind}")
+                found.append((offset, addend + symbols[symbol].value if kind in symbolic else addend))
+        return found
+
+    def _of_type(self, kind: int) -> list[_Section]:
+        return [section for section in self.sections if section.type == kind]
+
+    def _entries(self, section: _Section, form: struct.Struct) -> Iterator[tuple]:
+        return self._table(form, section.offset, section.size // form.size)
+
+    def _table(self, form: struct.Struct, offset: int, count: int) -> Iterator[tuple]:
+        if offset + count * form.size > len(self.library):
+            raise ValueError("one of its tables ends outside of it")
+        return form.iter_unpack(self.library[offset : offset + count * form.size])

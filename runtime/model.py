@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from qcompile.runtime.borders import as_array, as_integers, check_shape, dequantize, quantize
+from qcompile.runtime.emulation import why_not_unicorn
 from qcompile.runtime.errors import ArtifactError
 from qcompile.runtime.library_info import check_library
 from qcompile.runtime.manifest import Manifest, Tensor, read_manifest
@@ -157,6 +158,9 @@ def load(path: str | Path, threads: int = 1, backend: str = "auto", core: str | 
     if backend == "qemu":
         from qcompile.runtime.qemu_engine import QemuEngine
         return Model(manifest, QemuEngine(manifest, core))
+    reason = why_not_unicorn(manifest)
+    if reason:
+        raise ArtifactError(f"{manifest.folder} cannot be emulated: {reason}")
     from qcompile.runtime.unicorn_engine import UnicornEngine
     return Model(manifest, UnicornEngine(manifest))
 
@@ -165,7 +169,6 @@ def _choose(manifest: Manifest) -> str:
     reasons = {"native": why_not_native(manifest)}
     if reasons["native"]:
         from qcompile.runtime.qemu_engine import why_not_qemu
-        from qcompile.runtime.unicorn_engine import why_not_unicorn
         reasons |= {"unicorn": why_not_unicorn(manifest), "qemu": why_not_qemu(manifest)}
     usable = [backend for backend, reason in reasons.items() if reason is None]
     if not usable:

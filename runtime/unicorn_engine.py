@@ -23,26 +23,14 @@ _STACK_BYTES = 1 << 20
 _JUNK = 0xA5
 _ENABLE_SIMD = 3 << 20  # CPACR_EL1.FPEN
 _CORES = {"cortex-a53": arm.UC_CPU_ARM64_A53, "cortex-a72": arm.UC_CPU_ARM64_A72}  # others have dotprod: 'max'
-_NOT_EMULATED = ("i8mm",)
-
-
-def why_not_unicorn(manifest: Manifest) -> str | None:
-    """Why unicorn cannot run the artifact, or None where it can."""
-    if manifest.arch != "aarch64":
-        return f"only aarch64 is emulated, not {manifest.arch}"
-    missing = [flag for flag in _NOT_EMULATED if flag in manifest.cpu_flags]
-    return f"unicorn does not emulate {', '.join(missing)}" if missing else None
 
 
 class UnicornEngine:
-    """One emulated core that keeps its translated code between runs."""
+    """One emulated core that keeps its translated code between runs; for artifacts that `why_not_unicorn` allows."""
 
     name = "unicorn"
 
     def __init__(self, manifest: Manifest) -> None:
-        reason = why_not_unicorn(manifest)
-        if reason:
-            raise ArtifactError(f"{manifest.folder} cannot be emulated: {reason}")
         self._image = parse_elf(manifest.read_library(), manifest.library)
         self._core = manifest.emulation
         self._engine = uc.Uc(uc.UC_ARCH_ARM64, uc.UC_MODE_ARM)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
-from qcompile.runtime.elf_image import functions
+from qcompile.artifact.elf import functions
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.pool import ThreadPool
 from qcompile.runtime.shared_library import open_library

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import qcompile
-from click.testing import CliRunner
+from commands import call
 from onnx import helper, numpy_helper
 from qcompile.artifact.spec import LONGEST_NAME, c_prefix, c_variables, folder_name
 from qcompile.cli import qrun
@@ -87,7 +87,7 @@ def test_every_layer_keeps_its_bits_where_all_have_one_name(built):
 def test_npz_files_hold_every_name(built, samples, tmp_path):
     np.savez(tmp_path / "x.npz", **dict(zip(ODD, samples[0])))
     arguments = [built["odd"].path, "--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz"]
-    result = CliRunner().invoke(qrun.main, [str(a) for a in arguments])
+    result = call(qrun, *arguments)
     assert result.exit_code == 0, result.output
     want = qcompile.load(built["odd"].path).run(dict(zip(ODD, samples[0])))
     with np.load(tmp_path / "y.npz") as file:

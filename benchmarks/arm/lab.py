@@ -187,7 +187,7 @@ class Dump:
 
 
 class Symbols:
-    """Functions of a library by address: runtime/elf_image's list, with the address that the guest loaded it at."""
+    """Functions of a library by address: artifact/elf's list, with the address that the guest loaded it at."""
 
     def __init__(self, functions: list[tuple[int, str]], base: int) -> None:
         self._starts, self._names, self._base = [s for s, _ in functions], [n for _, n in functions], base

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from elftools.elf.elffile import ELFFile
 from qcompile.artifact import ArtifactSpec, TensorInfo
+from qcompile.artifact.elf import functions, symbols
 from qcompile.artifact.linker import link_library
 from qcompile.codegen.generate import Generated, ListedCall, compile_main, generate, main_source
 from qcompile.kernels.cpu import head_op
@@ -18,7 +19,6 @@ from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import NodeContext
 from qcompile.kernels.program import Node, Program
 from qcompile.passes import CPU_PASSES
-from qcompile.runtime.elf_image import functions, symbols
 from qcompile.statistics import macs_by_node
 from qcompile.targets import Target, get_target
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from qcompile.artifact.csource import render
+from qcompile.artifact.elf import symbols
 from qcompile.artifact.spec import ArtifactSpec
-from qcompile.runtime.elf_image import symbols
 from qcompile.runtime.toolchain import ToolError, compile_c, link
 from qcompile.targets import CompileError, Target
 

@@ -10,9 +10,9 @@ import capstone
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
+from qcompile.artifact.elf import functions, symbols
 from qcompile.artifact.instructions import Kind, classify
 from qcompile.artifact.linker import SEGMENT_ALIGNMENT
-from qcompile.runtime.elf_image import functions, symbols
 from qcompile.targets import CompileError
 
 _DISASSEMBLERS = {"x86_64": (capstone.CS_ARCH_X86, capstone.CS_MODE_64),

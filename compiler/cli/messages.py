@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 from qcompile.targets.errors import CompileError, one_line
 
 
@@ -18,7 +17,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*arguments: Any, **options: Any) -> Any:
         try:
             return command(*arguments, **options)
-        except (BrokenPipeError, click.ClickException, click.Abort):
+        except BrokenPipeError:
             raise
         except Exception as error:
             message = _message(error)
@@ -27,7 +26,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                     raise
                 message = (f"unexpected {type(error).__name__}: {error}; this is a defect of qcompile "
                            "(QCOMPILE_DEBUG=1 shows where)")
-        click.echo(f"{Path(sys.argv[0]).stem}: error: {one_line(message)}", err=True)
+        print(f"{Path(sys.argv[0]).stem}: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
     return wrapped

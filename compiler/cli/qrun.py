@@ -1,45 +1,72 @@
-"""qrun: runs an artifact on the samples of an npz file."""
+"""qrun: runs an artifact on the samples of an npz file; needs numpy only, as what runs on a device may."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-import click
 from qcompile.cli.messages import one_line_errors, write_whole
 
+DESCRIPTION = """Runs the compiled ARTIFACT folder on the inputs of an npz file and writes its outputs to another.
+Arrays have the model's shapes for one inference. With one more axis in front, or more samples along a batch axis of 1,
+every sample is run and the outputs are stacked the same way."""
 
-@click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--input", "input_file", required=True, type=click.Path(path_type=Path),
-              help="npz file with one array per input: one inference, or samples along the first axis.")
-@click.option("--output", "output_file", required=True, type=click.Path(path_type=Path),
-              help="npz file to write, one array per output.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference.")
-@click.option("--backend", default="auto", show_default=True, metavar="auto|native|unicorn|qemu",
-              help="Where to run: this machine, or an ARM emulator.")
-@click.option("--core", help="The core that qemu stands in for, such as cortex-a72.")
-@click.option("--integer", is_flag=True, help="Take and return the integers themselves, without scales.")
-@click.option("--reference", is_flag=True, help="Run the numpy meaning of the model instead of its code.")
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("qrun", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("artifact", metavar="ARTIFACT", type=Path)
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        required=True,
+        type=Path,
+        help="npz file with one array per input: one inference, or samples along the first axis",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", required=True, type=Path, help="npz file to write, one array per output"
+    )
+    parser.add_argument("--threads", metavar="N", default=1, type=_count, help="threads of one inference (default: 1)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="auto|native|unicorn|qemu",
+        help="where to run: this machine, or an ARM emulator (default: auto)",
+    )
+    parser.add_argument("--core", metavar="NAME", help="the core that qemu stands in for, such as cortex-a72")
+    parser.add_argument(
+        "--integer", action="store_true", help="take and return the integers themselves, without scales"
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="run the numpy meaning of the model instead of its code"
+    )
+    return parser
+
+
 @one_line_errors
-def main(artifact: Path, input_file: Path, output_file: Path, threads: int, backend: str, core: str | None,
-         integer: bool, reference: bool) -> None:
-    """Runs the compiled ARTIFACT folder on the inputs of an npz file and writes its outputs to another.
-
-    Arrays have the model's shapes for one inference.  With one more axis in front, or more samples along a batch
-    axis of 1, every sample is run and the outputs are stacked the same way.
-    """
-    from collections.abc import Callable  # late, with all that runs anything: --help starts at once
-
-    from qcompile.cli.samples import Arrays, run_samples
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command with ``arguments``, the process's own where there are none."""
+    given = _parser().parse_args(arguments)
+    from qcompile.cli.samples import run_samples  # late, with all that runs anything: --help starts at once
     from qcompile.npz import npz_bytes, read_npz
     from qcompile.runtime import ArtifactError, load
 
-    if core and backend != "qemu":
+    if given.core and given.backend != "qemu":
         raise ArtifactError("--core needs --backend qemu")
-    model = load(artifact, threads=threads, backend=backend, core=core)
-    runs: dict[tuple[bool, bool], Callable[[Arrays], Arrays]] = {
-        (False, False): model.run, (True, False): model.run_integer,
-        (False, True): model.reference, (True, True): model.reference_integer}
-    outputs = run_samples(model, runs[integer, reference], read_npz(input_file))
-    write_whole(output_file, npz_bytes(outputs))
+    model = load(given.artifact, threads=given.threads, backend=given.backend, core=given.core)
+    runs = {
+        (False, False): model.run,
+        (True, False): model.run_integer,
+        (False, True): model.reference,
+        (True, True): model.reference_integer,
+    }
+    outputs = run_samples(model, runs[given.integer, given.reference], read_npz(given.input))
+    write_whole(given.output, npz_bytes(outputs))
+
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,10 @@
 """Runs an artifact on many samples, however they are stacked."""
 
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from qcompile.runtime import ArtifactError, Model, Tensor
-from rich.console import Console
-from rich.progress import track
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,5 +52,9 @@ def _shape(model: Model, name: str) -> tuple[int, ...]:
 
 
 def _progress(count: int) -> Iterator[int]:
-    console = Console(stderr=True)
-    yield from track(range(count), "samples", console=console, disable=not console.is_terminal, transient=True)
+    """The numbers of the samples, and how far they are where a person watches."""
+    watched = sys.stderr.isatty()
+    for i in range(count):
+        yield i
+        if watched:
+            print(f"\rsample {i + 1} of {count}", end="\n" if i + 1 == count else "", file=sys.stderr, flush=True)

@@ -5,15 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import call
 from programs import residual_net
 from qcompile.cli import qbench, qcompile, qrun
 from qcompile.pipeline import compile as qcompile_api
 from small_models import dense, model, save
-
-
-def call(command, *arguments):
-    return CliRunner().invoke(command.main, [str(a) for a in arguments])
 
 
 @pytest.fixture

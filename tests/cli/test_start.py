@@ -4,9 +4,12 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from qcompile.cli.qcompile import TECHNIQUES
+from qcompile.pipeline import compile
 from qcompile.quantizer import QuantizeOptions
+from small_models import quantized_dense
 
 HEAVY = {"tvm", "tvm_ffi", "onnx", "onnxruntime", "scipy", "torch", "numpy", "rich", "jinja2"}
 
@@ -22,7 +25,7 @@ HEAVY = {"tvm", "tvm_ffi", "onnx", "onnxruntime", "scipy", "torch", "numpy", "ri
         ("qcompile", [__file__, "--shapes", "x:axb"], 2, set()),
         ("qcompile", [__file__, "--calib", "none.npz"], 2, set()),
         ("qcompile", [__file__, "--frobnicate"], 2, set()),
-        ("qrun", ["none", "--input", "x.npz", "--output", "y.npz"], 2, {"numpy", "rich"}),
+        ("qrun", ["none", "--input", "x.npz", "--output", "y.npz"], 2, {"numpy"}),
         ("qbench", ["none"], 2, {"numpy", "rich"}),
     ],
     ids=lambda v: " ".join(v).replace(__file__, "FILE") if isinstance(v, list) else "" if isinstance(v, set) else v,
@@ -40,10 +43,34 @@ def test_what_a_command_imports(command, arguments, code, heavy, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_running_an_artifact_needs_no_compiler():
-    script = "import sys, qcompile; qcompile.load; print(*sys.modules)"
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A small artifact for this machine and a file of its input."""
+    folder = tmp_path_factory.mktemp("start")
+    np.savez(folder / "x.npz", x=np.ones((1, 8), np.float32))
+    return compile(quantized_dense(), output=folder).path, folder / "x.npz"
+
+
+@pytest.mark.parametrize(
+    ("script", "allowed"),
+    [
+        ("import qcompile; qcompile.load", set()),
+        ("import qcompile; qcompile.load({0!r})", set()),
+        ("from qcompile.cli.qrun import main; main([{0!r}, '--input', {1!r}, '--output', {1!r} + '.out'])", set()),
+        ("import qcompile; qcompile.load({0!r}).reference(dict(x=[[1.0] * 8]))", {"qcompile.kernels"}),
+    ],
+    ids=["load", "load an artifact", "qrun", "the reference"],
+)
+def test_running_an_artifact_loads_numpy_only(built, script, allowed):
+    """Nothing of the compiler, and no package but numpy: what else is loaded comes with Python."""
+    script = script.format(*map(str, built))
+    script = f"import sys; start = set(sys.modules); {script}; print(*set(sys.modules) - start)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert not {"tvm", "onnx", "scipy", "torch", "qcompile.pipeline"} & set(done.stdout.split())
+    names = set(done.stdout.split())
+    packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert {name for name in packages if not name.startswith("_")} <= {"qcompile", "numpy"}
+    rooms = {".".join(name.split(".")[:2]) for name in names if name.startswith("qcompile.")}
+    assert rooms - allowed <= {f"qcompile.{room}" for room in ("cli", "files", "npz", "runtime", "targets")}
 
 
 def test_every_name_of_the_package_is_there():

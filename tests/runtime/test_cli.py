@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import call
 from onnx import TensorProto, helper, save
 from qcompile.cli import qbench, qrun
 from sample_artifacts import WEIGHTS, build_multiply
@@ -16,10 +16,6 @@ WEIGHT_VALUES = np.frombuffer(WEIGHTS, np.int8).astype(np.int32)
 def host(tmp_path_factory):
     """The sample artifact for this machine."""
     return build_multiply(tmp_path_factory.mktemp("host")).path
-
-
-def call(command, *arguments):
-    return CliRunner().invoke(command.main, [str(argument) for argument in arguments])
 
 
 def run(path, folder, x, *options):
