@@ -19,12 +19,13 @@ its tensor.
 - **Gather and scatter by computed numbers**: numbers outside of their axis are clamped to it, so that no
   foreign memory is reached. ScatterND and ScatterElements write in order: of equal places the last counts.
 - **CumSum, CumProd** along a constant axis are exact on integers. **LpPool**: p = 1 and 2.
+- **NonMaxSuppression** has as many rows as it can select, the others are -1: see [detection](detection.md).
 - **Dropout** at inference gives its input and a mask of ones; one that drops at random is refused.
 - **Outputs** may be constants or inputs; an output of an input's name is called NAME_output.
 - **Resize**: every mode, any factor; refused where ONNX and ONNX Runtime differ (`align_corners` with scales
   that give no whole size).
 - **NaN and infinities**: integers have none; IsNaN is constantly false.
-- **Shapes that depend on data** (NonZero, Unique, Compress by a computed condition) are refused, for a
+- **Other shapes that depend on data** (NonZero, Unique, Compress by a computed condition) are refused, for a
   program of fixed buffers.
 
 | operator | agree | refused because |

@@ -255,6 +255,19 @@ def _epsilon(graph: Graph, node: NodeProto) -> Iterator[Fault]:
         yield "attribute 'epsilon'", f"is {epsilon:g}, below 0"
 
 
+def _suppression(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+    boxes, scores = (graph.shape(i) for i in node.input[:2])
+    if boxes is not None and scores is not None and (
+        len(boxes) != 3 or len(scores) != 3 or boxes[2] != 4 or boxes[0] != scores[0] or boxes[1] != scores[2]
+    ):
+        yield "input", f"boxes and scores have shapes {list(boxes)} and {list(scores)}; they are [n, k, 4] and [n, c, k]"
+    if attribute(node, "center_point_box", 0) not in (0, 1):
+        yield "attribute 'center_point_box'", f"is {attribute(node, 'center_point_box')}; it is 0 or 1"
+    overlap = graph.scalar(node.input[3]) if len(node.input) > 3 else None
+    if overlap is not None and not 0 <= overlap <= 1:
+        yield "'iou_threshold'", f"is {overlap:g}; it lies in [0, 1]"
+
+
 def _group_norm(graph: Graph, node: NodeProto) -> Iterator[Fault]:
     groups, shape = attribute(node, "num_groups", 1), graph.shape(node.input[0])
     if groups < 1 or (shape is not None and len(shape) > 1 and shape[1] % groups):
@@ -329,6 +342,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "LayerNormalization": (_axis(), _epsilon),
     "RMSNormalization": (_axis(), _epsilon),
     "GroupNormalization": (_group_norm, _epsilon),
+    "NonMaxSuppression": (_suppression,),
     "Transpose": (_perm,),
     **dict.fromkeys(REDUCTIONS, (_axes(1),)),
     "Squeeze": (_axes(1, single=True),),

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import Message
 from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from qcompile.frontend.local_functions import local_functions
 
 Shape = tuple[int, ...]
 
@@ -352,6 +353,7 @@ class Graph:
         opsets = [helper.make_opsetid(d, v) for d, v in self.opsets.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="qcompile")
         model.metadata_props.extend(self.metadata)
+        model.functions.extend(local_functions(self.nodes, self.opsets.get("", 1)))
         # last, and one by one: make_graph and make_model copy what they are given
         for name, value in self.constants.items():
             declared = _declared(name, value) if name in external else _carried(name, value)

@@ -17,6 +17,7 @@ from qcompile.frontend.domains import with_domains
 from qcompile.frontend.external_data import read_external_data
 from qcompile.frontend.graph import label
 from qcompile.frontend.limits import limits
+from qcompile.frontend.local_functions import DOMAIN
 from qcompile.frontend.opset import OLDEST, TARGET
 from qcompile.frontend.text import check_text
 from qcompile.targets.errors import CompileError
@@ -44,7 +45,8 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPr
         )
     if model.functions:
         try:
-            model = onnx.inliner.inline_local_functions(model)
+            own = [(f.domain, f.name) for f in model.functions if f.domain == DOMAIN]
+            model = onnx.inliner.inline_selected_functions(model, own, exclude=True)
         except Exception as e:  # recursive or ambiguous; the types of the C++ inliner are not public
             raise CompileError(f"the model's functions cannot be expanded: {e}") from e
     model = with_domains(model)

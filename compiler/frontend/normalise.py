@@ -18,6 +18,7 @@ from qcompile.frontend.expand_norms import expand_group_norm
 from qcompile.frontend.expand_operators import expand_operators, finite_masks
 from qcompile.frontend.extra_outputs import constant_outputs, expand_extra_outputs, plain_outputs
 from qcompile.frontend.fake_quantize import fuse_fake_quantize
+from qcompile.frontend.fixed_rows import fix_rows
 from qcompile.frontend.fold_constants import fold_constant_nodes, fold_constants
 from qcompile.frontend.fold_pads import fold_pads
 from qcompile.frontend.fold_scales import (
@@ -123,6 +124,7 @@ def normalise_graph(
     expand_dynamic_lstm(graph, notes)
     expand_functions(graph)
     _resolve_control_flow(graph)  # of the functions' bodies
+    fix_rows(graph, notes)
     hoist_dequantize(graph)
     widen_types(graph)
     fuse_fake_quantize(graph)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import onnx
 from onnx import helper
 from qcompile.frontend.graph import Graph, label
+from qcompile.frontend.local_functions import local_functions
 from qcompile.frontend.pool_pads import explicit_pads
 from qcompile.targets.errors import CompileError
 
@@ -104,6 +105,7 @@ def _infer(graph: Graph, without: Collection[int] = (), strict: bool = False) ->
         helper.make_graph([n for n in graph.nodes if id(n) not in without], "shapes", inputs, bare, small),
         opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
         ir_version=10,
+        functions=local_functions(graph.nodes, graph.opsets.get("", 1)),
     )
     return onnx.shape_inference.infer_shapes(skeleton, strict_mode=strict, data_prop=True)
 

@@ -70,4 +70,18 @@ class TopK(Converter):
         return relax.Tuple([values, numbers])
 
 
-OPERATORS = (GatherElements, GatherND, ScatterElements, Scatter, ScatterND, TopK)
+class NonMaxSuppression(Converter):
+    """Of our own domain: rows of numbers, -1 where nothing is selected."""
+
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        if "shape" not in attr:
+            raise CompileError("the shapes of its boxes and scores are unknown; export the model with fixed shapes")
+        rows = [int(n) for n in attr["shape"]]
+        overlap, least = (float(needs_constant(inputs[i], "a threshold").reshape(-1)[0]) for i in (3, 4))
+        centers = int(attr.get("center_point_box", 0))
+        given = {"overlap": overlap, "least": least, "centers": centers}
+        return source_op("non_max_suppression", inputs[:2], rows, "int64", **given)
+
+
+OPERATORS = (GatherElements, GatherND, NonMaxSuppression, ScatterElements, Scatter, ScatterND, TopK)

@@ -21,6 +21,7 @@ GATES = {"Sigmoid", "HardSigmoid", "Tanh", "Erf"}
 STEEP = {"Reciprocal", "Exp", "Log", "Pow", "Tan", "Sinh", "Cosh", "Atanh", "Acosh"}  # 8 bits say little of an end
 STEPS = {"Round", "Floor", "Ceil", "Sign"}  # functions that jump: noise before them is decided upon
 COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "ArgMax", "ArgMin", "Hardmax", "Cast"}
+COMPARING |= {"NonMaxSuppression"}
 MOVERS = {  # op type: indices of the data inputs; None means all
     **dict.fromkeys(
         (

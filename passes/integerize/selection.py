@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.arithmetic import INT32_MAX
+from qcompile.kernels.ops.suppression import FRACTION
 from qcompile.passes.integerize.gather import move_take
 from qcompile.passes.integerize.integers import combine, constant, interval, laid_out, same_type, within
 from qcompile.passes.integerize.movement import reshape_value
@@ -176,3 +177,27 @@ def top_k(r: Reader, call: Any, args: list[Any]) -> Value:
     name = r.builder.emit("reshape", [name], shape=[*lead, k])
     r.builder.intervals[name] = (0, q.shape[axis] - 1)
     return Integers(name, wanted, shape_of(call))
+
+
+@handles("source.non_max_suppression")
+def non_max_suppression(r: Reader, call: Any, args: list[Any]) -> Value:
+    """Rows (image, class, box) of what is selected; thresholds on the grids of boxes and scores."""
+    made = []
+    for v in args:
+        q = r.make.plain(r.make.settle(r.settled(_constant_data(r, v) if isinstance(v, Real) else v, None)))
+        made.append(replace(q, name=r.make.physical(q.name, q.axes, identity(len(q.shape)))))
+    boxes, scores = made
+    shape = shape_of(call)
+    limit = np.clip(np.floor(float(call.attrs["least"]) / float(scores.scale)), -INT32_MAX, INT32_MAX)
+    name = r.builder.emit(
+        "non_max_suppression",
+        [boxes.name, scores.name],
+        most=shape[0] // (scores.shape[0] * scores.shape[1]),
+        overlap_multiplier=round(float(call.attrs["overlap"]) * (1 << FRACTION)),
+        limit=int(limit),
+        centers=bool(int(call.attrs["centers"])),
+        boxes_zero_point=boxes.zero_point,
+        scores_zero_point=scores.zero_point,
+    )
+    r.builder.intervals[name] = (-1, max(scores.shape) - 1)
+    return Integers(name, identity(len(shape)), shape)

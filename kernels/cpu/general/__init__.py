@@ -12,13 +12,14 @@ from qcompile.kernels.cpu.general import (
     reduce,
     selection,
     softmax,
+    suppression,
     table,
     whole,
 )
 from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
-for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole, selection):
+for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole, selection, suppression):
     LOWERINGS |= _family.LOWERINGS
 
 __all__ = ["LOWERINGS"]

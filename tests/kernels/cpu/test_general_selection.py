@@ -28,5 +28,35 @@ def cases(rng):
             yield Case(node(name, "scatter", list(inputs), {"reduction": reduction}), inputs)
 
 
+def boxes_of(rng, dtype, shape, centers):
+    """Boxes that overlap often; some of equal places, some without area, some turned about."""
+    top = np.iinfo(dtype).max
+    boxes = rng.integers(-top // 2, top // 2, (*shape, 4))
+    boxes[:, 1::3] = boxes[:, ::3][:, : boxes[:, 1::3].shape[1]]
+    boxes[:, 2::5] += rng.integers(-top // 20, top // 20 + 1, boxes[:, 2::5].shape)
+    if not centers:
+        boxes[:, 3::7, 2:] = boxes[:, 3::7, :2]
+    return boxes.astype(dtype)
+
+
+def suppressions(rng):
+    for i, (images, classes, n, most) in enumerate([(1, 1, 1, 1), (2, 3, 40, 5), (1, 2, 17, 17), (3, 1, 64, 9)]):
+        for dtype in ("int8", "int16"):
+            for centers in (False, True):
+                name = f"nms_{dtype}_{i}_{centers}"
+                limits = np.iinfo(dtype)
+                scores = edge_array(rng, (images, classes, n), dtype) // 16  # ties
+                inputs = {f"b_{name}": boxes_of(rng, dtype, (images, n), centers), f"s_{name}": scores}
+                attrs = {"most": most, "overlap_multiplier": (0, 1 << 25, 60397977, 1 << 27)[i], "centers": centers}
+                attrs |= {"limit": (-1, limits.min // 20, 0, limits.min)[i]}
+                attrs |= {"boxes_zero_point": (0, 3, -100, 7)[i], "scores_zero_point": (0, -2, 5, -1)[i]}
+                yield Case(node(name, "non_max_suppression", list(inputs), attrs), inputs)
+
+
+def test_suppression(target, tmp_path):
+    found = list(suppressions(np.random.default_rng(5)))
+    check_cases(found, target, tmp_path)
+
+
 def test_selection(target, tmp_path):
     check_cases(list(cases(np.random.default_rng(4))), target, tmp_path)
