@@ -260,7 +260,7 @@ def _suppression(graph: Graph, node: NodeProto) -> Iterator[Fault]:
     if boxes is not None and scores is not None and (
         len(boxes) != 3 or len(scores) != 3 or boxes[2] != 4 or boxes[0] != scores[0] or boxes[1] != scores[2]
     ):
-        yield "input", f"boxes and scores have shapes {list(boxes)} and {list(scores)}; they are [n, k, 4] and [n, c, k]"
+        yield "input", f"boxes and scores have shapes {list(boxes)} and {list(scores)}, not [n, k, 4] and [n, c, k]"
     if attribute(node, "center_point_box", 0) not in (0, 1):
         yield "attribute 'center_point_box'", f"is {attribute(node, 'center_point_box')}; it is 0 or 1"
     overlap = graph.scalar(node.input[3]) if len(node.input) > 3 else None

@@ -65,11 +65,8 @@ def _fix(graph: Graph, node: NodeProto, scores: tuple[int, ...]) -> int:
     if most < 1:
         raise CompileError(f"node {label(node)}: max_output_boxes_per_class is {values[0]}; it would select no box")
     rows = scores[0] * scores[1] * most
-    names = [
-        graph.constant(f"{node.output[0]}_{PARAMETERS[i]}", np.array([v], t))
-        for (i, v), t in zip(enumerate(values, 2), (np.int64, np.float32, np.float32))
-    ]
-    names[0] = graph.constant(f"{node.output[0]}_most", np.array([most], np.int64))
+    made = (np.array([most], np.int64), np.float32(values[1:2]), np.float32(values[2:]))
+    names = [graph.constant(f"{node.output[0]}_{what}", v) for what, v in zip(PARAMETERS.values(), made)]
     centers = attribute(node, "center_point_box", 0)
     graph.replace(
         node, node.op_type, [*node.input[:2], *names], domain=DOMAIN, center_point_box=centers, shape=[rows, 3]
@@ -125,10 +122,13 @@ def _along(graph: Graph, node: NodeProto, axis: int, count: int) -> int | None:
 
 def _valid(graph: Graph, selected: str) -> str:
     """Which rows are selected: bool [rows]."""
-    bounds = [graph.constant(f"{selected}_first", np.array([v], np.int64)) for v in (0, 1, 1)]
-    first = graph.add("Slice", [selected, *bounds], f"{selected}_images")
-    flat = graph.add("Reshape", [first, graph.constant(f"{selected}_flat", np.array([-1], np.int64))], f"{selected}_image")
-    return graph.add("GreaterOrEqual", [flat, graph.constant(f"{selected}_zero", np.array(0, np.int64))], f"{selected}_valid")
+
+    def known(value: int | list[int]) -> str:
+        return graph.constant(f"{selected}_number", np.array(value, np.int64))
+
+    first = graph.add("Slice", [selected, known([0]), known([1]), known([1])], f"{selected}_images")
+    flat = graph.add("Reshape", [first, known([-1])], f"{selected}_image")
+    return graph.add("GreaterOrEqual", [flat, known(0)], f"{selected}_valid")
 
 
 def _mask(graph: Graph, node: NodeProto, valid: str, axis: int, count: int) -> None:
@@ -137,8 +137,7 @@ def _mask(graph: Graph, node: NodeProto, valid: str, axis: int, count: int) -> N
     wanted = [count if i == axis else 1 for i in range(len(shape))]
     rows = graph.add("Reshape", [valid, graph.constant(f"{y}_shape", np.array(wanted, np.int64))], f"{y}_selected")
     dtype = helper.tensor_dtype_to_np_dtype(graph.dtypes[y])
-    inputs = list(node.input)
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    taken = graph.add(node.op_type, inputs, f"{y}_gathered", **attrs)
+    taken = graph.add(node.op_type, list(node.input), f"{y}_gathered", **attrs)
     graph.replace(node, "Where", [rows, taken, graph.constant(f"{y}_none", np.zeros((), dtype))])
     graph.update(node)

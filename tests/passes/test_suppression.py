@@ -128,5 +128,5 @@ def test_a_computed_number_of_boxes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("shapes", [([1, 6, 3], [1, 1, 6]), ([1, 6, 4], [1, 1, 7]), ([2, 6, 4], [1, 1, 6])])
 def test_shapes_that_do_not_fit_are_refused(shapes, tmp_path):
-    with pytest.raises(CompileError, match="NonMaxSuppression 'the_rows'.*boxes and scores have shapes"):
+    with pytest.raises(CompileError, match=r"NonMaxSuppression 'the_rows'.*boxes and scores have shapes"):
         qcompile.compile(net(inputs=dict(zip(("boxes", "scores"), shapes))), output=tmp_path, name="n")

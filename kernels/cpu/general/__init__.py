@@ -19,7 +19,10 @@ from qcompile.kernels.cpu.general import (
 from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
-for _family in (elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole, selection, suppression):
+FAMILIES = (
+    elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole, selection, suppression,
+)  # fmt: skip
+for _family in FAMILIES:
     LOWERINGS |= _family.LOWERINGS
 
 __all__ = ["LOWERINGS"]

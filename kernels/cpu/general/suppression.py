@@ -52,9 +52,7 @@ def overlaps(corners: Pointer, i: Expr, k: Expr, overlap: Expr) -> Expr:
     def area(box: list[Expr]) -> Expr:
         return wide(box[2] - box[0]) * wide(box[3] - box[1])
 
-    high, width = (
-        T.max(T.min(first[s + 2], second[s + 2]) - T.max(first[s], second[s]), T.int32(0)) for s in range(2)
-    )
+    high, width = (T.max(T.min(first[s + 2], second[s + 2]) - T.max(first[s], second[s]), T.int32(0)) for s in range(2))
     common = bind(wide(high) * wide(width))
     joined = area(first) + area(second) - common
     return common * T.IntImm("int64", 1 << FRACTION) > joined * wide(overlap)
