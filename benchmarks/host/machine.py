@@ -20,7 +20,6 @@ from qcompile.kernels.cpu.builder import T, bind, cast, function, local, splat
 from qcompile.kernels.cpu.compile import compile_module
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.isa.dot import Dot
-from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.runtime.native import aligned_empty
 from qcompile.runtime.shared_library import open_library
 from qcompile.runtime.toolchain import link
@@ -82,7 +81,7 @@ def _rate(loop: Loop, count: int, seconds: float) -> float:
 
 def _dot_loops(target: Target) -> list[Loop]:
     """One loop for each tile of the target's best dot product; operands stay in the first cache."""
-    dot = DOTS[get_isa(target).name][0]
+    dot = get_isa(target).dots[0]
     shapes = [(r, c) for r, c in dot.tiles if r > 1]
     dtype = "uint8" if target.unsigned_activations else "int8"
     library = _library({f"dot_{r}x{c}": _dot_loop(dot, r, c, dtype) for r, c in shapes}, target)
@@ -122,7 +121,7 @@ def _dot_loop(dot: Dot, rows: int, columns: int, dtype: str) -> Any:
 
 def _reader(target: Target, memory: np.ndarray, count: int) -> Loop:
     """Every thread adds up its own part of `memory`."""
-    lanes = target.vector_bytes // 4
+    lanes = get_isa(target).lanes
 
     def body(x, y, steps) -> None:
         sums = local(PIECES * lanes, "int32")

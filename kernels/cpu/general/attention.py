@@ -28,7 +28,6 @@ from qcompile.kernels.cpu.general.common import (
 from qcompile.kernels.cpu.general.elementwise import chain_call
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
-from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
 from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import SLACK_BYTES, KernelCall, NodeContext, Workspace
@@ -57,7 +56,7 @@ def lower_attention(ctx: NodeContext) -> list[KernelCall]:
         extra = {name: source for name, (source, _) in arranged.items()}
         return [*calls, lanes_call(ctx, blocks, (k_source, native), extra, offsets, signed, parallel)]
     q_source, q_zero_point = _native(ctx, names[0], native, isa, calls)
-    dots = ACTIVATION_DOTS[isa.name]
+    dots = isa.activation_dots
     scores = choose_tiling(dots, m, length, d, 1, uniform=True)
     values = choose_tiling(dots, scores.rows, e, length, 1, uniform=True)
     extras = dict(zip([n for n in ("mask", "bias") if a[f"has_{n}"]], names[4:]))

@@ -11,7 +11,6 @@ from qcompile.kernels.cpu.general.attention_lanes import CHUNK, KEYS, Body, Plan
 from qcompile.kernels.cpu.general.common import TASKS, Source, operand
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot, Tile
-from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
 from qcompile.kernels.lowering import SLACK_BYTES, Constant, KernelCall, NodeContext, Workspace
 
 TILE_OVERHEAD = 15.0  # cycles
@@ -33,7 +32,7 @@ class Blocks:
 def choose_blocks(isa: Isa, m: int, length: int, d: int, e: int) -> Blocks | None:
     """The cheapest tiles for m queries of d elements and `length` keys with values of e; None: too few queries, or dot
     products whose accumulators are not neighbouring queries."""
-    dot = ACTIVATION_DOTS[isa.name][0]
+    dot = isa.activation_dots[0]
     if not dot.in_order or dot.group != KEYS:
         return None
     candidates = []

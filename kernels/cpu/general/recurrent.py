@@ -122,7 +122,7 @@ def _product(
     """The product with weight int8 [gates of it * H, H], whose sums lie from gate `first` on in rows of all gates; with
     its packed weights, its bias and its sizes."""
     n, units = weight.shape
-    tiling, packed, sizes, decoded_bytes = plan_weights(target, isa.name, weight.reshape(1, n, 1, units), rows)
+    tiling, packed, sizes, decoded_bytes = plan_weights(target, isa, weight.reshape(1, n, 1, units), rows)
     sizes |= {"pixel_step": units, "channels": gates * units}
     macs = rows * n * units
     geometry = Geometry(

@@ -1,20 +1,26 @@
-"""Instruction sets: what kernels ask of them (`base`), and how each answers (`x86`, `neon`)."""
+"""Instruction sets: what kernels ask of them (`base`), and how each answers (`x86`, `neon`).
+
+All that is true of a set stands in its class: which targets have it, how it rescales and looks up, and its dot products
+(`dot_x86`, `dot_neon`, `taps_x86`, `taps_neon`).
+"""
 
 from __future__ import annotations
 
+from qcompile.kernels.cpu.isa import neon, x86
 from qcompile.kernels.cpu.isa.base import Isa
-from qcompile.kernels.cpu.isa.neon import Neon, NeonDotprod, NeonI8mm
-from qcompile.kernels.cpu.isa.x86 import Avx2, Avx512, Avx512Vbmi, AvxVnni
+from qcompile.targets.errors import CompileError
 from qcompile.targets.target import Target
 
-ISAS: dict[str, Isa] = {
-    isa.name: isa for isa in (Avx2(), AvxVnni(), Avx512(), Avx512Vbmi(), Neon(), NeonDotprod(), NeonI8mm())
-}
+ISAS: tuple[Isa, ...] = (*x86.ISAS, *neon.ISAS)
 
 
 def get_isa(target: Target) -> Isa:
-    """The instruction set that kernels for this target use."""
-    return ISAS["avx512vbmi" if "avx512vbmi" in target.features else target.isa]
+    """The best instruction set whose features the target has; CompileError where there is none."""
+    for isa in ISAS:
+        if isa.arch == target.arch and isa.features <= target.features:
+            return isa
+    features = ", ".join(sorted(target.features))
+    raise CompileError(f"target {target.name}: no kernels for an instruction set of {target.arch} with {features}")
 
 
 __all__ = ["ISAS", "Isa", "get_isa"]

@@ -24,6 +24,8 @@ from qcompile.kernels.cpu.builder import (
     shuffle,
     splat,
 )
+from qcompile.kernels.cpu.isa.dot import Dot
+from qcompile.kernels.cpu.isa.taps import TapDot
 from tvm.tirx import IntImm
 
 
@@ -40,12 +42,24 @@ class WordScale:
 
 
 class Isa:
-    """The portable meaning of each vector operation.
+    """The portable meaning of each vector operation, and the dot products that it offers.
+
+    arch, features: of the targets that have it, features as LLVM calls them. dots: best first, exact for constant
+    weights of which no two that share 16 bits are -128 (`Dot.pair`); activation_dots: exact whatever both operands
+    hold; digit_dots: for weights that are signed digits of 4 bits. taps: of depthwise filters, exact for those with one
+    weight of -128; exact_taps: for any.
 
     lanes: int32 lanes of a register; registers: how many; width: channels that an epilogue handles at a time.
     """
 
     name = "generic"
+    arch = ""
+    features: frozenset[str] = frozenset()
+    dots: tuple[Dot, ...] = ()
+    activation_dots: tuple[Dot, ...] = ()
+    digit_dots: tuple[Dot, ...] = ()
+    taps: TapDot
+    exact_taps: TapDot
     lanes = 4
     registers = 16
     width = 16
@@ -59,6 +73,19 @@ class Isa:
 
     def __repr__(self) -> str:
         return self.name
+
+    def weight_dots(self, weights: np.ndarray) -> tuple[Dot, ...]:
+        """The dot products that are exact for weights int8 [..., run], whatever they multiply."""
+        lowest = weights == -128
+        pairs = {dot.pair for dot in self.dots} - {0}
+        if any((lowest[..., :-pair] & lowest[..., pair:]).any() for pair in pairs):
+            return self.activation_dots
+        return self.dots
+
+    def tap_dot(self, weights: np.ndarray) -> TapDot:
+        """The instructions that are exact for weights int8 [C, ...] of one filter a channel."""
+        lowest = (weights == -128).reshape(len(weights), -1).sum(1)
+        return self.exact_taps if self.taps.shares_words and lowest.max(initial=0) > 1 else self.taps
 
     def mulhi(self, x: Expr, m: Expr) -> Expr:
         """floor(x * m / 2^32) of int32 vectors."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import Expr, T, bind, concat, extract, intrinsic, reinterpret, shuffle
 from qcompile.kernels.cpu.isa.dot import Digits, Dot, Walk
-from qcompile.kernels.cpu.isa.neon import PREFIX
 
+PREFIX = "llvm.aarch64.neon."  # of intrinsics
 # Speed against the size of the code: a loop begins and ends a tile 10 to 25 cycles later than code without
 STRAIGHT_STEPS = 4  # a run of no more steps is code without a loop
 STRAIGHT_RUNS = 12  # and so are several runs of no more

@@ -19,9 +19,9 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces, WordScale, residual_word
+from qcompile.kernels.cpu.isa.dot_neon import PREFIX, Sdot, SdotDigits, Smmla, SmmlaDigits, Smull, SmullAny
+from qcompile.kernels.cpu.isa.taps_neon import SdotTaps, SmullTaps, SmullTapsAny
 from tvm.tirx import IntImm
-
-PREFIX = "llvm.aarch64.neon."
 
 
 def _narrows(x: Expr) -> bool:
@@ -31,6 +31,12 @@ def _narrows(x: Expr) -> bool:
 
 class Neon(BytePieces):
     name = "neon"
+    arch = "aarch64"
+    features = frozenset({"neon"})
+    dots = (Smull(),)
+    activation_dots = (SmullAny(),)
+    taps = SmullTaps()
+    exact_taps = SmullTapsAny()
     lanes = 4
     registers = 32
     width = 16
@@ -246,7 +252,17 @@ class Neon(BytePieces):
 
 class NeonDotprod(Neon):
     name = "neon_dotprod"
+    features = frozenset({"neon", "dotprod"})
+    dots = activation_dots = (Sdot(),)
+    digit_dots = (SdotDigits(),)
+    taps = exact_taps = SdotTaps()
 
 
 class NeonI8mm(NeonDotprod):
     name = "neon_i8mm"
+    features = frozenset({"neon", "dotprod", "i8mm"})
+    dots = activation_dots = (Smmla(), Sdot())
+    digit_dots = (SmmlaDigits(), SdotDigits())
+
+
+ISAS = (NeonI8mm(), NeonDotprod(), Neon())  # best first

@@ -21,6 +21,8 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces, Isa, WordScale, residual_word
+from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_256_DIGITS, VNNI_512, VNNI_512_DIGITS, Madd, MaddDigits
+from qcompile.kernels.cpu.isa.taps_x86 import MaddTaps, VnniTaps
 from tvm.tirx import IntImm
 
 SIGN = -128  # the bit that int8 and uint8 codes differ by
@@ -64,6 +66,7 @@ def _add_groups(isa: Isa, total: Expr, x: Expr) -> Expr:
 class X86(Isa):
     """vpmuldq multiplies the even lanes, so a product of all lanes is two of them: even and odd."""
 
+    arch = "x86_64"
     multiplies_pairs = True
     immediate_bounds = True
 
@@ -128,6 +131,10 @@ class X86(Isa):
 
 class Avx2(BytePieces, X86):
     name = "avx2"
+    features = frozenset({"avx2"})
+    dots = activation_dots = (Madd(),)
+    digit_dots = (MaddDigits(),)
+    taps = exact_taps = MaddTaps()
     lanes = 8
     registers = 16
     width = 16
@@ -169,6 +176,10 @@ class Avx2(BytePieces, X86):
 
 class AvxVnni(Avx2):
     name = "avxvnni"
+    features = frozenset({"avx2", "avxvnni"})
+    dots = activation_dots = (VNNI_256,)
+    digit_dots = (VNNI_256_DIGITS,)
+    taps = exact_taps = VnniTaps("vnni256_taps", 8, 13, 2)
 
     def add_groups(self, total: Expr, x: Expr) -> Expr:
         return _add_groups(self, total, x)
@@ -176,6 +187,10 @@ class AvxVnni(Avx2):
 
 class Avx512(X86):
     name = "avx512vnni"
+    features = frozenset({"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})
+    dots = activation_dots = (VNNI_512,)
+    digit_dots = (VNNI_512_DIGITS,)
+    taps = exact_taps = VnniTaps("vnni512_taps", 16, 28, 4)
     lanes = 16
     registers = 32
     width = 64
@@ -337,6 +352,7 @@ class Avx512Vbmi(Avx512):
     """Adds byte permutes across the register: a table of 256 bytes is two vpermi2b and a blend."""
 
     name = "avx512vbmi"
+    features = Avx512.features | {"avx512vbmi"}
     table_width = 64
 
     def lookup(self, table: Pointer, x: Expr) -> Expr:
@@ -357,3 +373,6 @@ class Avx512Vbmi(Avx512):
         # the top bit of the index selects the half of the table
         chosen = T.Select(index < splat(128, "uint8", 64), low, high)
         return chosen if n == 64 else T.Shuffle([chosen], list(range(n)))
+
+
+ISAS = (Avx512Vbmi(), Avx512(), AvxVnni(), Avx2())  # best first

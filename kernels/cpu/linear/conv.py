@@ -7,9 +7,8 @@ import math
 import numpy as np
 from qcompile.kernels.cpu.chain import Chain, head_and_chain
 from qcompile.kernels.cpu.codes import UNIT, Code, common_factor, find_code
-from qcompile.kernels.cpu.isa import get_isa
+from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot
-from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS, DIGIT_DOTS, DOTS
 from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_codes, pack_weights
@@ -163,7 +162,7 @@ def matrix_calls(
     groups, n, all_runs, run = weights.shape
     factor = common_factor(weights)
     weights = weights if factor == 1 else (weights.astype(np.int16) // factor).astype(np.int8)
-    tiling, packed, sizes, decoded_bytes = plan_weights(target, chain.isa.name, weights, rows, images)
+    tiling, packed, sizes, decoded_bytes = plan_weights(target, chain.isa, weights, rows, images)
     sizes |= {
         "factor": factor,
         "width": width,
@@ -206,13 +205,13 @@ def matrix_calls(
 
 
 def plan_weights(
-    target: Target, isa: str, weights: np.ndarray, rows: int, images: int = 1
+    target: Target, isa: Isa, weights: np.ndarray, rows: int, images: int = 1
 ) -> tuple[Tiling, np.ndarray, dict[str, int], int]:
     """(tiling, packed weights, sizes of the work, room for a panel that is decoded first) of constant weights int8
     [groups, N of a group, runs, run] times `rows` pixels an image."""
     groups, n, all_runs, run = weights.shape
     coded = find_code(weights)
-    tiling = best_tiling(isa, rows, n, run, all_runs, coded.code if coded else None, weight_dots(isa, weights))
+    tiling = best_tiling(isa, rows, n, run, all_runs, coded.code if coded else None, isa.weight_dots(weights))
     decoded_bytes = 0
     if coded and tiling.code:
         packed = np.concatenate([pack_codes(coded.part(g), tiling) for g in range(groups)])
@@ -229,28 +228,18 @@ def plan_weights(
     return tiling, packed, sizes, decoded_bytes
 
 
-def weight_dots(isa: str, weights: np.ndarray) -> tuple[Dot, ...]:
-    """The dot products of an instruction set that are exact for weights int8 [..., run], whatever they multiply."""
-    dots = DOTS[isa]
-    pairs = {dot.pair for dot in dots} - {0}
-    lowest = weights == -128
-    if any((lowest[..., :-pair] & lowest[..., pair:]).any() for pair in pairs):
-        return ACTIVATION_DOTS[isa]
-    return dots
-
-
 def best_tiling(
-    isa: str, rows: int, n: int, run: int, runs: int, code: Code | None, dots: tuple[Dot, ...] = ()
+    isa: Isa, rows: int, n: int, run: int, runs: int, code: Code | None, dots: tuple[Dot, ...] = ()
 ) -> Tiling:
     """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits.
 
     dots: that may be used, those of the instruction set if none are given.
     """
-    dots = dots or DOTS[isa]
+    dots = dots or isa.dots
     if code is None:
         return choose_tiling(dots, rows, n, run, runs)
     choices = [choose_tiling(dots, rows, n, run, runs, code=code)]
-    digits = DIGIT_DOTS[isa] if code.digits else ()
+    digits = isa.digit_dots if code.digits else ()
     if digits and not code.group:
         choices.append(choose_tiling(digits, rows, n, run, runs))
     for some in (dots, digits if code.group else ()):

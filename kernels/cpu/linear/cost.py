@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from qcompile.kernels.cpu.codes import Code
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.targets.target import Target
 
@@ -20,8 +19,8 @@ def layer_cycles(
     weight_bits: 2, 3, 4 or 8; group: elements of K that share a multiplier, 0: none. Weights that do not fit the L2
     cache must come from beyond it each time.
     """
-    isa = get_isa(target).name
-    best = max(dot.macs_a_cycle for dot in DOTS[isa])
+    isa = get_isa(target)
+    best = max(dot.macs_a_cycle for dot in isa.dots)
     if depthwise:
         return rows * channels * k / (best * DEPTHWISE_SHARE)
     code = None

@@ -27,7 +27,7 @@ from qcompile.kernels.cpu.builder import (
     store_lanes,
 )
 from qcompile.kernels.cpu.chain import Chain, ChainCode, Emitter
-from qcompile.kernels.cpu.isa.taps import TapDot, tap_dot
+from qcompile.kernels.cpu.isa.taps import TapDot
 from qcompile.kernels.cpu.kernel import kernel, pointers
 from qcompile.kernels.cpu.linear.depthwise_walk import Walk, block_channels, choose_walk, pack_taps, stage_bytes
 from qcompile.kernels.cpu.linear.padding import Frame, pad_image
@@ -56,7 +56,7 @@ def depthwise_calls(
     if w == ow == size[1] == 1:  # a column is a row, seen differently
         h, w, oh, ow, taps = w, h, ow, oh, taps.transpose(0, 2, 1)
         size, strides, dilations = size[::-1], strides[::-1], dilations[::-1]
-    dot, arranges = tap_dot(chain.isa.name, weight), chain.arranged(np.arange(c)) is not None
+    dot, arranges = chain.isa.tap_dot(weight), chain.arranged(np.arange(c)) is not None
     walk = choose_walk(dot, size, strides, dilations, (oh, ow), c, folds=arranges)
     walk = replace(walk, stage=stage_bytes(walk, dot, w), whole=walk.columns.outputs * walk.fold == ow)
     channels = block_channels(c, walk, dot)

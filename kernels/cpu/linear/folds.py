@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 from qcompile.kernels.cpu.codes import find_code
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
 from qcompile.targets.target import Target
 
@@ -22,7 +21,7 @@ def folded_pixels(target: Target, weight: np.ndarray, stride: int, rows: int, wi
     outputs, kh, kw, channels = weight.shape
     if find_code(weight.reshape(1, outputs, kh * kw, channels)):
         return 1  # zeros between the codes of fewer bits would take their place
-    dots = DOTS[get_isa(target).name]
+    dots = get_isa(target).dots
 
     def cycles(fold: int) -> float:
         run = (kw + (fold - 1) * stride) * channels

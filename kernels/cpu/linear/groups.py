@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 from qcompile.kernels.cpu.codes import find_code
 from qcompile.kernels.cpu.isa import get_isa
-from qcompile.kernels.cpu.isa.dots import DOTS
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
 from qcompile.targets.target import Target
 
@@ -21,7 +20,7 @@ def merged_groups(target: Target, weight: np.ndarray, groups: int, rows: int, co
     outputs //= groups
     if find_code(weight.reshape(groups, outputs, kh * kw, channels)):
         return 1  # zeros between the codes of fewer bits would take their place
-    dots = DOTS[get_isa(target).name]
+    dots = get_isa(target).dots
 
     def cycles(merged: int) -> float:
         run, runs = merged * channels, kh * kw

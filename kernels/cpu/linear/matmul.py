@@ -21,7 +21,6 @@ from qcompile.kernels.cpu.chain import CONSTANT_PADDING, head_and_chain
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.isa.dot import Dot
-from qcompile.kernels.cpu.isa.dots import ACTIVATION_DOTS
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_sizes, size_table
 from qcompile.kernels.cpu.linear.microkernel import Geometry, matrix_kernel
@@ -49,7 +48,7 @@ def lower_matmul(ctx: NodeContext) -> list[KernelCall]:
     shift = 128 if b.dtype == "uint8" else 0
     b_zero_point, a_zero_point = head.attrs["b_zero_point"] - shift, head.attrs["a_zero_point"]
 
-    tiling = choose_tiling(ACTIVATION_DOTS[chain.isa.name], m, n, k, 1, uniform=True)
+    tiling = choose_tiling(chain.isa.activation_dots, m, n, k, 1, uniform=True)
     columns = tiling.panels(n)[0][1]
     padded_n = len(tiling.panels(n)) * columns
     groups = -(-k // tiling.dot.group)

@@ -10,8 +10,8 @@ from kernel_harness import Case
 from linear_cases import Cases
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.compile import assembly, compile_module
-from qcompile.kernels.cpu.isa.dots import DOTS
-from qcompile.kernels.cpu.isa.taps import TAP_DOTS
+from qcompile.kernels.cpu.isa import ISAS, Isa
+from qcompile.kernels.cpu.isa.neon import NeonDotprod
 from qcompile.kernels.cpu.linear.conv import even_blocks
 from qcompile.kernels.cpu.linear.depthwise_walk import choose_walk
 from qcompile.kernels.cpu.linear.packing import fold_bias, pack_weights
@@ -77,11 +77,11 @@ def test_objects_are_reproducible() -> None:
     assert objects[0] == objects[1]
 
 
-@pytest.mark.parametrize("isa", sorted(DOTS))
+@pytest.mark.parametrize("isa", ISAS, ids=repr)
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 49, 1000])
 @pytest.mark.parametrize("n", [1, 8, 10, 17, 64, 100, 768])
-def test_tiling_covers_all_channels(isa: str, m: int, n: int) -> None:
-    tiling = choose_tiling(DOTS[isa], m, n, run=36, runs=3)
+def test_tiling_covers_all_channels(isa: Isa, m: int, n: int) -> None:
+    tiling = choose_tiling(isa.dots, m, n, run=36, runs=3)
     panels = tiling.panels(n)
     assert tiling.rows <= m
     assert [first for first, _ in panels] == [sum(c for _, c in panels[:i]) for i in range(len(panels))]
@@ -90,8 +90,8 @@ def test_tiling_covers_all_channels(isa: str, m: int, n: int) -> None:
 
 def test_packing_keeps_every_weight() -> None:
     weights = np.random.default_rng(0).integers(-127, 128, (37, 3, 29)).astype(np.int8)
-    for dots in DOTS.values():
-        tiling = choose_tiling(dots, 64, 37, 29, 3)
+    for isa in ISAS:
+        tiling = choose_tiling(isa.dots, 64, 37, 29, 3)
         packed = pack_weights(weights, tiling)
         assert np.abs(packed.astype(np.int64)).sum() == np.abs(weights.astype(np.int64)).sum()
         assert packed.size == sum(c for _, c in tiling.panels(37)) * 3 * -(-29 // tiling.dot.group) * tiling.dot.group
@@ -133,7 +133,7 @@ def test_a_chain_refuses_what_it_cannot_read() -> None:
 )
 def test_zipped_taps_serve_many_outputs(kernel, strides, rows, largest_cost) -> None:
     """Vector instructions of an output of 16 channels, its rescaling included."""
-    dot = TAP_DOTS["neon_dotprod"]
+    dot = NeonDotprod.taps
     walk = choose_walk(dot, kernel, strides, (1, 1), (24, 24), 16)
     assert walk.rows == rows and walk.cost(dot, (24, 24)) <= largest_cost
 

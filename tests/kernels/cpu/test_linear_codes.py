@@ -10,7 +10,7 @@ from kernel_harness import Case, check_cases
 from linear_cases import Cases
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.codes import MULTIPLIER_LIMIT, Code, common_factor, encode, find_code, find_table_code
-from qcompile.kernels.cpu.isa.dots import DIGIT_DOTS, DOTS
+from qcompile.kernels.cpu.isa import ISAS, Isa
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.kernels.cpu.linear.packing import pack_codes
 from qcompile.kernels.lowering import Constant
@@ -74,15 +74,15 @@ def test_planes_hold_every_bit(bits: int) -> None:
     assert bit_of == np.unpackbits(values[:, None], axis=1).sum()
 
 
-@pytest.mark.parametrize("isa", sorted(DOTS))
+@pytest.mark.parametrize("isa", ISAS, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_bytes_are_what_the_bits_need(isa: str, kind: str) -> None:
+def test_packed_bytes_are_what_the_bits_need(isa: Isa, kind: str) -> None:
     n, k = 256, 1024
     coded = find_code(coded_weights((n, 1, k), kind))
     assert coded is not None
     tiling = best_tiling(isa, 64, n, k, 1, coded.code)
     if tiling.code is None:
-        assert tiling.dot in DIGIT_DOTS[isa]
+        assert tiling.dot in isa.digit_dots
         return
     shares = n * k // 32 * (("groups", "zeros").index(kind) + 1) if coded.code.group else 0
     assert pack_codes(coded, tiling).size == n * k * coded.code.bits // 8 + shares
