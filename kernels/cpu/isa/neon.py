@@ -19,7 +19,9 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces, WordScale, residual_word
+from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.dot_neon import PREFIX, Sdot, SdotDigits, Smmla, SmmlaDigits, Smull, SmullAny
+from qcompile.kernels.cpu.isa.taps import TapDot
 from qcompile.kernels.cpu.isa.taps_neon import SdotTaps, SmullTaps, SmullTapsAny
 from tvm.tirx import IntImm
 
@@ -33,10 +35,10 @@ class Neon(BytePieces):
     name = "neon"
     arch = "aarch64"
     features = frozenset({"neon"})
-    dots = (Smull(),)
-    activation_dots = (SmullAny(),)
-    taps = SmullTaps()
-    exact_taps = SmullTapsAny()
+    dots: tuple[Dot, ...] = (Smull(),)
+    activation_dots: tuple[Dot, ...] = (SmullAny(),)
+    taps: TapDot = SmullTaps()
+    exact_taps: TapDot = SmullTapsAny()
     lanes = 4
     registers = 32
     width = 16
@@ -254,7 +256,7 @@ class NeonDotprod(Neon):
     name = "neon_dotprod"
     features = frozenset({"neon", "dotprod"})
     dots = activation_dots = (Sdot(),)
-    digit_dots = (SdotDigits(),)
+    digit_dots: tuple[Dot, ...] = (SdotDigits(),)
     taps = exact_taps = SdotTaps()
 
 

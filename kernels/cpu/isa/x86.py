@@ -21,7 +21,9 @@ from qcompile.kernels.cpu.builder import (
     splat,
 )
 from qcompile.kernels.cpu.isa.base import BytePieces, Isa, WordScale, residual_word
+from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.dot_x86 import VNNI_256, VNNI_256_DIGITS, VNNI_512, VNNI_512_DIGITS, Madd, MaddDigits
+from qcompile.kernels.cpu.isa.taps import TapDot
 from qcompile.kernels.cpu.isa.taps_x86 import MaddTaps, VnniTaps
 from tvm.tirx import IntImm
 
@@ -132,9 +134,11 @@ class X86(Isa):
 class Avx2(BytePieces, X86):
     name = "avx2"
     features = frozenset({"avx2"})
-    dots = activation_dots = (Madd(),)
-    digit_dots = (MaddDigits(),)
-    taps = exact_taps = MaddTaps()
+    dots: tuple[Dot, ...] = (Madd(),)
+    activation_dots: tuple[Dot, ...] = dots
+    digit_dots: tuple[Dot, ...] = (MaddDigits(),)
+    taps: TapDot = MaddTaps()
+    exact_taps: TapDot = taps
     lanes = 8
     registers = 16
     width = 16
