@@ -255,7 +255,8 @@ class Neon(BytePieces):
 class NeonDotprod(Neon):
     name = "neon_dotprod"
     features = frozenset({"neon", "dotprod"})
-    dots = activation_dots = (Sdot(),)
+    dots: tuple[Dot, ...] = (Sdot(),)
+    activation_dots: tuple[Dot, ...] = dots
     digit_dots: tuple[Dot, ...] = (SdotDigits(),)
     taps = exact_taps = SdotTaps()
 
