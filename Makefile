@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks compare clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks compare docs clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -80,6 +80,10 @@ real-networks: setup-test
 # (minutes); COMPARE="--base HEAD~3 --nets encoder --targets arm-a53" takes another base and some
 compare: setup-test
 	PYTHONPATH=tests $(BIN)/python benchmarks/compare_libraries.py $(COMPARE)
+
+# docs/ops.md, from the declarations of the integer ops
+docs: setup
+	$(BIN)/python -m qcompile.kernels.reference docs/ops.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info

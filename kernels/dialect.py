@@ -5,6 +5,8 @@ An op is declared once, in kernels/ops/, and is then a Relax op `qc.<name>` (typ
 
     @integer_op("scale_by", kind="elementwise", parameters=("factor",), elementwise=True)
     class ScaleBy:
+        "y = x * factor + offset, int32"
+
         @staticmethod
         def infer(x, factor, *, offset):            # Type(shape, dtype) in, Type out
             return Type(x.shape, "int32")
@@ -19,8 +21,8 @@ An op is declared once, in kernels/ops/, and is then a Relax op `qc.<name>` (typ
             return low + c.attrs["offset"], high + c.attrs["offset"]
 
 Arguments are tensors, keyword-only arguments are attributes (integers, strings, booleans and lists of them). Every op
-has one result. Passes, statistics and the profile read these declarations and have no tables of their own; what a
-declaration lacks is a TypeError when it is imported.
+has one result. Passes, statistics and the profile read these declarations and have no tables of their own, and
+docs/ops.md is written from them; what a declaration lacks is a TypeError when it is imported.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class IntegerOp:
     attribute, or the elements of a parameter, may be: shifts, multipliers."""
 
     name: str  # without the "qc." prefix
+    doc: str  # what it computes, of which shapes and dtypes
     infer: Callable[..., Type]
     evaluate: Callable[..., np.ndarray]
     bound: Callable[[BoundCall], Interval]
@@ -127,15 +130,18 @@ def integer_op(
     multiplies, `macs`, as an IntegerOp. Raises TypeError naming what is missing."""
 
     def register(cls: type) -> IntegerOp:
+        doc = inspect.getdoc(cls)
         multiplies = not isinstance(kind, str) or kind in MULTIPLYING
         functions = {n: getattr(cls, n, None) for n in ("infer", "evaluate", "bound", "macs")}
         missing = [n for n, f in functions.items() if f is None and (n != "macs" or multiplies)]
+        missing += [] if doc else ["a docstring"]
         infer, evaluate, bound, macs = functions.values()
         if infer is None or evaluate is None or bound is None or missing:
             raise TypeError(f"qc.{name} lacks {', '.join(missing)}")
         signature = inspect.signature(evaluate).parameters.values()
         op = IntegerOp(
             name,
+            doc or "",
             infer,
             evaluate,
             bound,
