@@ -24,6 +24,8 @@ its tensor.
 - **Outputs** may be constants or inputs; an output of an input's name is called NAME_output.
 - **Resize**: every mode, any factor; refused where ONNX and ONNX Runtime differ (`align_corners` with scales
   that give no whole size).
+- **GridSample**: every mode and padding, over two and three axes. Constant grids are exact to a 512th of a pixel,
+  computed ones have 16 bits.
 - **NaN and infinities**: integers have none; IsNaN is constantly false.
 - **Other shapes that depend on data** (NonZero, Unique, Compress by a computed condition) are refused, for a
   program of fixed buffers.

@@ -180,13 +180,3 @@ def test_refused_by_name_in_a_moment(name: str, tmp_path) -> None:
     assert time.process_time() - begin < SECONDS and "\n" not in message, message
     assert all(word in message for word in words), message
     assert ("the_" in message or "inner" in message or "opset" in message) and not (tmp_path / "out").exists(), message
-
-
-@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
-def test_modes_that_were_renamed_are_refused_by_the_name_of_the_node(mode, tmp_path):
-    net = model(("GridSample", ["x", "g"], ["y"], {"mode": mode}), inputs={"x": [1, 2, 4, 4], "g": [1, 3, 3, 2]},
-                opset=16)  # fmt: skip
-    rng = np.random.default_rng(0)
-    samples = [{n: rng.uniform(-1, 1, s).astype(np.float32) for n, s in (("x", (1, 2, 4, 4)), ("g", (1, 3, 3, 2)))}]
-    with pytest.raises(qcompile.CompileError, match="node GridSample 'the_y'"):
-        qcompile.compile(net, calibration=samples, output=tmp_path)

@@ -255,6 +255,18 @@ def _epsilon(graph: Graph, node: NodeProto) -> Iterator[Fault]:
         yield "attribute 'epsilon'", f"is {epsilon:g}, below 0"
 
 
+def _grid_sample(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+    x, grid = (graph.shape(i) for i in node.input[:2])
+    if x is not None and len(x) not in (4, 5):
+        yield "input", f"has rank {len(x)}; images have 4 axes, or 5"
+    elif x is not None and grid is not None and (len(grid) != len(x) or grid[-1] != len(x) - 2 or grid[0] != x[0]):
+        yield f"input '{node.input[1]}'", f"has shape {list(grid)}, which is no grid for images of shape {list(x)}"
+    elif x is not None and len(x) == 5 and attribute(node, "mode", "linear") in ("cubic", "bicubic"):
+        yield "attribute 'mode'", "is cubic, which ONNX defines over two axes"
+    if attribute(node, "align_corners", 0) not in (0, 1):
+        yield "attribute 'align_corners'", f"is {attribute(node, 'align_corners')}; it is 0 or 1"
+
+
 def _suppression(graph: Graph, node: NodeProto) -> Iterator[Fault]:
     boxes, scores = (graph.shape(i) for i in node.input[:2])
     if boxes is not None and scores is not None and (
@@ -342,6 +354,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "LayerNormalization": (_axis(), _epsilon),
     "RMSNormalization": (_axis(), _epsilon),
     "GroupNormalization": (_group_norm, _epsilon),
+    "GridSample": (_grid_sample,),
     "NonMaxSuppression": (_suppression,),
     "Transpose": (_perm,),
     **dict.fromkeys(REDUCTIONS, (_axes(1),)),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from qcompile.passes.interpolation import interpolation_weight
 from qcompile.targets.errors import CompileError
 
 NEAREST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -50,15 +51,6 @@ def positions(axis: Axis, mode: str) -> np.ndarray:
     return centre + (i + 0.5) / axis.scale - 0.5
 
 
-def _weight(method: str, a: float, t: np.ndarray) -> np.ndarray:
-    """The interpolating function at distance t >= 0: a triangle, or Keys's cubic (1981) of parameter a."""
-    if method == "linear":
-        return np.clip(1 - t, 0, 1)
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
-
-
 def taps(
     axis: Axis, method: str, mode: str, nearest: str, a: float, antialias: bool, exclude_outside: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +66,7 @@ def taps(
         first = int(np.floor(-SUPPORT[method] / shrink)) + 1
         left = np.ceil(x) - 1
         numbers = left + np.arange(first, 2 - first)[:, None]
-        weights = _weight(method, a, np.abs(numbers - x) * shrink)
+        weights = interpolation_weight(method, a, np.abs(numbers - x) * shrink)
         if exclude_outside:
             weights = weights * ((numbers >= 0) & (numbers < axis.size))
         weights = weights / weights.sum(0)

@@ -70,6 +70,16 @@ class TopK(Converter):
         return relax.Tuple([values, numbers])
 
 
+class GridSample(Converter):
+    @classmethod
+    def convert(cls, bb: Any, inputs: Any, attr: dict, params: Any) -> Any:
+        x, grid = inputs[:2]
+        out = [*_shape(x)[:2], *_shape(grid)[1:-1]]
+        mode, padding = text(attr, "mode", "linear"), text(attr, "padding_mode", "zeros")
+        given = {"mode": mode, "padding": padding, "corners": int(attr.get("align_corners", 0))}
+        return source_op("grid_sample", [x, grid], out, str(x.ty.dtype), **given)
+
+
 class NonMaxSuppression(Converter):
     """Of our own domain: rows of numbers, -1 where nothing is selected."""
 
@@ -84,4 +94,4 @@ class NonMaxSuppression(Converter):
         return source_op("non_max_suppression", inputs[:2], rows, "int64", **given)
 
 
-OPERATORS = (GatherElements, GatherND, NonMaxSuppression, ScatterElements, Scatter, ScatterND, TopK)
+OPERATORS = (GatherElements, GatherND, GridSample, NonMaxSuppression, ScatterElements, Scatter, ScatterND, TopK)

@@ -23,6 +23,7 @@ STEPS = {"Round", "Floor", "Ceil", "Sign"}  # functions that jump: noise before 
 COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "ArgMax", "ArgMin", "Hardmax", "Cast"} | {
     "NonMaxSuppression"
 }
+POSITIONS = {"GridSample": 1}  # inputs that say where to look
 MOVERS = {  # op type: indices of the data inputs; None means all
     **dict.fromkeys(
         (

@@ -26,6 +26,7 @@ from qcompile.quantizer.operators import (
     GATES,
     LINEAR,
     NORMS,
+    POSITIONS,
     RECURRENT_KINDS,
     REDUCING,
     SMOOTH,
@@ -103,6 +104,8 @@ class Placer:
             if op == "Div" and i == 1 and not many:
                 return "table"
             return "i16" if many or name in self.widened else "i8"
+        if POSITIONS.get(op) == i:
+            return None if self.graph.is_constant(name) else "i16"
         if op in COMPARING:
             return "i16"
         if id(node) in self.functions or name in self.graph.numbers or op in STEEP | STEPS:

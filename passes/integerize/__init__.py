@@ -22,6 +22,7 @@ from qcompile.passes.integerize import (  # noqa: F401  (they register their han
     recurrent,
     reduction,
     resample,
+    sampling,
     selection,
     softmax,
     whole,

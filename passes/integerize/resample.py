@@ -97,7 +97,7 @@ def _pass(r: Reader, x: Quantized, steps: list[tuple[int, Table]]) -> Deferred:
     each = [min(MOST_BITS, bits // len(steps))] * len(steps) + [0] * (2 - len(steps))
     constants = []
     for (numbers, weights), b in zip(tables, each):
-        constants += [numbers.astype(np.int32), _fixed_point(weights, b)]
+        constants += [numbers.astype(np.int32), fixed_point(weights, b)]
     names = [r.builder.constant(c, "taps") for c in constants]
     name = r.builder.emit("reshape", [x.name], shape=view) if view != list(r.builder.types[x.name].shape) else x.name
     bound = x.magnitude * int(np.prod([np.abs(c).sum(0).max() for c in constants[1::2]]))
@@ -122,7 +122,7 @@ def _pass(r: Reader, x: Quantized, steps: list[tuple[int, Table]]) -> Deferred:
     return Deferred(make, x.axes, tuple(out), min(low, 0.0), max(high, 0.0))
 
 
-def _fixed_point(weights: np.ndarray, bits: int) -> np.ndarray:
+def fixed_point(weights: np.ndarray, bits: int) -> np.ndarray:
     """Weights times 2^bits, rounded so that those of an element still add up to what they did."""
     codes = np.rint(weights * (1 << bits)).astype(np.int64)
     missing = np.rint(weights.sum(0) * (1 << bits)).astype(np.int64) - codes.sum(0)

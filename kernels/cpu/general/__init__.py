@@ -10,6 +10,7 @@ from qcompile.kernels.cpu.general import (
     pool,
     recurrent,
     reduce,
+    sampling,
     selection,
     softmax,
     suppression,
@@ -20,7 +21,8 @@ from qcompile.kernels.lowering import Lowering
 
 LOWERINGS: dict[str, Lowering] = {}
 FAMILIES = (
-    elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole, selection, suppression,
+    elementwise, movement, pool, reduce, norm, softmax, attention, recurrent, table, whole,
+    selection, suppression, sampling,
 )  # fmt: skip
 for _family in FAMILIES:
     LOWERINGS |= _family.LOWERINGS
