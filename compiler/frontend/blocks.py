@@ -6,6 +6,8 @@ Reshape, Slice and Transpose back. So the step of every weight stays in the grap
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute, label
@@ -128,7 +130,8 @@ def expand_blocks(graph: Graph) -> None:
         rows.append(graph.constant(f"{y}_scales", np.moveaxis(scale, axis, -1).reshape(-1).astype(np.float32)))
         if zero is not None and zero.any():
             rows.append(graph.constant(f"{y}_zero_points", np.moveaxis(zero, axis, -1).reshape(-1)))
-        steps = [("Reshape", [np.array([*lead, count * block], np.int64)], {})]
+        whole = np.array([*lead, count * block], np.int64)
+        steps: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [("Reshape", [whole], {})]
         if missing:
             ends = [np.array([v], np.int64) for v in (0, length, codes.ndim - 1)]
             steps.append(("Slice", ends, {}))

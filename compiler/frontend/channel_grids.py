@@ -21,9 +21,10 @@ def single_scales(graph: Graph) -> None:
             continue
         if graph.producer(node.input[0]) is None:  # a constant, or an input, whose range would become unknown
             continue
-        grid, rank = [graph.constants.get(i) for i in node.input[1:]], graph.rank(node.input[0])
+        grid = [graph.constants[i] for i in node.input[1:] if i in graph.constants]
+        rank = graph.rank(node.input[0])
         readers = graph.consumers(node.output[0])
-        if len(grid) != 2 or any(g is None for g in grid) or rank is None or grid[0].size == 1:
+        if len(grid) != 2 or rank is None or grid[0].size == 1:
             continue
         if (grid[1] != grid[1].flat[0]).any() or any(
             r.op_type != "DequantizeLinear" or list(r.input[1:]) != list(node.input[1:]) for r in readers

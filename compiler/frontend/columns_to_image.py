@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
@@ -33,7 +35,7 @@ def expand_col2im(graph: Graph, node: NodeProto) -> None:
         f"{y}_columns",
     )
     ones = np.tile(np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel), (channels, 1, *[1] * n))
-    attrs = {"strides": strides, "dilations": dilations, "pads": list(pads), "output_padding": extra}
+    attrs: dict[str, Any] = {"strides": strides, "dilations": dilations, "pads": list(pads), "output_padding": extra}
     graph.replace(
         node,
         "ConvTranspose",
@@ -66,8 +68,8 @@ def expand_dilated_average(graph: Graph, node: NodeProto) -> None:
     taps = int(np.prod(kernel))
     weights = np.full((shape[1], 1, *kernel), 1 / taps, np.float32)
     inputs = [node.input[0], graph.constant(f"{y}_weights", weights)]
-    attrs = {"group": shape[1], "kernel_shape": kernel, "strides": strides, "dilations": list(dilations)}
-    attrs["pads"] = [*begin, *end]
+    attrs: dict[str, Any] = {"group": shape[1], "kernel_shape": kernel, "strides": strides}
+    attrs |= {"dilations": list(dilations), "pads": [*begin, *end]}
     if (counts == taps).all():
         graph.replace(node, "Conv", inputs, **attrs)
         return

@@ -104,7 +104,10 @@ def _split(graph: Graph, node: NodeProto) -> None:
         return
     if len(node.input) > 1 and node.input[1]:
         return
-    size = graph.shape(node.input[0])[attribute(node, "axis", 0)]  # type: ignore[index]
+    shape = graph.shape(node.input[0])
+    if shape is None:
+        return
+    size = shape[attribute(node, "axis", 0)]
     part = -(-size // len(node.output))
     sizes = [min(part, size - part * i) for i in range(len(node.output))]
     if min(sizes) <= 0:
@@ -119,7 +122,10 @@ def _space_to_depth(graph: Graph, node: NodeProto) -> None:
     if attribute(node, "mode", "DCR") != "CRD":
         set_attribute(node, "mode", None)
         return
-    n, c, h, w = graph.shape(node.input[0])  # type: ignore[misc]
+    shape = graph.shape(node.input[0])
+    if shape is None:
+        return
+    n, c, h, w = shape
     b, y = attribute(node, "blocksize"), node.output[0]
     parts = graph.add(
         "Reshape", [node.input[0], _ints(graph, node, [n, c, h // b, b, w // b, b], "tiles")], f"{y}_tiles"
@@ -249,8 +255,10 @@ def _last_of_equals(graph: Graph, node: NodeProto) -> None:
     """select_last_index: n - 1 - the first index of the reversed tensor."""
     if not attribute(node, "select_last_index", 0):
         return
-    axis, y = attribute(node, "axis", 0), node.output[0]
-    size = graph.shape(node.input[0])[axis]  # type: ignore[index]
+    axis, y, shape = attribute(node, "axis", 0), node.output[0], graph.shape(node.input[0])
+    if shape is None:
+        return
+    size = shape[axis]
     bounds = [_ints(graph, node, [v], f"cut{i}") for i, v in enumerate((-1, -(size + 1), axis, -1))]
     back = graph.add("Slice", [node.input[0], *bounds], f"{y}_reversed")
     first = graph.add(node.op_type, [back], f"{y}_first", axis=axis, keepdims=attribute(node, "keepdims", 1))
@@ -260,9 +268,11 @@ def _last_of_equals(graph: Graph, node: NodeProto) -> None:
 def _hardmax(graph: Graph, node: NodeProto) -> None:
     """1 where the index is that of the first maximum."""
     shape, y = graph.shape(node.input[0]), node.output[0]
-    axis = attribute(node, "axis", -1) % len(shape)  # type: ignore[arg-type]
+    if shape is None:
+        return
+    axis = attribute(node, "axis", -1) % len(shape)
     first = graph.add("ArgMax", [node.input[0]], f"{y}_first", axis=axis, keepdims=1)
-    places = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])  # type: ignore[index,arg-type]
+    places = np.expand_dims(np.arange(shape[axis]), [i for i in range(len(shape)) if i != axis])
     equal = graph.add("Equal", [first, graph.constant(f"{y}_places", places)], f"{y}_equal")
     graph.replace(node, "Cast", [equal], to=1)
 

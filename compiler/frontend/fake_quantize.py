@@ -108,10 +108,10 @@ def _limits(graph: Graph, name: str) -> tuple[str, float, float] | None:
         if node is None:
             break
         if node.op_type == "Clip":
-            ends = [graph.scalar(i) if i else None for i in [*node.input[1:], "", ""][:2]]
-            if any(e is None for e in ends):
+            least, most = (graph.scalar(i) if i else None for i in [*node.input[1:], "", ""][:2])
+            if least is None or most is None:
                 return None
-            return node.input[0], max(low, float(ends[0])), min(high, float(ends[1]))  # type: ignore[arg-type]
+            return node.input[0], max(low, least), min(high, most)
         if len(node.input) != 2:
             return None
         k = next((i for i in (1, 0) if graph.scalar(node.input[i]) is not None), None)

@@ -65,7 +65,11 @@ def _fix(graph: Graph, node: NodeProto, scores: tuple[int, ...]) -> int:
     if most < 1:
         raise CompileError(f"node {label(node)}: max_output_boxes_per_class is {values[0]}; it would select no box")
     rows = scores[0] * scores[1] * most
-    made = (np.array([most], np.int64), np.float32(values[1:2]), np.float32(values[2:]))
+    made: list[np.ndarray] = [
+        np.array([most], np.int64),
+        np.array(values[1:2], np.float32),
+        np.array(values[2:], np.float32),
+    ]
     names = [graph.constant(f"{node.output[0]}_{what}", v) for what, v in zip(PARAMETERS.values(), made)]
     centers = attribute(node, "center_point_box", 0)
     graph.replace(

@@ -67,9 +67,12 @@ def fold_constant_nodes(graph: Graph) -> bool:
 
 
 def _fold_shapes(graph: Graph) -> bool:
-    found = [n for n in graph.nodes if n.op_type in OF_SHAPES and graph.shape(n.input[0]) is not None]
-    for node in found:
-        shape = graph.shape(node.input[0])
+    found = []
+    for node in graph.nodes:
+        shape = graph.shape(node.input[0]) if node.op_type in OF_SHAPES else None
+        if shape is None:
+            continue
+        found.append(node)
         if node.op_type == "EyeLike":
             value = _eye(graph, node, shape)
         elif node.op_type == "Size":
@@ -136,5 +139,5 @@ def evaluate(graph: Graph, nodes: list[onnx.NodeProto]) -> dict[str, np.ndarray]
                 result = ReferenceEvaluator(node, opsets=graph.opsets).run(None, feed)
             except Exception as e:
                 raise CompileError(f"node {label(node)}: cannot be evaluated on its constant inputs: {e}") from e
-            values_by_name.update(zip(node.output, result))
+            values_by_name |= {name: np.asarray(value) for name, value in zip(node.output, result)}
         return {o: values_by_name[o] for o in outputs}

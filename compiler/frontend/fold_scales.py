@@ -166,8 +166,8 @@ def fold_before_conv(graph: Graph) -> None:
         if node.op_type not in ("Mul", "Add") or graph.producer(node.output[0]) is not node:
             continue
         k = next((i for i in (0, 1) if node.input[i] in graph.constants), None)
-        conv = graph.only_consumer(node.output[0], "Conv") if k is not None else None
-        if conv is None or conv.input[1] not in graph.constants or conv.input[0] != node.output[0]:
+        conv = graph.only_consumer(node.output[0], "Conv")
+        if k is None or conv is None or conv.input[1] not in graph.constants or conv.input[0] != node.output[0]:
             continue
         if len(conv.input) > 2 and conv.input[2] and conv.input[2] not in graph.constants:
             continue
@@ -233,7 +233,9 @@ def merge_scalar_factors(graph: Graph) -> None:
         outer = _scalar_factor(graph, node)
         inner_node = graph.producer(outer[0], "Mul", "Div") if outer else None
         inner = _scalar_factor(graph, inner_node) if inner_node is not None else None
-        if inner and graph.only_consumer(outer[0]) is node and graph.shape(inner[0]) == graph.shape(node.output[0]):
+        if not outer or not inner:
+            continue
+        if graph.only_consumer(outer[0]) is node and graph.shape(inner[0]) == graph.shape(node.output[0]):
             factor = graph.constant(f"{node.output[0]}_factor", np.array(inner[1] * outer[1], np.float32))
             graph.replace(node, "Mul", [inner[0], factor])
             graph.update(node)

@@ -13,6 +13,7 @@ A product is compared by its numeric value on sample points, so that any arrange
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
@@ -30,7 +31,8 @@ UNARY = {
 }
 BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}
 POINTS = np.linspace(-6.0, 6.0, 121) + 0.0137
-NAMED = {  # op type, attributes, meaning on POINTS, how closely exporters' constants agree with it
+# op type, attributes, meaning on POINTS, how closely exporters' constants agree with it
+NAMED: dict[str, tuple[str, dict[str, Any], np.ndarray, float]] = {
     "gelu": ("Gelu", {"approximate": "none"}, POINTS * 0.5 * (1 + _erf(POINTS / math.sqrt(2))), 2e-6),
     "gelu_tanh": (
         "Gelu",
@@ -77,7 +79,7 @@ def _candidates(graph: Graph, node: NodeProto) -> list[str]:
             found[name] = depth
         if maker is not None and depth < DEPTH and len(found) < 24:
             frontier.extend((i, depth + 1) for i in maker.input if i and i not in graph.constants and i not in found)
-    return sorted(found, key=found.get)
+    return sorted(found, key=lambda name: found[name])
 
 
 def _value(graph: Graph, name: str, depth: int, known: dict[str, np.ndarray | None]) -> np.ndarray | None:
@@ -97,13 +99,14 @@ def _computed(graph: Graph, name: str, depth: int, known: dict[str, np.ndarray |
     if node is None or depth == 0 or any(i in graph.constants and graph.scalar(i) is None for i in node.input):
         return None
     args = [_value(graph, i, depth - 1, known) if i else None for i in node.input]
-    if args[0] is None or (node.op_type in BINARY and any(a is None for a in args)):
+    given = [a for a in args if a is not None]
+    if args[0] is None or (node.op_type in BINARY and len(given) < len(args)):
         return None
     with np.errstate(all="ignore"):
         if node.op_type == "Clip":
             low, high = ([*args[1:], None, None])[:2]
             return np.clip(args[0], -np.inf if low is None else low, np.inf if high is None else high)
-        result = UNARY[node.op_type](node, args[0]) if node.op_type in UNARY else BINARY[node.op_type](*args)
+        result = UNARY[node.op_type](node, args[0]) if node.op_type in UNARY else BINARY[node.op_type](*given)
     return result if np.isfinite(result).all() else None
 
 

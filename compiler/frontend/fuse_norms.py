@@ -10,6 +10,7 @@ x * a + (beta - mean(x) * a), as TensorFlow writes it. Other axes than the last 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
@@ -170,8 +171,9 @@ def _emit(graph: Graph, node: NodeProto, root: Root, gamma: np.ndarray, beta: np
     if shape is None or graph.shape(node.output[0]) not in (shape, None):
         return False
     spatial = list(range(2, len(shape)))
-    full = [_ranked(np.asarray(0.0) if v is None else v, len(shape)) for v in (gamma, beta)]
-    if any(f is None for f in full):
+    ranked = [_ranked(np.asarray(0.0) if v is None else v, len(shape)) for v in (gamma, beta)]
+    full = [f for f in ranked if f is not None]
+    if len(full) < len(ranked):
         return False
     per_channel = len(shape) > 2 and all(_only_along(f, [1]) for f in full)
     if root.centred and axes == spatial and per_channel and (len(shape) > 3 or any(f.size > 1 for f in full)):
@@ -195,7 +197,7 @@ def _emit(graph: Graph, node: NodeProto, root: Root, gamma: np.ndarray, beta: np
     else:
         graph.opsets[""] = max(graph.opsets[""], RMS_OPSET)
     kind = "LayerNormalization" if root.centred else "RMSNormalization"
-    along = {"axis": -len(axes), "epsilon": root.epsilon}
+    along: dict[str, Any] = {"axis": -len(axes), "epsilon": root.epsilon}
     if order == list(range(len(shape))):
         graph.replace(node, kind, inputs, **along)
     else:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import Message
+from numpy.typing import ArrayLike
 from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from qcompile.frontend.local_functions import local_functions
 
@@ -188,7 +189,7 @@ class Graph:
         self._names.add(name)
         return name
 
-    def constant(self, base: str, value: np.ndarray) -> str:
+    def constant(self, base: str, value: ArrayLike) -> str:
         """Add a constant and return its name."""
         name = self.fresh(base)
         self.constants[name] = np.asarray(value)
@@ -220,11 +221,10 @@ class Graph:
 
     def bypass(self, node: NodeProto, source: str) -> None:
         """Remove a node whose output equals `source`; a graph output keeps its name."""
-        out = node.output[0]
+        out, maker = node.output[0], self.producer(source)
         if out not in self.output_names:
             self.replace_uses(out, source)
-        elif self.producer(source) is not None and source not in self.output_names:
-            maker = self.producer(source)
+        elif maker is not None and source not in self.output_names:
             self.replace_uses(source, out)
             for i, name in enumerate(maker.output):
                 if name == source:

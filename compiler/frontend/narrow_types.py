@@ -144,15 +144,15 @@ def clip_before_quantize(graph: Graph) -> None:
         if zero is None or not np.issubdtype(zero.dtype, np.integer):
             continue
         info = np.iinfo(zero.dtype)
-        limits = [
+        low, high = (
             graph.scalar(node.input[i]) if len(node.input) > i and node.input[i] else default
             for i, default in ((1, info.min), (2, info.max))
-        ]
-        if any(c is None for c in limits):
+        )
+        if low is None or high is None:
             raise CompileError(f"node {label(node)}: the limits of a Clip of codes must be constant")
         real = graph.add("QuantizeLinear", list(maker.input), f"{node.output[0]}_unclipped")
         made = graph.nodes[-1]
-        made.input[0] = _clipped(graph, made, int(limits[0]), int(limits[1]))
+        made.input[0] = _clipped(graph, made, int(low), int(high))
         graph.nodes = [n for n in graph.nodes if n is not made]
         graph.replace(node, "QuantizeLinear", list(made.input))
         graph._names.discard(real)

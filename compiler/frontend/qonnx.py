@@ -6,6 +6,8 @@ result is (q - zeropt) * scale.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.fold_constants import fold_constant_nodes
@@ -32,10 +34,10 @@ def expand_quant(graph: Graph) -> None:
         return
     fold_constant_nodes(graph)
     for node in found:
-        parameters = [graph.constants.get(i) for i in node.input[1:]]
+        parameters = [graph.constants[i] for i in node.input[1:] if i in graph.constants]
         if node.op_type not in ("Quant", "BipolarQuant"):
             _refuse(node, f"operator {node.domain}.{node.op_type} is not supported; use Quant")
-        if any(p is None for p in parameters):
+        if len(parameters) < len(node.input) - 1:
             _refuse(node, "its scale, zero point or bit width is computed; export them as constants")
         if node.op_type == "Quant":
             _quant(graph, node, *parameters)
@@ -44,7 +46,7 @@ def expand_quant(graph: Graph) -> None:
     graph.update()
 
 
-def _refuse(node: NodeProto, why: str) -> None:
+def _refuse(node: NodeProto, why: str) -> NoReturn:
     raise CompileError(f"node {label(node)}: {why}")
 
 

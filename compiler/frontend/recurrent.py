@@ -142,11 +142,13 @@ def _direction(graph: Graph, name: str, index: int, d: int) -> str:
         return graph.constant(f"{name}_{d}", graph.constants[name][d : d + 1])
     if index in WEIGHTS:
         node = graph.producer(name, "DequantizeLinear")
+        if node is None:
+            raise CompileError(f"tensor {name}: weights of a recurrent layer must be constant, not computed")
         parts = []
         for k, i in enumerate(node.input):
-            value = graph.constants[i] if i else None
-            along = value is not None and (k == 0 or (value.ndim == graph.rank(name)) or _axis(node, name, graph) == 0)
-            cut = value is not None and value.ndim > 0 and value.shape[0] == 2 and along
+            value = graph.constants[i] if i else np.zeros(())
+            along = k == 0 or value.ndim == graph.rank(name) or _axis(node, name, graph) == 0
+            cut = value.ndim > 0 and value.shape[0] == 2 and along
             parts.append(graph.constant(f"{i}_{d}", value[d : d + 1]) if cut else i)
         attrs = {k: attribute(node, k) for k in ("axis", "block_size", "output_dtype")}
         return graph.add("DequantizeLinear", parts, f"{name}_{d}", **{k: v for k, v in attrs.items() if v is not None})

@@ -132,8 +132,10 @@ def unflatten_gemm(graph: Graph) -> None:
     """Reshape to rows, Gemm by constant weights, Reshape back (leading axes kept) becomes MatMul and Add."""
     for node in list(graph.nodes):
         before = graph.producer(node.input[0], "Reshape") if node.op_type == "Gemm" else None
-        after = graph.only_consumer(node.output[0], "Reshape") if before is not None else None
-        if after is None or node.input[1] not in graph.constants or attribute(node, "alpha", 1.0) != 1.0:
+        after = graph.only_consumer(node.output[0], "Reshape")
+        if before is None or after is None:
+            continue
+        if node.input[1] not in graph.constants or attribute(node, "alpha", 1.0) != 1.0:
             continue
         source, result = graph.shape(before.input[0]), graph.shape(after.output[0])
         bias = node.input[2] if len(node.input) > 2 else ""

@@ -5,6 +5,8 @@ A convolution's taps along the depth become channels; a pool runs over rows and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
@@ -103,7 +105,7 @@ def expand_conv_transpose(graph: Graph, node: NodeProto) -> None:
     image = graph.add("Reshape", [turned, _ints(graph, f"{y}_image", [n * depth, c * taps, h, w])], f"{y}_images")
     flat = weights[:, :, ::-1].transpose(0, 2, 1, 3, 4).reshape(c * taps, weights.shape[1], *weights.shape[3:])
     inputs = [image, graph.constant(f"{y}_flat", flat), *node.input[2:]]
-    attrs = {"kernel_shape": list(flat.shape[2:]), "strides": strides[1:], "dilations": dilations[1:]}
+    attrs: dict[str, Any] = {"kernel_shape": list(flat.shape[2:]), "strides": strides[1:], "dilations": dilations[1:]}
     attrs |= {"group": attribute(node, "group", 1), "pads": [p[side] for side in (0, 1) for p in pads[1:]]}
     attrs["output_padding"] = [p[2] for p in pads[1:]]
     planes = graph.add("ConvTranspose", inputs, f"{y}_planes", **attrs)
