@@ -45,7 +45,7 @@ from qcompile.passes.origins import naming
 from qcompile.passes.relax_form import to_relax
 from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
 from qcompile.quantizer.calibration import Calibration as Samples
-from qcompile.quantizer.float_inputs import quantize_inputs
+from qcompile.quantizer.float_inputs import join_input_grids, quantize_inputs
 from qcompile.quantizer.islands import islands, quantize_islands
 from qcompile.quantizer.pixels import fold_pixels
 from qcompile.quantizer.prepare import prepare
@@ -141,6 +141,7 @@ def compile(
             notes += data.notes
             itself = twin(graph) if worth_measuring(graph, data) else None
         quantize_inputs(graph, data, notes)
+        join_input_grids(graph, notes)
         _quantize_floats(graph, data, options, notes)
         if bits != 8 or budget:
             notes.append("the model is quantized already: the choice of --bits is not used")

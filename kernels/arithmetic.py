@@ -34,6 +34,10 @@ RANGES = {
 }
 
 
+class TooFine(CompileError):
+    """A grid so fine, beside what is computed for it, that 32 bits cannot hold both; a coarser one can."""
+
+
 @dataclass(frozen=True)
 class Dyadic:
     """Real factors as integers: factor[c] ~ multiplier[c] * 2^pre / 2^(32 + shift); multiplier int32, shift in [1,
@@ -48,7 +52,7 @@ def dyadic(factor, accumulator_bound: int = 0) -> Dyadic:
     """Multiplier per element of `factor` (real, any sign), with one shift for all of them.
 
     accumulator_bound: the proved bound of |a|; a << pre must fit int32.
-    Raises CompileError where the factor is not finite or too large for the accumulator's range.
+    Raises CompileError where the factor is not finite, TooFine where it is too large for the accumulator's range.
     """
     factor = np.atleast_1d(np.asarray(factor, np.float64))
     if not np.isfinite(factor).all():
@@ -64,7 +68,7 @@ def dyadic(factor, accumulator_bound: int = 0) -> Dyadic:
     pre = max(0, 1 - shift)
     shift = max(shift, 1)
     if pre and accumulator_bound * 2.0**pre > INT32_MAX:
-        raise CompileError(
+        raise TooFine(
             f"a rescaling factor of {top:.3g} overflows 32 bits for accumulators up to {accumulator_bound}; "
             "the output's scale is far too small for its range"
         )

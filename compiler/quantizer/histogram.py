@@ -12,6 +12,7 @@ PERCENTILES = (99.999, 99.99, 99.9)
 SHRINKS = np.linspace(1.0, 0.3, 36)
 NARROW_SHRINKS = np.linspace(1.0, 0.1, 31)
 HEADROOM = 1.25  # 16-bit ranges: room for inputs larger than those seen
+ROOM = 8  # integers may be so many times larger than in the samples, where 16 bits allow
 TABLE_CODES = 4096  # codes of an activation's table
 SYMMETRIC_COST = 1.1  # a range may grow by so much to have zero point 0
 
@@ -156,12 +157,17 @@ def choose_16bit(h: Histogram) -> Quantization:
 
 
 def choose_whole(h: Histogram, codes: int) -> Quantization:
-    """16-bit codes of integers: the integers themselves where `codes` of them, and 16 bits, hold all that were seen;
-    else steps of 4.5 and more, with headroom, of which at most `codes` are used."""
+    """16-bit codes of integers: the integers themselves where `codes` of them, and 16 bits, hold all that were seen, in
+    steps of a power of two that leave room for ROOM times as many; else steps of 4.5 and more, with headroom, of which
+    at most `codes` are used."""
     top = min(codes // 2, 32767) if codes < 65536 else 32767
     peak = max(-h.low, h.high)
-    scale = 1.0 if peak <= top else max(float(np.float32(peak * HEADROOM / top)), 1.0 if codes < 65536 else 4.5)
-    return Quantization(scale, 0, 16, *((-32768, 32767) if codes >= 65536 else (-top, top)))
+    if codes < 65536:
+        return Quantization(max(float(np.float32(peak * HEADROOM / top)), 1.0), 0, 16, -top, top)
+    scale = 2.0 ** -max(np.floor(np.log2(top / (ROOM * max(peak, 1)))), 0)
+    if peak > top:
+        scale = max(float(np.float32(peak * HEADROOM / top)), 4.5)
+    return Quantization(float(scale), 0, 16, -32768, 32767)
 
 
 def choose_table(h: Histogram, floor: float) -> Quantization:

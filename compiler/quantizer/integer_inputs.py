@@ -1,4 +1,4 @@
-"""Integer inputs that become floats: masks of few values, which stay exact, or numbers, which need a range."""
+"""Integer inputs that become floats: masks of zeros and ones, which stay exact, or numbers, which need a range."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from qcompile.quantizer.collect import observe
 from qcompile.quantizer.synthetic import id_bound
 from qcompile.targets.errors import CompileError
 
-FEW = (-128, 127)  # what is computed from integers in here is a table of all their values
+FLAGS = (0, 1)  # what is computed from integers in here may be a mask, and saturates nowhere
 # of types whose whole range stands in for samples: synthetic ones hold it
 SMALL = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16}
 
 
 def find_numbers(graph: Graph, data: Calibration, samples: list[Feed], masks: set[str]) -> None:
-    """Notes in `graph.numbers` the results of Casts from integers to floats that hold more than few values: their
+    """Notes in `graph.numbers` the results of Casts from integers to floats that are not masks of zeros and ones: their
     ranges are calibrated as those of other activations.
 
     masks: inputs that are masks of attention scores, zeros and ones without samples. Raises CompileError naming the
@@ -40,7 +40,12 @@ def find_numbers(graph: Graph, data: Calibration, samples: list[Feed], masks: se
 
     if casts:
         observe(graph, [n.output[0] for n in casts], samples, observer, "reading integer inputs")
-    graph.numbers = {name for name, (low, high) in ranges.items() if low < FEW[0] or high > FEW[1]}
+    masking = {n.output[0] for n in casts if _sources(graph, n.input[0]) <= masks}
+    graph.numbers = {
+        name
+        for name, (low, high) in ranges.items()
+        if low < FLAGS[0] or high > FLAGS[1] or name not in masking  # the samples may not show all that occurs
+    }
 
 
 def _counts(graph: Graph, cast: NodeProto) -> bool:

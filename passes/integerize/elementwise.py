@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, dyadic
+from qcompile.kernels.arithmetic import INT32_MAX, TooFine, dyadic
 from qcompile.passes.integerize.channels import scaled_channels
 from qcompile.passes.integerize.functions import apply, as_function, as_integers, clamp
 from qcompile.passes.integerize.reader import HANDLERS, Reader, handles
@@ -183,7 +183,11 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
     bound = x.magnitude * y.magnitude
 
     def make(grid: Grid) -> str:
-        d = dyadic(float(x.scale) * float(y.scale) / grid.scale, bound)
+        scale = float(x.scale) * float(y.scale)
+        try:
+            d = dyadic(scale / grid.scale, bound)
+        except TooFine:
+            return r.make.rescale(_exact_product(r, x, y), 0, scale, bound, grid)
         return r.builder.emit(
             "mul",
             [x.name, y.name, r.builder.constant(d.multiplier, "multiplier")],
@@ -198,6 +202,12 @@ def elementwise_product(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -
     ranges = [(0.0, 1.0) if flag else t.range() for flag, t in zip(flags, (x, y))]
     ends = [p * q for p in ranges[0] for q in ranges[1]]
     return Deferred(make, axes, shape, min(ends), max(ends))
+
+
+def _exact_product(r: Reader, x: Quantized, y: Quantized) -> str:
+    """The int32 tensor of products of codes, each less its zero point."""
+    names = [r.builder.emit("cast", [q.name], offset=-q.zero_point, dtype="int32") for q in (x, y)]
+    return r.builder.emit("whole", names, function="multiply", dtype="int32")
 
 
 @handles("relax.divide")
@@ -219,7 +229,13 @@ def divide(r: Reader, call: Any, args: list[Any]) -> Value:
         raise CompileError("a division by a tensor that takes one value only; divide by a constant")
     smallest = np.median(steps)  # a divisor below its own resolution counts as that
     safe = np.where(np.abs(f.values) < smallest, np.where(f.values < 0, -smallest, smallest), f.values)
-    return multiply(r, call, [a, Function(f.source, 1.0 / safe)])
+    inverse = 1.0 / safe
+    if np.abs(inverse).max() < WIDEST_INVERSE * np.abs(inverse).min() or (isinstance(a, Real) and a.values.size == 1):
+        return multiply(r, call, [a, Function(f.source, inverse)])
+    octave = np.floor(np.log2(np.abs(inverse)))
+    power = 2.0 ** np.maximum(octave, octave.max() - 14)
+    mantissa = elementwise_product(r, a, Function(f.source, inverse / power), shape)
+    return elementwise_product(r, r.make.settle(mantissa), Function(f.source, power), shape)
 
 
 @handles("relax.power")
@@ -252,6 +268,7 @@ def _limit(low: bool) -> Callable[[Reader, Any, list[Any]], Value]:
 HANDLERS["relax.maximum"], HANDLERS["relax.minimum"] = _limit(True), _limit(False)
 
 SHARPNESS = 8
+WIDEST_INVERSE = 64  # of its least: mantissas of reciprocals that vary more are kept apart from their powers of two
 LOGICAL = (np.logical_and, np.logical_or, np.logical_xor)
 COMPARE = {
     "equal": np.equal,

@@ -109,14 +109,9 @@ def as_integers(r: Reader, v: Value) -> Value:
     """An integer tensor as numbers of scale 1, saturated to 16 bits; other values as they are."""
     if not isinstance(v, Integers) or v.graph_input:
         return v
-    if r.builder.types[v.name].dtype == "uint8":
-        return _byte_numbers(r, v)
-    if r.builder.types[v.name].dtype not in ("int8", "int16", "int32"):
+    if r.builder.types[v.name].dtype not in ("int8", "uint8", "int16", "int32"):
         v = within(r, v, *RANGES["int16"], "int16")
-    dtype = r.builder.types[v.name].dtype
-    name = r.builder.emit("cast", [v.name], offset=0, dtype="int16") if dtype == "int32" else v.name
-    info = np.iinfo(r.builder.types[name].dtype)
-    return Quantized(name, v.axes, v.shape, 1.0, 0, str(info.dtype), int(info.min), int(info.max))
+    return r.make.numbers(v)
 
 
 def integers_on(r: Reader, v: Integers, grid: Grid) -> Quantized:

@@ -12,6 +12,7 @@ from qcompile.kernels.arithmetic import (
     RANGES,
     SUM_NOISE,
     SumScale,
+    TooFine,
     dyadic,
     sum_scale,
 )
@@ -31,6 +32,7 @@ from qcompile.passes.integerize.values import (
     Weights,
     identity,
     symmetric_grid,
+    unknown_range,
     value_range,
 )
 from qcompile.targets.errors import CompileError
@@ -38,6 +40,7 @@ from qcompile.targets.errors import CompileError
 BYTE_CODES = 256  # tables of more are looked up slowly: straight pieces are tried instead
 WIDE_CODES = 1 << 11  # steps of a grid of more codes are finer than they have to be:
 WIDE_NOISE = 2.0  # what rescaling may add there, of the noise that rounding to a step is
+LOST_STEPS = 0.25  # of a sum's result, by the rounding of its multipliers
 NARROWEST = 3  # fraction bits of 16-bit codes on the way to 8 bits
 BIAS_BITS = 26  # larger bias codes make their channel's weights coarser
 
@@ -73,9 +76,21 @@ class Maker:
 
     # ---- values to grids ---------------------------------------------------------------------------------------------
     def quantize(self, v: Value, grid: Grid) -> Quantized:
-        """The value on `grid`: emits what is needed."""
+        """The value on `grid`: emits what is needed. What may lie far beyond a fine grid comes there by way of a grid
+        that covers all of it."""
+        try:
+            return self._quantize(v, grid)
+        except TooFine:
+            if isinstance(v, Accumulator) and np.any(v.bias):
+                return self._quantize(self._apart(v), grid)
+            coarse = symmetric_grid(*value_range(v))
+            if coarse.scale <= grid.scale:
+                raise
+            return self._quantize(self._quantize(v, coarse), grid)
+
+    def _quantize(self, v: Value, grid: Grid) -> Quantized:
         if isinstance(v, Integers):
-            raise CompileError(f"{v.name}: an integer tensor is quantized as if it were float")
+            v = self.numbers(v)
         if isinstance(v, Accumulator):
             v = self.balanced(self._saturated_bias(v, grid), dyadic(np.asarray(v.scale) / grid.scale).pre)
         limited = grid if isinstance(v, Real | Function | Weights) else grid.clamp(v.clamp)
@@ -99,8 +114,26 @@ class Maker:
         shape = v.shape
         return Quantized(name, axes, shape, grid.scale, grid.zero_point, grid.dtype, limited.lo, limited.hi)
 
+    def numbers(self, v: Integers) -> Quantized:
+        """Integers of up to 16 bits, or 32 saturated to 16, as numbers of scale 1."""
+        dtype = self.b.types[v.name].dtype
+        if v.graph_input or dtype not in ("int8", "uint8", "int16", "int32"):
+            raise unknown_range(v.name)
+        offset = -128 if dtype == "uint8" else 0
+        stored = {"uint8": "int8", "int32": "int16"}.get(dtype, dtype)
+        name = v.name if stored == dtype else self.b.emit("cast", [v.name], offset=offset, dtype=stored)
+        return Quantized(name, v.axes, v.shape, 1.0, offset, stored, *RANGES[stored])
+
+    def _apart(self, v: Accumulator) -> Sum:
+        """A sum and its bias as the two terms that they are."""
+        shape = [1] * len(v.shape)
+        shape[int(np.argsort(v.axes)[-1])] = np.size(v.bias)
+        bias = Real(np.asarray(v.bias, np.float64).reshape(shape))
+        return Sum(self.settle(replace(v, bias=0.0, clamp=NO_CLAMP)), bias, v.shape, v.clamp)
+
     def settle(self, v: Value, dtype: str = "int16") -> Quantized:
         """Some per-tensor Quantized for a value that nobody quantized: on the grid that its proved range asks for."""
+        v = self.numbers(v) if isinstance(v, Integers) else v
         if (
             isinstance(v, Quantized)
             and v.per_tensor
@@ -147,7 +180,7 @@ class Maker:
         bias = np.rint(np.broadcast_to(np.asarray(v.bias, np.float64) / v.scale, (max(channels, np.size(v.scale)),)))
         top = top + float(np.abs(bias).max())
         if np.abs(bias).max() > INT32_MAX:
-            raise CompileError(
+            raise TooFine(
                 f"{v.what}: a bias of {np.abs(v.bias).max():.3g} overflows 32 bits at the scale of its accumulator"
             )
         bias = bias.astype(np.int32)
@@ -163,10 +196,12 @@ class Maker:
             )
         return name, bound
 
-    def _rescale(self, name: str, zero_point: int, scale: float | np.ndarray, bound: float, grid: Grid) -> str:
+    def rescale(self, name: str, zero_point: int, scale: float | np.ndarray, bound: float, grid: Grid) -> str:
         """Integers with real = scale * (q - zero_point), |q - zero_point| <= bound, on `grid`."""
-        name, bound = self._saturating(name, zero_point, np.asarray(scale) / grid.scale, bound, grid)
-        d = dyadic(np.asarray(scale) / grid.scale, int(bound))
+        span = grid.hi - grid.lo + abs(grid.zero_point) + 2
+        factor = np.clip(np.asarray(scale) / grid.scale, -span, span)  # beyond, all but 0 saturates just the same
+        name, zero_point, bound = self._saturating(name, zero_point, factor, bound, span)
+        d = dyadic(factor, int(bound))
         return self.b.emit(
             "requantize",
             [name, self.b.constant(d.multiplier, "multiplier")],
@@ -177,19 +212,20 @@ class Maker:
         )
 
     def _saturating(
-        self, name: str, zero_point: int, factor: np.ndarray, bound: float, grid: Grid
-    ) -> tuple[str, float]:
-        """Sums that are scaled up, and that could leave 32 bits then, cut where all channels saturate on `grid`."""
+        self, name: str, zero_point: int, factor: np.ndarray, bound: float, span: float
+    ) -> tuple[str, int, float]:
+        """(name, zero point, bound) of integers that are scaled up, and that could leave 32 bits then: cut where all
+        channels saturate on a grid of `span` steps."""
         top, least = float(np.abs(factor).max()), float(np.abs(factor).min())
-        if top < 0.25 or zero_point or self.b.types[name].dtype != "int32" or bound * max(top, 1) * 4 < INT32_MAX:
-            return name, bound
-        ends = np.ceil((grid.hi - grid.lo + abs(grid.zero_point) + 2) / least) if least else np.inf
-        if ends >= bound:
-            return name, bound
+        ends = np.ceil(span / least) if least else np.inf
+        if top < 0.25 or bound * max(top, 1) * 4 < INT32_MAX or ends >= bound:
+            return name, zero_point, bound
+        if zero_point or self.b.types[name].dtype != "int32":
+            name = self.b.emit("cast", [name], offset=-zero_point, dtype="int32")
         for function, end in (("minimum", ends), ("maximum", -ends)):
             limit = self.b.constant(np.array([end], np.int32).reshape([1] * len(self.b.types[name].shape)), "limit")
             name = self.b.emit("whole", [name, limit], function=function, dtype="int32")
-        return name, float(ends)
+        return name, 0, float(ends)
 
     def _requantize(self, v: Accumulator, grid: Grid) -> str:
         """Where the sums take a bias and go to 8 bits, that bias rounds and adds the zero point."""
@@ -203,7 +239,7 @@ class Maker:
             if scale:
                 return self.rescale_sum("requantize", centred, [], scale, grid)
         name, bound = self.accumulate(v)
-        return self._rescale(name, 0, v.scale, bound, grid)
+        return self.rescale(name, 0, v.scale, bound, grid)
 
     def centred(self, v: Accumulator, grid: Grid, less: float = 0.0) -> tuple[Accumulator, float]:
         """(v with the zero point, less some steps, in its bias; a bound of its sums with that bias)."""
@@ -212,9 +248,7 @@ class Maker:
         v = replace(self.balanced(replace(v, bias=bias)), bias=bias)
         return v, v.bound + float(np.max((np.abs(bias) + grid.scale) / np.abs(v.scale)))
 
-    def rescale_sum(
-        self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: Any
-    ) -> str:
+    def rescale_sum(self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: Any) -> str:
         """`op` of sums with the zero point in their bias, and of `others`."""
         bias = v.bias + scale.half * grid.scale + scale.before * np.asarray(v.scale)
         name, _ = self.accumulate(replace(v, bias=bias))
@@ -228,7 +262,7 @@ class Maker:
         same = v.per_tensor and np.isclose(v.scale, grid.scale, rtol=1e-6, atol=0) and v.dtype == grid.dtype
         if same and v.zero_point == grid.zero_point and grid.lo <= v.lo and v.hi <= grid.hi:
             return v.name
-        return self._narrow_word(v, grid) or self._rescale(v.name, v.zero_point, v.scale, v.magnitude, grid)
+        return self._narrow_word(v, grid) or self.rescale(v.name, v.zero_point, v.scale, v.magnitude, grid)
 
     def _narrow_word(self, v: Quantized, grid: Grid) -> str | None:
         """16-bit codes on a grid of 8 bits by a multiplication of 16 bits, where that is exact enough."""
@@ -315,14 +349,23 @@ class Maker:
         bound += float(np.abs(offset).max())
         self._checked(name, bound, a)
         name = self.b.emit("bias_add", [name, self.b.constant(offset.astype(np.int32), "bias")])
-        return self._rescale(name, 0, a.scale, bound, grid), a.axes
+        return self.rescale(name, 0, a.scale, bound, grid), a.axes
 
     def add(self, a: Quantized, b: Quantized, grid: Grid) -> str:
+        """The sum on `grid`; an operand of which most codes only saturate it is cut first, so that both multipliers
+        have bits enough."""
         ra, rb = float(a.scale) / grid.scale, float(b.scale) / grid.scale
-        top = a.magnitude * abs(ra) + b.magnitude * abs(rb) + 2
-        shift = int(min(22, np.floor(np.log2(INT32_MAX / top)), 30 - np.ceil(np.log2(max(abs(ra), abs(rb))))))
+        span = grid.hi - grid.lo + abs(grid.zero_point) + 2
+        shift = _sum_shift(a, b, ra, rb)
+        lost = [
+            abs(round(r * 2.0**shift) / 2.0**shift - r) * min(q.magnitude, span / abs(r)) for q, r in ((a, ra), (b, rb))
+        ]
+        if shift < 1 or max(lost) > LOST_STEPS:
+            reach = [span + q.magnitude * abs(r) for q, r in ((b, rb), (a, ra))]  # beyond, the other one cannot help
+            a, b = (self._cut(q, int(np.ceil(top / abs(r)))) for q, r, top in ((a, ra, reach[0]), (b, rb, reach[1])))
+            shift = _sum_shift(a, b, ra, rb)
         if shift < 1:
-            raise CompileError("a sum's output scale is far too small for its operands: recalibrate the model")
+            raise TooFine("a sum's output scale is far too small for its operands: recalibrate the model")
         return self.b.emit(
             "add",
             [a.name, b.name],
@@ -333,3 +376,20 @@ class Maker:
             shift=shift,
             **grid.attrs(),
         )
+
+    def _cut(self, q: Quantized, most: int) -> Quantized:
+        """Codes no further than `most` from their zero point."""
+        lo, hi = max(q.lo, q.zero_point - most), min(q.hi, q.zero_point + most)
+        if (lo, hi) == (q.lo, q.hi):
+            return q
+        name = q.name
+        for function, end in (("minimum", hi), ("maximum", lo)):
+            limit = self.b.constant(np.array([end], np.int32).reshape([1] * len(q.shape)), "limit")
+            name = self.b.emit("whole", [name, limit], function=function, dtype=q.dtype)
+        return replace(q, name=name, lo=lo, hi=hi)
+
+
+def _sum_shift(a: Quantized, b: Quantized, ra: float, rb: float) -> int:
+    """The most fraction bits that the multipliers of a sum may have."""
+    top = a.magnitude * abs(ra) + b.magnitude * abs(rb) + 2
+    return int(min(22, np.floor(np.log2(INT32_MAX / top)), 30 - np.ceil(np.log2(max(abs(ra), abs(rb))))))

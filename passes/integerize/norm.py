@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, RANGES
+from qcompile.kernels.arithmetic import INT32_MAX, RANGES, TooFine
 from qcompile.kernels.ops.norm import deviation
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.values import Deferred, Grid, Quantized, Real, identity
@@ -48,7 +48,7 @@ def _normalise(
         factor = sign * gamma / (deviation(d) * grid.scale)
         largest = max(float(np.abs(factor).max()) / RANGES["int16"][1], float(np.abs(beta).max()) / grid.scale / 2**29)
         if largest > 1:
-            raise CompileError("the output scale of a normalisation is too small for its scale and bias")
+            raise TooFine("the output scale of a normalisation is too small for its scale and bias")
         shift = min(MOST_SHIFT, int(np.floor(-np.log2(largest)))) if largest else 0
         parameters = {"gamma": (factor, np.int16), "beta": (beta / grid.scale, np.int32)}
         y = r.builder.emit(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, dyadic
+from qcompile.kernels.arithmetic import INT32_MAX, MAX_SHIFT, Dyadic, TooFine, dyadic
 from qcompile.kernels.ops.softmax import EXP2, LARGEST_EXPONENT, LOG_BITS, LONGEST_ROW, OCTAVE_BITS
 from qcompile.passes.integerize.approximations import STEPS
 from qcompile.passes.integerize.elementwise import scaled
@@ -29,6 +29,7 @@ from qcompile.passes.integerize.values import (
 )
 from qcompile.targets.errors import CompileError
 
+MOST_SCORES = 1 << 28  # codes of scores, above and below 0
 FINEST_ROW_DIVISION = 32.0  # output steps per step of the values, so that floor(numerator / sum) fits 31 bits
 MASKED = -1e3  # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
 ABSORBING = -1e8  # float32 scores that this is added to are all the same; of less, a row masked whole keeps its scores
@@ -164,6 +165,7 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
         raise CompileError("a mask has more axes than the scores that it is added to; give both the same")
     if axis != rank - 1 and (masks or biases):
         raise CompileError("a masked softmax must run along the last axis; transpose the scores")
+    scores, biases = _without_bias(scores, biases)
     guarded = _guarded(r, r.call_var)
     deferred = _normalised(r, scores, masks, biases, axis, shape, uniform=not guarded)
     if (
@@ -174,9 +176,20 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
         and np.ndim(scores.scale) == 0
         and scores.scale > 0
         and np.all(np.asarray(scores.bias) == 0)
+        and scores.bound + sum(float(np.abs(bias).max()) for bias in biases) / scores.scale <= INT32_MAX // 2
     ):
         return Weights(scores, [masks, biases], shape, deferred, uniform=not guarded)
     return deferred
+
+
+def _without_bias(v: Value, biases: list[np.ndarray]) -> tuple[Value, list[np.ndarray]]:
+    """(scores, constants) with a bias of the scores that is large beside their steps among the constants."""
+    if not isinstance(v, Accumulator) or v.axes != identity(len(v.shape)) or v.clamp != NO_CLAMP or np.ndim(v.scale):
+        return v, biases
+    bias = np.asarray(v.bias)
+    if v.bound + np.abs(bias).max() / abs(v.scale) <= MOST_SCORES:
+        return v, biases
+    return replace(v, bias=0.0), [*biases, bias]
 
 
 def _guarded(r: Reader, var: Any) -> bool:
@@ -216,14 +229,20 @@ def _normalised(
         else:
             q = r.make.relayout(r.make.settle(scores), last)
             x, scale, bound = q.name, float(q.scale), q.hi - q.lo
+        reach = bound + sum(float(np.abs(bias).max()) for bias in biases) / scale
+        if reach > MOST_SCORES:  # steps that such scores need not have
+            shift = min(int(np.ceil(np.log2(reach / MOST_SCORES))), 31)
+            if r.builder.types[x].dtype != "int32":
+                x = r.builder.emit("cast", [x], offset=0, dtype="int32")
+            count = r.builder.constant(np.full([1] * rank, shift, np.int32), "shift")
+            x = r.builder.emit("whole", [x, count], function="right_shift", dtype="int32")
+            scale, bound = scale * 2.0**shift, bound / 2.0**shift + 1
         for bias in biases:
             offset = np.rint(np.broadcast_to(bias, shape) / scale)
             bound += float(np.abs(offset).max())
             if r.builder.types[x].dtype != "int32":
                 x = r.builder.emit("cast", [x], offset=0, dtype="int32")
             x = r.builder.emit("bias_add", [x, r.builder.constant(offset.astype(np.int32), "bias")])
-        if bound > INT32_MAX // 2:
-            raise CompileError(f"{r.where}: the scores of a softmax may not fit 32 bits")
         d = octaves(scale, 2 * bound)
         numerator, out_shift = row_division(2.0**-15 / grid.scale, EXP2[0])
         names = [x, *merged_mask(r, list(masks))]
@@ -249,7 +268,7 @@ def row_division(factor: float, smallest_sum: int) -> tuple[int, int]:
         shift -= 1
     numerator = int(np.rint(factor * 2.0 ** (32 + shift)))
     if numerator // smallest_sum > INT32_MAX:
-        raise CompileError("the scale of a softmax's result is too small")
+        raise TooFine("the scale of a softmax's result is too small")
     return numerator, shift
 
 
@@ -305,7 +324,7 @@ def log_shift(factors: tuple[float, float], bounds: tuple[float, float]) -> int:
             b * 2.0 ** multiplier_at(f, shift)[1] <= INT32_MAX for f, b in zip(factors, bounds)
         ):
             return shift
-    raise CompileError("the output scale of a log-softmax is too small for its range")
+    raise TooFine("the output scale of a log-softmax is too small for its range")
 
 
 def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferred:
@@ -314,7 +333,6 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
     masks, biases = w.masks
     value = r.operand(v, "value")
     scale = float(w.scores.scale)
-    bound = w.scores.bound
 
     def make(grid: Grid) -> str:
         factor = float(value.scale) / grid.scale
@@ -331,13 +349,10 @@ def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferr
         if not transposed:  # attention wants k as [..., L, D]
             rank = len(key.shape)
             rows = r.builder.emit("transpose", [key.name], axes=[*range(rank - 2), rank - 1, rank - 2])
-        extra, has_bias, top = merged_mask(r, list(masks)), bool(biases), bound
+        extra, has_bias = merged_mask(r, list(masks)), bool(biases)
         if biases:
             offset = np.rint(sum(biases) / scale)
-            top += float(np.abs(offset).max())
             extra = [*extra, r.builder.constant(offset.astype(np.int32), "bias")]
-        if top > INT32_MAX // 2:
-            raise CompileError(f"{r.where}: attention scores may not fit 32 bits")
         length = key.shape[-1]
         if 255.0 * value.magnitude * length > INT32_MAX:
             raise CompileError(f"{r.where}: attention over {length} keys overflows 32 bits")

@@ -1,7 +1,6 @@
 """Integer inputs that mean numbers: counts, timesteps, ages. And those that are masks."""
 
 import numpy as np
-import onnx
 import pytest
 import qcompile
 from onnx import TensorProto, helper
@@ -85,8 +84,31 @@ def test_masks_of_scores_need_no_samples(tmp_path):
     assert np.square(want).sum() > 100 * np.square(got - want).sum()
 
 
-def test_masks_stay_exact(tmp_path):
-    """Zeros and ones, as samples show: no grid, no rounding."""
+def test_flags_stay_exact(tmp_path):
+    """Zeros and ones, as samples show, have grids that hold them exactly."""
     x = np.array([[1, 0, 1, 1]])
-    built = qcompile.compile(net(HALF), calibration=[{"x": x}], output=tmp_path, name="n")
-    assert [n.op_type for n in onnx.load(built.path / "model.qdq.onnx").graph.node][:2] == ["Cast", "Mul"]
+    got, want = run(tmp_path, net(HALF), x, calibration=[{"x": x}])
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+READERS = {
+    "Softmax": {}, "LogSoftmax": {}, "ReduceMax": {"axes": [-1]}, "ReduceL2": {"axes": [-1]}, "LpNormalization": {},
+    "MaxPool": {"kernel_shape": [2]}, "AveragePool": {"kernel_shape": [2]}, "ReduceProd": {"axes": [-1]},
+    "Add": "v", "Mul": "v", "Div": "v", "Max": "v", "Sub": "v",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", READERS)
+def test_small_numbers_are_numbers_too(tmp_path, op):
+    """Integers of few values were taken for masks, and refused as operands of most operators or cut to 0 and 1."""
+    rng, attributes = np.random.default_rng(0), READERS[op]
+    operand = ["v"] if attributes == "v" else []
+    constants = {"v": rng.uniform(0.5, 2, 6).astype(np.float32)} if operand else {}
+    nodes = [("Cast", ["x"], ["f"], {"to": 1}), (op, ["f", *operand], ["y"], {} if operand else attributes)]
+    made = model(*nodes, inputs={"x": [1, 4, 6]}, dtypes={"x": TensorProto.INT32}, constants=constants, opset=17)
+    most = 3 if op == "ReduceProd" else 60
+    feeds = [{"x": 1 + rng.integers(0, most, (1, 4, 6)).astype(np.int32)} for _ in range(6)]
+    loaded = qcompile.load(qcompile.compile(made, calibration=feeds, output=tmp_path, name="n").path)
+    exact = np.stack([ReferenceEvaluator(made).run(None, f)[0] for f in feeds])
+    noise = np.stack([loaded.run(f)["y"] for f in feeds]) - exact
+    assert 10 * np.log10(np.square(exact).sum() / max(np.square(noise).sum(), 1e-20)) > 30
