@@ -26,6 +26,8 @@ its tensor.
   that give no whole size).
 - **GridSample**: every mode and padding, over two and three axes. Constant grids are exact to a 512th of a pixel,
   computed ones have 16 bits.
+- **RoiAlign**: averages of a fixed number of samples (`sampling_ratio` above 0). **DeformConv**: over two axes, by
+  constant weights.
 - **NaN and infinities**: integers have none; IsNaN is constantly false.
 - **Other shapes that depend on data** (NonZero, Unique, Compress by a computed condition) are refused, for a
   program of fixed buffers.

@@ -7,7 +7,10 @@ from qcompile.frontend.graph import Graph, label
 from qcompile.importer.operators import is_importable
 from qcompile.targets.errors import CompileError
 
-REFUSED = {  # operators that TVM reads and that have no integer form
+REFUSED = {  # forms of operators that have no integer form
+    "RoiAlign": "its number of samples depends on the boxes, or it takes maxima; export it with mode avg and a "
+    "sampling_ratio above 0",
+    "DeformConv": "it has computed weights or other than two axes; export it with constant weights",
     "LpPool": "with p above 2, roots of small sums need more than 16 bits; use p = 1 or 2",
 }
 

@@ -16,7 +16,7 @@ from onnx import AttributeProto, NodeProto
 from qcompile.frontend.attribute_facts import LARGEST, Fault, Rule, ints, outside, rank_of
 from qcompile.frontend.element_rules import numbers_of_elements, numbers_of_parts, quantized_axis, scan
 from qcompile.frontend.graph import Graph, attribute, label
-from qcompile.frontend.window_rules import GATES, groups, recurrent, window
+from qcompile.frontend.window_rules import GATES, deformed, groups, recurrent, window
 from qcompile.targets.errors import CompileError
 
 
@@ -334,6 +334,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Conv": (groups, window),
     "ConvTranspose": (groups, window),
     "ConvInteger": (window,),
+    "DeformConv": (groups, window, deformed),
     "QLinearConv": (),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), (window,)),
     **dict.fromkeys(GATES, (recurrent,)),

@@ -15,6 +15,7 @@ from qcompile.frontend.fuse_norms import RMS_OPSET
 from qcompile.frontend.graph import Graph, attribute, set_attribute
 from qcompile.frontend.pool_pads import covering_pads
 from qcompile.frontend.running import expand_running
+from qcompile.frontend.sampled import expand_deform_conv, expand_roi_align
 from qcompile.frontend.scatter import gather_elements, gather_nd, scatter_elements, scatter_nd
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.frontend.spectra import expand_dft, expand_stft
@@ -363,6 +364,7 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "CumProd": expand_running,
     "CumSum": _cum_sum,
     "DFT": expand_dft,
+    "DeformConv": expand_deform_conv,
     "EyeLike": _eye_like,
     "Einsum": expand_einsum,
     "GatherElements": gather_elements,
@@ -377,6 +379,7 @@ TABLE: dict[str, Callable[[Graph, NodeProto], None]] = {
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceProd": _reduce_prod,
     "ReverseSequence": _reverse_sequence,
+    "RoiAlign": expand_roi_align,
     "STFT": expand_stft,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,

@@ -185,6 +185,10 @@ def _split(graph: Graph, node: NodeProto) -> None:
         set_attribute(node, "num_outputs", len(node.output))
 
 
+def _roi_align(graph: Graph, node: NodeProto) -> None:
+    set_attribute(node, "coordinate_transformation_mode", "output_half_pixel")
+
+
 REWRITES: dict[str, list[tuple[int, Callable[[Graph, NodeProto], None]]]] = {
     "Slice": [(10, _slice)],
     "Clip": [(11, _clip)],
@@ -192,6 +196,7 @@ REWRITES: dict[str, list[tuple[int, Callable[[Graph, NodeProto], None]]]] = {
     "Upsample": [(10, _upsample)],
     "Resize": [(11, _resize)],
     "GridSample": [(20, _grid_sample)],
+    "RoiAlign": [(16, _roi_align)],
     "Softmax": [(13, flatten_softmax)],
     "LogSoftmax": [(13, flatten_softmax)],
     "BatchNormalization": [(14, _batch_norm)],

@@ -97,6 +97,22 @@ def groups(graph: Graph, node: NodeProto) -> Iterator[Fault]:
         yield f"weight '{node.input[1]}'", f"has {held} input channels (group {group}), its input {shape[1]}"
 
 
+def deformed(graph: Graph, node: NodeProto) -> Iterator[Fault]:
+    """The offsets and masks of DeformConv: one of each for each tap, offset group and result."""
+    x, weight = graph.shape(node.input[0]), graph.shape(node.input[1])
+    parts, out = attribute(node, "offset_group", 1), graph.shape(node.output[0])
+    if x is None or weight is None or out is None or len(weight) < 3:
+        return
+    if parts < 1 or x[1] % parts:
+        yield "attribute 'offset_group'", f"is {parts}, which does not divide its {x[1]} input channels"
+        return
+    taps = parts * int(np.prod(weight[2:]))
+    for index, numbers in ((2, taps * (len(weight) - 2)), (4, taps)):
+        given = graph.shape(node.input[index]) if len(node.input) > index else None
+        if given is not None and tuple(given) != (x[0], numbers, *out[2:]):
+            yield f"input '{node.input[index]}'", f"has shape {list(given)}, not {[x[0], numbers, *out[2:]]}"
+
+
 def recurrent(graph: Graph, node: NodeProto) -> Iterator[Fault]:
     direction, hidden = attribute(node, "direction", "forward"), attribute(node, "hidden_size")
     gates = GATES[node.op_type]

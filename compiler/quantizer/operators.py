@@ -20,10 +20,8 @@ RECURRENT_KINDS = {0: "i8", HIDDEN: "i16", CELL: "i16"}  # of the inputs of LSTM
 GATES = {"Sigmoid", "HardSigmoid", "Tanh", "Erf"}
 STEEP = {"Reciprocal", "Exp", "Log", "Pow", "Tan", "Sinh", "Cosh", "Atanh", "Acosh"}  # 8 bits say little of an end
 STEPS = {"Round", "Floor", "Ceil", "Sign"}  # functions that jump: noise before them is decided upon
-COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "ArgMax", "ArgMin", "Hardmax", "Cast"} | {
-    "NonMaxSuppression"
-}
-POSITIONS = {"GridSample": 1}  # inputs that say where to look
+COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "ArgMax", "ArgMin", "Hardmax", "Cast"}
+DECIDING = {"GridSample": (1,), "NonMaxSuppression": (0, 1)}  # inputs that say where to look, and what to keep
 MOVERS = {  # op type: indices of the data inputs; None means all
     **dict.fromkeys(
         (

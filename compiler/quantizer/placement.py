@@ -22,11 +22,11 @@ from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.operators import (
     CLAMPS,
     COMPARING,
+    DECIDING,
     ELEMENTWISE,
     GATES,
     LINEAR,
     NORMS,
-    POSITIONS,
     RECURRENT_KINDS,
     REDUCING,
     SMOOTH,
@@ -104,7 +104,7 @@ class Placer:
             if op == "Div" and i == 1 and not many:
                 return "table"
             return "i16" if many or name in self.widened else "i8"
-        if POSITIONS.get(op) == i:
+        if i in DECIDING.get(op, ()):
             return None if self.graph.is_constant(name) else "i16"
         if op in COMPARING:
             return "i16"

@@ -1,7 +1,7 @@
 """Which nodes compute with more than 8 bits, whatever the samples say.
 
-Five grounds: streams between normalisations, spelled-out recurrent cells, what makes the parts of an output, integers
-that mean numbers, and the moments below a root.
+Six grounds: streams between normalisations, spelled-out recurrent cells, what makes the parts of an output, positions
+and boxes, integers that mean numbers, and the moments below a root.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from qcompile.quantizer.cells import spelled_cells
 from qcompile.quantizer.facts import Facts
 from qcompile.quantizer.operators import (
     CLAMPS,
+    DECIDING,
     ELEMENTWISE,
     MOVERS,
     REDUCING,
@@ -31,7 +32,8 @@ def wide_nodes(facts: Facts, streams: bool = True, parts: Collection[str] = ()) 
     graph = facts.graph
     cells, functions = spelled_cells(graph)
     moments, roots = _steep_roots(graph)
-    found = cells | moments | _behind_parts(facts, parts) | _behind_numbers(facts)
+    decided = {n.input[i] for n in graph.nodes for i in DECIDING.get(n.op_type, ())}
+    found = cells | moments | _behind_parts(facts, decided.union(parts)) | _behind_numbers(facts)
     return found | (_streams(facts) if streams else set()), functions | roots
 
 

@@ -32,6 +32,7 @@ UNDRAWN = {
     **dict.fromkeys(("AllClassNMS", "MaxRoiPool", "MaxUnpool", "RoiAlign"), BORDER),
     **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique"), RANDOM_SIZE),
     "QLinearReduceMean": NO_YARDSTICK,
+    "DeformConv": NO_YARDSTICK,
     **dict.fromkeys(("CausalConvWithState", "CumProd", "FlexAttention", "LinearAttention", "SwiGLU"), NEWER),
     **dict.fromkeys(("Constant", "MatMulInteger16", "QAttention", "Scatter", "Upsample"), DIFFERENT_NAME),
 }
