@@ -1,8 +1,12 @@
-"""Brings any accepted ONNX model into one form: static shapes, opset 21, folded constants, operators by their names."""
+"""Brings any accepted ONNX model into one form: static shapes, opset 21, folded constants, operators by their names.
+
+The passes run in the order in which they stand here: `first`, PASSES until nothing changes, LAST.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import onnx
 from onnx import NodeProto
@@ -53,7 +57,40 @@ from qcompile.frontend.simplify import (
 from qcompile.frontend.weight_only import expand_weight_only
 from qcompile.frontend.whole_inputs import whole_inputs
 
-PASSES = [
+Pass = Callable[[Graph], object]
+
+
+def first(shapes: Mapping[str, tuple[int, ...]] | None, notes: list[str]) -> list[Pass]:
+    """From what tools write to operators of one opset with known shapes: once, in this order."""
+    return [
+        single_precision,  # float16, bfloat16 and float64: float32
+        partial(fix_input_shapes, shapes=shapes, notes=notes),  # dynamic axes: the sizes that are given
+        partial(plain_outputs, notes=notes),  # an output that is an input by name: a name of its own
+        expand_quant,  # QONNX's Quant: QuantizeLinear, DequantizeLinear
+        check_attributes,  # what means nothing is refused, before anything reads it
+        resolve_control_flow,  # If, Loop, Scan: their bodies, whose nodes are of the model's opset
+        fold_before_old_softmax,  # old softmaxes need the rank of what they read
+        infer_shapes,
+        upgrade_opset,  # opset 7 to 20: 21
+        fold_constant_nodes,  # Constant: an initializer
+        check_attributes,  # of the operators as they are now called
+        expand_extra_outputs,  # Mean, InvStdDev, masks, statistics: nodes beside the operator
+        expand_weight_only,  # MatMulNBits and the like: DequantizeLinear of codes
+        expand_contrib,  # ONNX Runtime's own operators: those of ONNX
+        expand_qoperators,  # QLinearConv and the like: Q/DQ pairs
+        partial(expand_dynamic, notes=notes),  # dynamically quantized activations: floats
+        partial(expand_dynamic_lstm, notes=notes),
+        expand_functions,  # operators with a body: the body
+        resolve_control_flow,  # of these bodies
+        partial(fix_rows, notes=notes),  # NonMaxSuppression: as many rows as it can select
+        hoist_dequantize,  # DequantizeLinear in front of the movement of codes
+        widen_types,  # 2 and 4 bits: 8
+        fuse_fake_quantize,  # Div, Round, Clip, Mul: a Q/DQ pair
+        partial(float_weights, notes=notes),  # a model that is not quantized: weights in blocks as floats
+    ]
+
+
+PASSES: list[Pass] = [  # again and again, until nothing changes
     fold_constants,  # what depends on constants and shapes only becomes an initializer
     plain_recurrent,  # LSTM, GRU, RNN: one direction a node, time first
     fold_zeros,  # products with zeros
@@ -81,6 +118,17 @@ PASSES = [
     hoist_matmul_factors,  # scalar factors of attention operands: behind the MatMul
     merge_scalar_factors,  # factors of factors
 ]
+
+LAST: list[Pass] = [
+    whole_inputs,  # float inputs that hold whole numbers: int32
+    expand_blocks,  # weights in blocks: rows of a block each
+    constant_outputs,  # an output that is a constant: an Identity of it
+    infer_shapes,
+    check_supported,  # what has no converter is refused
+    check_static,  # so is what has no static shape
+    check_parameters,  # and computed scales
+    lambda graph: name_nodes(graph.nodes),  # each node has a name of its own
+]
 ROUNDS = 12
 SOFTMAX_OF_ROWS = 13  # the opset in which Softmax came to run along one axis
 
@@ -103,56 +151,37 @@ def normalise_graph(
     graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None, notes: list[str] | None = None
 ) -> None:
     """`normalise` in place."""
-    notes = [] if notes is None else notes
-    single_precision(graph)
-    fix_input_shapes(graph, shapes, notes)
-    plain_outputs(graph, notes)
-    expand_quant(graph)
-    check_attributes(graph)
-    _resolve_control_flow(graph)  # first: the nodes of bodies are of the model's opset
-    if graph.opsets.get("", TARGET) < SOFTMAX_OF_ROWS:
-        fold_constants(graph)  # old softmaxes need the rank of what they read
-    infer_shapes(graph)
-    upgrade_opset(graph)
-    fold_constant_nodes(graph)
-    check_attributes(graph)
-    expand_extra_outputs(graph)
-    expand_weight_only(graph)
-    expand_contrib(graph)
-    expand_qoperators(graph)
-    expand_dynamic(graph, notes)
-    expand_dynamic_lstm(graph, notes)
-    expand_functions(graph)
-    _resolve_control_flow(graph)  # of the functions' bodies
-    fix_rows(graph, notes)
-    hoist_dequantize(graph)
-    widen_types(graph)
-    fuse_fake_quantize(graph)
-    if not is_quantized(graph):
-        float_blocks(graph, notes)
+    for run in first(shapes, [] if notes is None else notes):
+        run(graph)
     for _ in range(ROUNDS):
         graph.changed = False
-        for transform in PASSES:
-            transform(graph)
+        for run in PASSES:
+            run(graph)
         if not graph.changed:
             break
-    whole_inputs(graph)
-    expand_blocks(graph)
-    constant_outputs(graph)
-    infer_shapes(graph)
-    check_supported(graph)
-    check_static(graph)
-    check_parameters(graph)
-    name_nodes(graph.nodes)
+    for run in LAST:
+        run(graph)
 
 
-def _resolve_control_flow(graph: Graph) -> None:
+def resolve_control_flow(graph: Graph) -> None:
     """Unroll, folding what conditions and trip counts depend on, until nothing is left."""
     while found := [n for n in graph.nodes if n.op_type in CONTROL_FLOW]:
         fold_constants(graph)
         unroll(graph)
         if all(any(n is m for m in graph.nodes) for n in found) and not choose(graph):
             refuse_control_flow(graph)
+
+
+def fold_before_old_softmax(graph: Graph) -> None:
+    """Fold constants where Softmax runs over several axes."""
+    if graph.opsets.get("", TARGET) < SOFTMAX_OF_ROWS:
+        fold_constants(graph)
+
+
+def float_weights(graph: Graph, notes: list[str]) -> None:
+    """`float_blocks` of a model without quantized activations."""
+    if not is_quantized(graph):
+        float_blocks(graph, notes)
 
 
 def is_quantized(graph: Graph) -> bool:
