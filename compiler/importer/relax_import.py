@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import onnx
 from qcompile.frontend.graph import label
@@ -35,9 +37,8 @@ def import_onnx(model: onnx.ModelProto) -> Imported:
         if node.op_type not in table:
             raise CompileError(f"{describe(node)}: it is not supported; rewrite it with supported operators")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    importer = _Importer(None, "float32", keep_params_in_input=False, sanitize=True)
-    quiet = warnings.catch_warnings()
-    with mock.patch.object(onnx_frontend, "_get_convert_map", lambda: table), mock.patch("builtins.print"), quiet:
+    importer = _Importer(table)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # TVM prints the inputs of what fails
         warnings.simplefilter("ignore")  # inputs whose names are no identifiers
         try:
             module = importer.from_onnx(model.graph, opset)
@@ -55,12 +56,17 @@ def describe(node: onnx.NodeProto) -> str:
 
 
 class _Importer(onnx_frontend.ONNXGraphImporter):
-    """Binds every node's result to a variable at once, and remembers which node each variable comes from."""
+    """Converts by a table of its own, binds every node's result to a variable at once, and remembers which node each
+    variable comes from."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        super().__init__(None, "float32", keep_params_in_input=False, sanitize=True)
+        self.table = table
         self.labels: dict[str, str] = {}  # Relax variable -> ONNX node
         self._pending: Any = iter(())
+
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        """Done before, by name."""
 
     def _construct_nodes(self, graph: Any) -> None:
         self._pending = iter(graph.node)
@@ -71,9 +77,11 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         label = describe(node)
         attrs["metadata"] = {p.key: p.value for p in node.metadata_props}
         try:
-            result = super()._convert_operator(op_name, inputs, attrs, opset)
+            result = self.table[op_name].get_converter(opset)(self.bb, inputs, attrs, [self._nodes, self._params])
         except CompileError as e:
             raise CompileError(f"{label}: {e}") from e
+        if isinstance(result, relax.Expr):
+            result = self.bb.normalize(result)
         if isinstance(result, relax.Call) and not isinstance(result.ty, relax.ShapeType):
             result = self.bb.emit(result)
         self._label(result, label)
