@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("passes", "kernels", "targets", "runtime")
 LONGEST_FILE = 500
+HOOKS = ".pre-commit-config.yaml"
 # Folders that exist on one machine only: absolute paths of homes, work folders and temporary files
 MACHINE_PATH = re.compile(r"""(?<![\w.}/*-])/(?:home|root|work|Users|mnt|tmp)/\w""")
 
@@ -27,6 +28,11 @@ def run(*command, cwd=ROOT):
 def test_lint(tmp_path):
     pytest.importorskip("ruff")
     run("ruff", "check", "--no-cache", *("compiler", *ROOMS, "tests"))
+
+
+def test_commits_are_checked_by_the_same_ruff():
+    versions = {re.search(r'"ruff==([^"]+)"', (ROOT / n).read_text())[1] for n in ("pyproject.toml", HOOKS)}
+    assert len(versions) == 1, versions
 
 
 def test_types(tmp_path):
