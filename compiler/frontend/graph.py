@@ -196,9 +196,12 @@ class Graph:
         return name
 
     def add(
-        self, op_type: str, inputs: Sequence[str], base: str | Sequence[str], domain: str = "", **attrs: Any
+        self, op_type: str, inputs: Sequence[str], base: str | Sequence[str], domain: Any = "", **attrs: Any
     ) -> str:
-        """Append a node; a string `base` names one fresh output, a list the exact names. Returns the first."""
+        """Append a node; a string `base` names one fresh output, a list the exact names. Returns the first.
+
+        domain: a string; its type is left open, since `attrs` come as dicts that mypy would take it to be in.
+        """
         outputs = [self.fresh(base)] if isinstance(base, str) else list(base)
         attrs = {k: v for k, v in attrs.items() if v is not None}
         self._nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], domain=domain, **attrs))
@@ -213,7 +216,7 @@ class Graph:
                     node.input[i] = new
             self._loose.append(node)
 
-    def replace(self, node: NodeProto, op_type: str, inputs: Sequence[str], domain: str = "", **attrs: Any) -> None:
+    def replace(self, node: NodeProto, op_type: str, inputs: Sequence[str], domain: Any = "", **attrs: Any) -> None:
         """Turn the producer of `node`'s first output into another op, keeping that output's name."""
         attrs = {k: v for k, v in attrs.items() if v is not None}
         node.CopyFrom(helper.make_node(op_type, list(inputs), [node.output[0]], name=node.name, domain=domain, **attrs))
