@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
-from qcompile.agreement import measured_samples, noisy_outputs, output_agreement, worth_measuring
+from qcompile.agreement import MADE_UP, measured_samples, noisy_outputs, output_agreement, worth_measuring
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
 from qcompile.codegen import generate
 from qcompile.defects import reports_defects
@@ -21,6 +21,7 @@ from qcompile.frontend.precision import declared_types
 from qcompile.frontend.recurrent import RECURRENT
 from qcompile.frontend.states import declare_states
 from qcompile.frontend.states import states as declared_states
+from qcompile.given import GivenModel
 from qcompile.importer import import_onnx
 from qcompile.kernels.program import Program
 from qcompile.mixed import (
@@ -124,6 +125,7 @@ def compile(
     clock.start("read")
     graph = Graph(load_model(model))
     fix_inputs(graph, constants or {})
+    given = GivenModel(model, {name: graph.constants[name] for name in constants or {}})
     declared = declared_types(graph)
     normalise_graph(graph, dict(shapes or {}), notes)
     declare_states(graph, states or {})
@@ -139,7 +141,7 @@ def compile(
         if calibration is not None:
             data = load_calibration(calibration, graph)
             notes += data.notes
-            itself = twin(graph) if worth_measuring(graph, data) else None
+            itself = twin(graph) if worth_measuring(graph) else None
         quantize_inputs(graph, data, notes)
         join_input_grids(graph, notes)
         _quantize_floats(graph, data, options, notes)
@@ -161,8 +163,8 @@ def compile(
     if itself is not None and data is not None:
         clock.start("measure")
         samples = measured_samples(itself, data, macs(reference))
-        agreement = output_agreement(itself, reference, *borders, samples)
-        notes += noisy_outputs(agreement, len(samples))
+        agreement = output_agreement(given, itself, reference, borders, samples, notes)
+        notes += noisy_outputs(agreement, len(samples), data.synthetic)
     del itself
     clock.start("lower")
     files: dict[str, bytes] = {"program.npz": reference.to_bytes(), "model.qdq.onnx": _serialised(qdq)}
@@ -199,6 +201,7 @@ def compile(
             "kernels": len(code.kernels),
             "kernel_calls": len(code.listing),
             "agreement_db": agreement,
+            "agreement_of": "" if not agreement or data is None else MADE_UP if data.synthetic else "samples",
         },
         files=files,
         states=list(pairs.items()),
@@ -233,7 +236,7 @@ def _quantize(
     plan = make_plan(graph, data, request, options, target, notes)
     if str(plan.label) != "8" and any(n.op_type in RECURRENT for n in graph.nodes):
         notes.append("LSTM, GRU and RNN keep 8-bit weights")
-    measured = worth_measuring(graph, data)
+    measured = worth_measuring(graph)
     reference = twin(graph) if report or measured else None
     quantize_graph(graph, data, replace(options, bits=plan.bits), notes)
     normalise_graph(graph, {}, notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qcompile.cli.tables import add_row, new_table, print_tables
+from qcompile.targets.errors import shorten
 from rich.table import Table
 
 
@@ -24,6 +25,8 @@ def print_summary(r: dict[str, Any], verbose: bool) -> None:
             f"{proof['undefined_symbols']} undefined symbols",
         ),
     ]
+    if r["agreement_db"]:
+        rows.append(("signal to noise", _agreement(r["agreement_db"], r["agreement_of"])))
     if r["mixed"]:
         shares = ", ".join(f"{n} {100 * r['mixed'][n]:.1f} %" for n in ("size", "latency", "bops"))
         rows.insert(
@@ -36,6 +39,14 @@ def print_summary(r: dict[str, Any], verbose: bool) -> None:
     if verbose and r["layers"]:
         print_tables(_layer_table(r), "")
     print_tables(table)
+
+
+def _agreement(ratios: dict[str, float], inputs: str) -> str:
+    """Of the noisiest output beside the model itself, and on what it was measured."""
+    name = min(ratios, key=lambda n: ratios[n])
+    which = "" if len(ratios) == 1 else f" ('{shorten(name, 40)}', the least of {len(ratios)} outputs)"
+    made_up = "; ranges and this figure are of made-up inputs: give --calib" if inputs != "samples" else ""
+    return f"{ratios[name]:.1f} dB{which}, on {inputs}{made_up}"
 
 
 def _layer_table(r: dict[str, Any]) -> Table:

@@ -40,6 +40,9 @@ svg .dot { fill: var(--mark) } svg .pick { fill: none; stroke: var(--pick); stro
 {% endfor %}
 <div><b>{{ r.proof.float_instructions }}</b>float instructions</div>
 {% if r.snr_db is not none %}<div><b>{{ r.snr_db }} dB</b>signal to noise, outputs</div>{% endif %}
+{% for name, ratio in r.agreement_db.items() %}
+<div><b>{{ "%.1f"|format(ratio) }} dB</b>signal to noise of {{ name }}, on {{ r.agreement_of }}</div>
+{% endfor %}
 {% if r.mixed %}
 <div><b>{{ "%.1f"|format(100 * r.mixed.size) }} %</b>of the 8-bit weights</div>
 <div><b>{{ "%.1f"|format(100 * r.mixed.latency) }} %</b>of the 8-bit layers' time</div>
@@ -47,6 +50,9 @@ svg .dot { fill: var(--mark) } svg .pick { fill: none; stroke: var(--pick); stro
 <div><b>{{ "%.3g"|format(100 * r.mixed.measured_loss) }} %</b>of the output's energy lost</div>
 {% endif %}
 </div>
+{% if r.agreement_db and r.agreement_of != "samples" %}
+<p class="faint">Ranges and the outputs' signal to noise are of made-up inputs; give samples with --calib.</p>
+{% endif %}
 {% if r.mixed %}
 <h2>What else could have been had</h2>
 {% for cost, points in r.fronts.items() if points|length == 1 %}
