@@ -4,13 +4,27 @@ import re
 from dataclasses import replace
 
 from qcompile.targets import arm, x86
+from qcompile.targets.aarch64 import AARCH64
+from qcompile.targets.architecture import Architecture
 from qcompile.targets.errors import CompileError, Defect
 from qcompile.targets.host import best_entry, supports
 from qcompile.targets.target import Target
+from qcompile.targets.x86_64 import X86_64
 
 TARGETS: dict[str, Target] = {target.name: target for target in (*x86.TARGETS, *arm.TARGETS)}
+ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in (X86_64, AARCH64)}
 
-__all__ = ["TARGETS", "CompileError", "Defect", "Target", "get_target", "supports", "target_names"]
+__all__ = [
+    "ARCHITECTURES",
+    "TARGETS",
+    "Architecture",
+    "CompileError",
+    "Defect",
+    "Target",
+    "get_target",
+    "supports",
+    "target_names",
+]
 
 
 def target_names() -> list[str]:

@@ -14,7 +14,6 @@ class Target:
 
     name: str
     arch: str  # 'x86_64' or 'aarch64'
-    isa: str  # 'avx512vnni', 'avxvnni', 'avx2', 'neon_i8mm', 'neon_dotprod' or 'neon'
     mcpu: str
     l1: int
     l2: int
@@ -22,9 +21,6 @@ class Target:
     mattr: tuple[str, ...] = ()
     features: frozenset[str] = frozenset()
     cpuinfo_flags: tuple[str, ...] = ()
-    vector_registers: int = 32
-    vector_bytes: int = 16
-    k_group: int = 4  # elements of K that one instruction sums into one int32 lane
     unsigned_activations: bool = False  # 8-bit activations are stored as u8 = s8 + 128
     cpu_parts: tuple[str, ...] = ()  # 'implementer:part' of /proc/cpuinfo on ARM
     emulation: str = "max"  # the core that qemu and unicorn stand in with

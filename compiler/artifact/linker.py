@@ -11,7 +11,7 @@ from qcompile.artifact.csource import render
 from qcompile.artifact.elf import symbols
 from qcompile.artifact.spec import ArtifactSpec
 from qcompile.runtime.toolchain import ToolError, compile_c, link
-from qcompile.targets import CompileError, Target
+from qcompile.targets import ARCHITECTURES, CompileError, Target
 
 PARALLEL_SLOT = "__TVMBackendParallelLaunch"
 SEGMENT_ALIGNMENT = 16384  # Android 15 has pages of 16 KiB
@@ -62,7 +62,7 @@ def cpu_flags(target: Target) -> list[str]:
 def _defined_symbols(data: bytes, index: int, spec: ArtifactSpec) -> set[str]:
     try:
         elf = ELFFile(io.BytesIO(data))
-        machine = {"x64": "x86_64", "AArch64": "aarch64"}.get(elf.get_machine_arch(), elf.get_machine_arch())
+        machine = next((a.name for a in ARCHITECTURES.values() if a.elf == elf["e_machine"]), elf["e_machine"])
         found = symbols(elf, ".symtab")
     except (ELFError, ValueError) as error:
         raise CompileError(f"{spec.name}: object file {index} is not an ELF file ({error})") from error

@@ -11,12 +11,10 @@ from elftools.elf.constants import SH_FLAGS
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from qcompile.artifact.elf import functions, symbols
-from qcompile.artifact.instructions import Kind, classify
 from qcompile.artifact.linker import SEGMENT_ALIGNMENT
-from qcompile.targets import CompileError
+from qcompile.targets import ARCHITECTURES, CompileError
+from qcompile.targets.architecture import Kind
 
-_DISASSEMBLERS = {"x86_64": (capstone.CS_ARCH_X86, capstone.CS_MODE_64),
-                  "aarch64": (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)}
 _DF_TEXTREL = 0x4
 _PF_X, _PF_W = 1, 2
 
@@ -37,7 +35,7 @@ def prove(library: bytes, arch: str, exports: list[str]) -> Proof:
 
     Raises CompileError naming the instruction, its address and its function, or the symbol or segment at fault.
     """
-    elf = ELFFile(io.BytesIO(library))
+    architecture, elf = ARCHITECTURES[arch], ELFFile(io.BytesIO(library))
     _prove_self_contained(elf, exports)
     names = _Functions(elf)
     kinds: Counter[Kind] = Counter()
@@ -48,7 +46,7 @@ def prove(library: bytes, arch: str, exports: list[str]) -> Proof:
             continue
         code_bytes += section["sh_size"]
         for address, mnemonic, operands in disassemble(section.data(), section["sh_addr"], arch, names):
-            kind = seen.get(mnemonic) or seen.setdefault(mnemonic, classify(arch, mnemonic))
+            kind = seen.get(mnemonic) or seen.setdefault(mnemonic, architecture.classify(mnemonic))
             kinds[kind] += 1
             if kind is Kind.FLOAT:
                 raise CompileError(f"floating-point instruction '{mnemonic} {operands}' at {address:#x} in "
@@ -59,7 +57,8 @@ def prove(library: bytes, arch: str, exports: list[str]) -> Proof:
 def disassemble(code: bytes, address: int, arch: str,
                 names: "_Functions | None" = None) -> Iterator[tuple[int, str, str]]:
     """(address, mnemonic, operands) of every instruction in ``code``; CompileError at bytes that are none."""
-    engine = capstone.Cs(*_DISASSEMBLERS[arch])
+    architecture = ARCHITECTURES[arch]
+    engine = capstone.Cs(*(getattr(capstone, name) for name in architecture.disassembler))
     offset = 0
     while offset < len(code):
         for at, size, mnemonic, operands in engine.disasm_lite(code[offset:], address + offset):
@@ -67,28 +66,13 @@ def disassemble(code: bytes, address: int, arch: str,
             offset = at + size - address
         if offset >= len(code):
             return
-        size = _avx_vnni_length(code[offset:]) if arch == "x86_64" else 0
+        size = architecture.unknown_length(code[offset:])
         if not size:
             where = names.at(address + offset) if names else "the code"
             raise CompileError(f"bytes {code[offset:offset + 8].hex(' ')} at {address + offset:#x} in {where} are no "
                                "instruction that the disassembler knows, so nothing can be proved about them")
-        yield address + offset, "vpdp", "(AVX-VNNI)"
+        yield address + offset, "unknown", ""
         offset += size
-
-
-def _avx_vnni_length(code: bytes) -> int:
-    """Bytes of a VEX-coded vpdpbusd, vpdpbusds, vpdpwssd or vpdpwssds at the start of ``code``, else 0.
-
-    Capstone 5 knows only their EVEX forms.  VEX.66.0F38.W0 50..53 /r: Intel SDM volume 2, VPDPBUSD.
-    """
-    if len(code) < 5 or code[0] != 0xC4 or code[1] & 0x1F != 2 or code[2] & 0x83 != 1 or not 0x50 <= code[3] <= 0x53:
-        return 0
-    mod, rm = code[4] >> 6, code[4] & 7
-    has_sib = mod != 3 and rm == 4
-    if has_sib and len(code) < 6:
-        return 0
-    no_base = mod == 0 and (code[5] & 7 if has_sib else rm) == 5
-    return 5 + has_sib + (4 if no_base else {0: 0, 1: 1, 2: 4, 3: 0}[mod])
 
 
 class _Functions:

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 from elftools.elf.elffile import ELFFile
-from qcompile.artifact.instructions import Kind, classify
 from qcompile.artifact.linker import cpu_flags
 from qcompile.artifact.proof import disassemble
-from qcompile.targets import TARGETS, get_target
+from qcompile.targets import ARCHITECTURES, TARGETS, get_target
+from qcompile.targets.architecture import Kind
 from sample_artifacts import c_object
 
 LOOPS = [  # element type of a and b, of c, and c[i] of x = a[i] and y = b[i]
@@ -54,6 +54,6 @@ def test_integer_loops_stay_integer(tmp_path, name):
     for section in elf.iter_sections():
         if section.name.startswith(".text"):
             for _, mnemonic, operands in disassemble(section.data(), 0, target.arch):
-                kinds[kind := classify(target.arch, mnemonic)] += 1
+                kinds[kind := ARCHITECTURES[target.arch].classify(mnemonic)] += 1
                 assert kind is not Kind.FLOAT, f"{mnemonic} {operands}"
     assert kinds[Kind.INTEGER] > 500 and kinds[Kind.MOVE] < 0.05 * kinds[Kind.INTEGER]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from qcompile.kernels.cpu.codes import Code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.linear.conv import best_tiling
+from qcompile.targets import ARCHITECTURES
 from qcompile.targets.target import Target
 
 DEPTHWISE_SHARE = 0.21  # of the peak, as measured on AVX-512 (105 of 500 GMAC/s) and estimated for the A76 (6.7 of 32)
-FETCHED_BYTES = {"x86_64": 14.0, "aarch64": 5.0}  # bytes a cycle from beyond the L2 cache
 
 
 def layer_cycles(
@@ -27,5 +27,5 @@ def layer_cycles(
     if weight_bits < 8:
         code = Code(weight_bits, group, digits=weight_bits == 4 and not group)
     weight_bytes = channels * k * weight_bits / 8 + (channels * k / group if group else 0)
-    fetched = weight_bytes / FETCHED_BYTES[target.arch] if weight_bytes > target.l2 else 0.0
+    fetched = weight_bytes / ARCHITECTURES[target.arch].fetched_bytes if weight_bytes > target.l2 else 0.0
     return max(best_tiling(isa, rows, channels, k, 1, code).cycles, fetched)

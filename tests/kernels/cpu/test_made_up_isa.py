@@ -78,7 +78,6 @@ def penryn(request, monkeypatch):
     target = Target(
         NAME,
         arch="x86_64",
-        isa="",
         mcpu="penryn",
         l1=32 * kilobyte,
         l2=3072 * kilobyte,

@@ -4,12 +4,11 @@ import re
 
 import capstone
 import pytest
-from qcompile.artifact.instructions import Kind, classify
 from qcompile.artifact.proof import disassemble
-from qcompile.targets import CompileError
+from qcompile.targets import ARCHITECTURES, CompileError
+from qcompile.targets.architecture import Kind
 
-ENGINES = {"x86_64": capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64),
-           "aarch64": capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)}
+ENGINES = {a.name: capstone.Cs(*(getattr(capstone, n) for n in a.disassembler)) for a in ARCHITECTURES.values()}
 # Every operation on floating-point numbers that either instruction set names
 ARITHMETIC = {
     "x86_64": re.compile(
@@ -35,13 +34,13 @@ def all_mnemonics(arch: str) -> list[str]:
 def test_every_float_operation_is_float(arch):
     names = [name for name in all_mnemonics(arch) if ARITHMETIC[arch].fullmatch(name)]
     assert len(names) > 60
-    assert [name for name in names if classify(arch, name) is not Kind.FLOAT] == []
+    assert [name for name in names if ARCHITECTURES[arch].classify(name) is not Kind.FLOAT] == []
 
 
 @pytest.mark.parametrize("arch", ENGINES)
 def test_moves_and_integers_are_not_float(arch):
-    assert [name for name in INTEGER[arch].split() if classify(arch, name) is not Kind.INTEGER] == []
-    moves = {name for name in all_mnemonics(arch) if classify(arch, name) is Kind.MOVE}
+    assert [name for name in INTEGER[arch].split() if ARCHITECTURES[arch].classify(name) is not Kind.INTEGER] == []
+    moves = {name for name in all_mnemonics(arch) if ARCHITECTURES[arch].classify(name) is Kind.MOVE}
     assert moves and not {name for name in moves if ARITHMETIC[arch].fullmatch(name)}
 
 
@@ -55,7 +54,8 @@ def test_moves_and_integers_are_not_float(arch):
     ("c4e26d501c250000000090", 2)])  # [absolute]; nop
 def test_avx_vnni_is_stepped_over_exactly(code, count):
     found = list(disassemble(bytes.fromhex(code), 0x1000, "x86_64"))
-    assert len(found) == count and all(classify("x86_64", mnemonic) is Kind.INTEGER for _, mnemonic, _ in found)
+    assert len(found) == count
+    assert all(ARCHITECTURES["x86_64"].classify(mnemonic) is Kind.INTEGER for _, mnemonic, _ in found)
 
 
 @pytest.mark.parametrize(("arch", "code"), [("x86_64", "90c4e26d4dd9"), ("x86_64", "06"), ("x86_64", "c4e26d50"),
