@@ -49,10 +49,7 @@ def run_case(case: Any, reference: bool) -> Result:
     """Compile and compare; exceptions that are no refusals count as crashes."""
     from qcompile.targets.errors import CompileError
 
-    inputs, expected = (
-        [v.astype(np.float32) if getattr(v, "dtype", None) == "bfloat16" else v for v in part]
-        for part in case.data_sets[0]
-    )
+    inputs, expected = ([_array(v) for v in part] for part in case.data_sets[0])
     if not all(_plain(v) for v in [*inputs, *expected]):
         return _unlike_numbers(case)
     feed = dict(zip((i.name for i in case.model.graph.input), inputs))
@@ -62,11 +59,28 @@ def run_case(case: Any, reference: bool) -> Result:
     for constants in _bindings(case.model, feed):
         try:
             model = _bound(case.model, {k: feed[k] for k in constants})
-            rest = {k: v for k, v in feed.items() if k not in constants}
+            rest = {k: _in_bytes(v) for k, v in feed.items() if k not in constants}
             return _compare(case, model, rest, expected, reference)
         except CompileError as e:
             reason = reason or str(e)
     return Result("refused", reason)
+
+
+def _array(value: Any) -> Any:
+    """A tensor as numpy has it; bfloat16 as float32."""
+    from onnx import TensorProto, numpy_helper
+
+    value = numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
+    return value.astype(np.float32) if getattr(value, "dtype", None) == "bfloat16" else value
+
+
+def _in_bytes(value: np.ndarray) -> np.ndarray:
+    """Numbers of 4 and 2 bits as artifacts take them."""
+    return value.astype(np.int8 if value.dtype.name.startswith("i") else np.uint8) if _narrow(value) else value
+
+
+def _narrow(value: np.ndarray) -> bool:
+    return value.dtype.name in ("int4", "uint4", "int2", "uint2")
 
 
 def _unlike_numbers(case: Any) -> Result:
@@ -83,9 +97,10 @@ def _unlike_numbers(case: Any) -> Result:
 
 
 def _plain(value: Any) -> bool:
-    return (isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fiub") or (
-        isinstance(value, np.ndarray) and value.dtype.name in ("int4", "uint4", "int2", "uint2", "bfloat16")
-    )
+    if not isinstance(value, np.ndarray | np.generic):
+        return False
+    dtype = np.asarray(value).dtype
+    return (dtype.kind in "fiub" and not dtype.name.startswith("float8")) or _narrow(value)
 
 
 def _bindings(model: Any, feed: dict[str, np.ndarray]) -> list[list[str]]:
@@ -130,7 +145,7 @@ def _difference(want: np.ndarray, value: np.ndarray, scale: float | None, nearby
         value = value[: len(want)]  # NonMaxSuppression has as many rows as it can select
     if tuple(value.shape) != tuple(want.shape):
         return f"shape {value.shape} instead of {want.shape}"
-    if want.dtype.kind in "iub" or want.dtype.name in ("int4", "uint4", "int2", "uint2"):
+    if want.dtype.kind in "iub" or _narrow(want):
         alternatives = [want, *nearby[:1]]
         offsets = (0, 128, 32768) if scale is not None else (0,)  # unsigned codes are stored signed
         if any((value + o == a.astype(np.int64)).all() for a in alternatives for o in offsets):
@@ -213,7 +228,7 @@ def _reference(model: Any, feed: dict[str, np.ndarray]) -> tuple[list, dict, dic
     for name, type_ in program.inputs.items():
         value = feed[name]
         if value.dtype.kind == "f" or value.dtype.name == "bfloat16":
-            scale, zero = program.info["inputs"][name]
+            scale, zero = program.info.get("inputs", {}).get(name, (1.0, 0))
             info = np.iinfo(type_.dtype)
             codes = np.clip(np.rint(value.astype(np.float32) / np.float32(scale)) + zero, info.min, info.max)
             quantized[name], steps[name] = (codes - zero) * scale, scale

@@ -14,6 +14,7 @@ its tensor.
 - **Integers that a graph declares** (int8 to uint64) are exact: arithmetic, bits, shifts, comparisons and
   choices wrap in the declared type as in C. Division by 0 gives 0. int64 and bool inputs enter as 32 and 8
   bits; the loader refuses numbers that these do not hold.
+- **Integers of 4 and 2 bits** are held in bytes, at the border too; a Cast to fewer bits keeps the lowest.
 - **TopK, ArgMax, ArgMin**: exact on codes, of equal elements the lower number first (the last with
   `select_last_index`).
 - **Gather and scatter by computed numbers**: numbers outside of their axis are clamped to it, so that no

@@ -2,6 +2,7 @@
 
 - INT4, UINT4, INT2 and UINT2 constants become INT8 and UINT8.
 - QuantizeLinear to such a type becomes Clip to its range and QuantizeLinear to 8 bits.
+- An input of such a type holds its numbers in bytes; Cast to one keeps their lowest bits.
 - QuantizeLinear, Clip of the codes (Brevitas' form of any width up to 8) becomes Clip of the reals, QuantizeLinear.
 - A QuantizeLinear always says its type by a zero point.
 """
@@ -38,8 +39,8 @@ NARROW_NAMES = {_numpy(t).name: t for t in NARROW}
 
 
 def widen_types(graph: Graph) -> None:
-    """Constants and quantizations of 2 and 4 bits as ones of 8. Raises CompileError for inputs of such types and for
-    8-bit and 4-bit floats."""
+    """Inputs, constants, casts and quantizations of 2 and 4 bits as ones of 8. Raises CompileError for 8-bit and 4-bit
+    floats."""
     types = {n: NARROW_NAMES[v.dtype.name] for n, v in graph.constants.items() if v.dtype.name in NARROW_NAMES}
     for node in graph.nodes:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].t.data_type in NARROW:
@@ -49,8 +50,8 @@ def widen_types(graph: Graph) -> None:
             tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
     for value in graph.inputs:
         if value.type.tensor_type.elem_type in NARROW:
-            name = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-            raise CompileError(f"input '{value.name}' has type {name}; give it 8 bits, or start with a float input")
+            types[value.name] = value.type.tensor_type.elem_type
+            value.type.tensor_type.elem_type = NARROW[types[value.name]][0]
     for name in types.keys() & graph.constants.keys():
         graph.constants[name] = graph.constants[name].astype(_numpy(NARROW[types[name]][0]))
     for node in list(graph.nodes):
@@ -63,7 +64,7 @@ def widen_types(graph: Graph) -> None:
         if node.op_type == "QuantizeLinear":
             _widen_quantize(graph, node, types)
         elif node.op_type == "Cast" and attribute(node, "to") in NARROW:
-            raise CompileError(f"node {label(node)}: a Cast to fewer than 8 bits is not supported; use QuantizeLinear")
+            _cut(graph, node)
     graph.dtypes = {n: NARROW[t][0] if t in NARROW else t for n, t in graph.dtypes.items()}
     for output in graph.outputs:
         tensor = output.type.tensor_type
@@ -71,11 +72,25 @@ def widen_types(graph: Graph) -> None:
     graph.update()
 
 
+def _cut(graph: Graph, node: NodeProto) -> None:
+    """Cast to fewer bits: the lowest ones of what Cast to int32 gives, in 8."""
+    wide, low, high = NARROW[attribute(node, "to")]
+    y = node.output[0]
+    sign, mask = (graph.constant(f"{y}_bits", np.array(v, np.int32)) for v in (-low, high - low))
+    whole = graph.add("Cast", [node.input[0]], f"{y}_whole", to=TensorProto.INT32)
+    kept = graph.add("BitwiseAnd", [whole, mask], f"{y}_kept")
+    if low:  # the highest bit is the sign
+        turned = graph.add("BitwiseXor", [kept, sign], f"{y}_turned")
+        kept = graph.add("Sub", [turned, sign], f"{y}_signed")
+    graph.replace(node, "Cast", [kept], to=wide)
+
+
 def _refuse_floats(graph: Graph, node: NodeProto) -> None:
     """Codes that are floats of 8 or 4 bits."""
     names = [i for i in (node.input[0], *node.input[2:]) if i]
     kinds = {graph.constants[i].dtype.name for i in names if i in graph.constants}
-    kinds |= {TensorProto.DataType.Name(t).lower() for t in (attribute(node, "output_dtype", 0),) if t}
+    declared = [graph.dtypes.get(i, 0) for i in names if i not in graph.constants]
+    kinds |= {TensorProto.DataType.Name(t).lower() for t in (*declared, attribute(node, "output_dtype", 0)) if t}
     found = [k for k in kinds if k.startswith(("float8", "float4"))]
     if found and not (node.op_type == "DequantizeLinear" and "output" in found[0]):
         raise CompileError(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 from onnx import AttributeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from qcompile.frontend.graph import Graph
+from qcompile.frontend.narrow_types import NARROW
 
 OTHER_FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype"}  # of Cast, EyeLike, DequantizeLinear
 
 
 def declared_types(graph: Graph) -> dict[str, str]:
-    """{input or output: its element type as numpy calls it}, as the model has it before `single_precision`."""
-    values = [v for v in [*graph.inputs, *graph.outputs] if v.type.tensor_type.elem_type]
-    return {v.name: helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name for v in values}
+    """{input or output: its element type as numpy calls it}, as the model has it before `single_precision`; integers of
+    2 and 4 bits are bytes."""
+    types = {v.name: v.type.tensor_type.elem_type for v in [*graph.inputs, *graph.outputs]}
+    bytes_ = {narrow: wide for narrow, (wide, _, _) in NARROW.items()}
+    return {name: helper.tensor_dtype_to_np_dtype(bytes_.get(t, t)).name for name, t in types.items() if t}
 
 
 def single_precision(graph: Graph) -> None:

@@ -116,8 +116,8 @@ class Maker:
 
     def numbers(self, v: Integers) -> Quantized:
         """Integers of up to 16 bits, or 32 saturated to 16, as numbers of scale 1."""
-        dtype = self.b.types[v.name].dtype
-        if v.graph_input or dtype not in ("int8", "uint8", "int16", "int32"):
+        dtype = "" if v.graph_input else self.b.types[v.name].dtype
+        if dtype not in ("int8", "uint8", "int16", "int32"):
             raise unknown_range(v.name)
         offset = -128 if dtype == "uint8" else 0
         stored = {"uint8": "int8", "int32": "int16"}.get(dtype, dtype)
@@ -149,7 +149,7 @@ class Maker:
             and max(-low, high) <= 32767 * abs(v.scale)
         ):
             return self.quantize(v, Grid(abs(float(v.scale)), 0, "int16", -32767, 32767))  # every sum has its own code
-        if isinstance(v, Quantized) and v.per_tensor and (dtype == "int16" or v.dtype == "int8"):
+        if isinstance(v, Quantized) and v.per_tensor and v.scale > 0 and (dtype == "int16" or v.dtype == "int8"):
             return self.quantize(v, Grid(float(v.scale), v.zero_point, v.dtype, v.lo, v.hi))
         return self.quantize(v, symmetric_grid(low, high, dtype))
 

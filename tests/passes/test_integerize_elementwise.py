@@ -69,6 +69,15 @@ def test_tensor_and_constant(kind, shape, swapped):
     check(g.model(g.q(g.op(kind, *(operands[::-1] if swapped else operands)), 0.0617)))
 
 
+@pytest.mark.parametrize("kind", ["Max", "Min"])
+def test_limits_of_16_bits_by_channel(kind):
+    """Some of them zeros: what is left of the difference is the tensor itself, turned about."""
+    g = Graph()
+    limits = np.float32([[0], [0], [0]])
+    y = g.op(kind, g.data("x", 3, 40, scale=0.001, dtype="int16"), g.const(limits))
+    check(g.model(g.q(y, 0.001, dtype="int16")), steps=2, mean=0.6)
+
+
 def test_constant_factors_cost_nothing():
     g = Graph()
     y = g.op("Div", g.op("Mul", g.data("x", 2, 9), g.const(np.float32(3))), g.const(np.float32(-2)))
