@@ -21,11 +21,11 @@ import numpy as np
 import qcompile
 from kernel_shapes import GRID, KernelCase, values
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
+from qcompile.backends import backend_for
 from qcompile.codegen import generate
 from qcompile.kernels.program import Program
-from qcompile.passes import CPU_PASSES
 from qcompile.statistics import macs
-from qcompile.targets import Target, get_target
+from qcompile.targets import CpuTarget, get_target
 
 ARM = {"arm-a76": "cortex-a76"}
 ARM_PEAK = 32.0  # products, and bytes read and written, a cycle
@@ -50,7 +50,7 @@ def arm_measure(target: str) -> Measure:
     return measure
 
 
-def host_measure(target: Target, seconds: float) -> Measure:
+def host_measure(target: CpuTarget, seconds: float) -> Measure:
     """(program, inputs, outputs) -> (microseconds, peak products and bytes a microsecond)."""
     from host.machine import ceilings
     from qcompile.cli.profile import profile
@@ -71,11 +71,11 @@ def host_measure(target: Target, seconds: float) -> Measure:
     return measure
 
 
-def build(program: Program, target: Target, folder: str) -> Path:
+def build(program: Program, target: CpuTarget, folder: str) -> Path:
     """The artifact of a bare program; real numbers are its integers."""
     lowered, types = program, program.types()
-    for _, run in CPU_PASSES:
-        lowered = run(lowered, target)
+    for _, run in backend_for(target).passes:
+        lowered = run(lowered)
     code = generate(lowered, target)
     tensors = [[TensorInfo(n, types[n].dtype, types[n].shape, None, 0) for n in names]
                for names in (program.inputs, program.outputs)]  # fmt: skip

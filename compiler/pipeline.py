@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import EncodeError
 from qcompile.agreement import MADE_UP, measured_samples, noisy_outputs, output_agreement, worth_measuring
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
+from qcompile.backends import Backend, backend_for
 from qcompile.codegen import generate
 from qcompile.defects import reports_defects
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
@@ -36,22 +37,23 @@ from qcompile.mixed import (
     plan_report,
     read_request,
 )
+from qcompile.mixed.latency import LAYER, Build
 from qcompile.mixed.probe import twin
-from qcompile.passes import CPU_PASSES, tidy
+from qcompile.passes import tidy
 from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
 from qcompile.passes.integerize import integerize
 from qcompile.passes.integerize.approximations import APPROXIMATIONS
 from qcompile.passes.origins import naming
 from qcompile.passes.relax_form import to_relax
-from qcompile.quantizer import QuantizeOptions, bits_json, load_calibration, quantize_graph
+from qcompile.quantizer import LayerBits, QuantizeOptions, bits_json, load_calibration, quantize_graph
 from qcompile.quantizer.calibration import Calibration as Samples
 from qcompile.quantizer.float_inputs import join_input_grids, quantize_inputs
 from qcompile.quantizer.islands import islands, quantize_islands
 from qcompile.quantizer.pixels import fold_pixels
 from qcompile.quantizer.prepare import prepare
 from qcompile.statistics import macs
-from qcompile.targets import CompileError, Target, get_target
+from qcompile.targets import CompileError, get_target
 
 Calibration = str | Path | Iterable[Mapping[str, np.ndarray]] | None
 Progress = Callable[[str], None]
@@ -116,6 +118,7 @@ def compile(
     meaning). Raises CompileError, of which Defect means a fault of the compiler, and leaves nothing behind.
     """
     cpu = get_target(target)
+    backend = backend_for(cpu)
     if approx not in APPROXIMATIONS:
         raise CompileError(f"unknown approximation {approx!r}; known are {', '.join(APPROXIMATIONS)}")
     options = options or QuantizeOptions()
@@ -136,7 +139,7 @@ def compile(
     data, itself = None, None  # samples, and the model to be measured against on them
     if not is_quantized(graph):
         data = _samples(graph, calibration)
-        plan, noise, itself = _quantize(graph, data, options, request, cpu, report or keep, notes)
+        plan, noise, itself = _quantize(graph, data, options, request, backend, report or keep, notes)
     else:
         if calibration is not None:
             data = load_calibration(calibration, graph)
@@ -172,9 +175,9 @@ def compile(
         files["ir/0-import.txt"] = imported.module.script(show_meta=False).encode()
         files["ir/1-integerize.txt"] = relax_text(reference)
     program = reference
-    for step, (pass_name, run) in enumerate(CPU_PASSES, 2):
+    for step, (pass_name, run) in enumerate(backend.passes, 2):
         with naming(origins):
-            program = run(program, cpu)
+            program = run(program)
             check(program, pass_name)
         if keep:
             files[f"ir/{step}-{pass_name}.txt"] = relax_text(program)
@@ -220,12 +223,21 @@ def compile(
     return Compiled(artifact.path, artifact.manifest, made, notes, clock.seconds)
 
 
+def layer_builder(target: str) -> Build:
+    """What compiles networks of one layer for `target`, so that their time can be measured."""
+
+    def build(model: onnx.ModelProto, bits: LayerBits, folder: Path) -> Path:
+        return compile(model, target, bits={LAYER: bits}, output=folder).path
+
+    return build
+
+
 def _quantize(
     graph: Graph,
     data: Samples,
     options: QuantizeOptions,
     request: Request,
-    target: Target,
+    backend: Backend,
     report: bool,
     notes: list[str],
 ) -> tuple[Plan, dict[str, float] | None, Graph | None]:
@@ -233,7 +245,7 @@ def _quantize(
     graph where it is to be measured against."""
     prepare(graph)
     fold_pixels(graph, data.samples)
-    plan = make_plan(graph, data, request, options, target, notes)
+    plan = make_plan(graph, data, request, options, backend, layer_builder(backend.target.name), notes)
     if str(plan.label) != "8" and any(n.op_type in RECURRENT for n in graph.nodes):
         notes.append("LSTM, GRU and RNN keep 8-bit weights")
     measured = worth_measuring(graph)

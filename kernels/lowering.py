@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.program import Node
+from qcompile.targets.target import Target
 
+AnyTarget = TypeVar("AnyTarget", bound=Target)  # of the kind that the lowering is for
 SLACK_BYTES = 64  # kernels may read (never write) this far past the end of any buffer, and from 0 bytes before it
 
 
@@ -76,7 +78,7 @@ class KernelCall:
 
 
 @dataclass(frozen=True)
-class NodeContext:
+class NodeContext(Generic[AnyTarget]):
     """What a lowering knows of its node: types of its inputs and of its result, and the values of the constant
     inputs."""
 
@@ -84,7 +86,7 @@ class NodeContext:
     types: dict[str, Type]
     constants: dict[str, np.ndarray]
     out: Type
-    target: Any
+    target: AnyTarget
 
 
 Lowering = Callable[[NodeContext], list[KernelCall]]

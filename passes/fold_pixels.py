@@ -16,10 +16,10 @@ from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.program import Node, Program
 from qcompile.passes.sink_moves import sink_moves
 from qcompile.passes.tidy import remove_dead
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 
-def fold_pixels(program: Program, target: Target) -> Program:
+def fold_pixels(program: Program, target: CpuTarget) -> Program:
     types = program.types()
     folds = {node.name: fold for node in program.nodes if (fold := _fold(node, program.constants, types, target)) > 1}
     if not folds:
@@ -30,7 +30,7 @@ def fold_pixels(program: Program, target: Target) -> Program:
     return folded if rounded == folds else _folded(program, rounded, types)
 
 
-def _fold(node: Node, constants: Mapping[str, np.ndarray], types: Mapping[str, Type], target: Target) -> int:
+def _fold(node: Node, constants: Mapping[str, np.ndarray], types: Mapping[str, Type], target: CpuTarget) -> int:
     if node.op != "conv2d" or node.attrs["groups"] > 1 or not {*node.inputs[1:]} <= set(constants):
         return 1
     weight = constants[node.inputs[1]]

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from qcompile.kernels.cpu.linear.groups import merge_weights, merged_groups
 from qcompile.kernels.program import Node, Program
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 
-def merge_groups(program: Program, target: Target) -> Program:
+def merge_groups(program: Program, target: CpuTarget) -> Program:
     types, constants, nodes = program.types(), dict(program.constants), list[Node]()
     own = dict(program.info.get("macs", {}))
     for node in program.nodes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompile.kernels.cpu.chain import operand_kind, tensor_inputs
 from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.fusion import operand_kind, tensor_inputs
 from qcompile.kernels.program import Node, Program
 from qcompile.passes.sink_moves import sink_moves
 

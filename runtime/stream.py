@@ -5,14 +5,26 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from qcompile.runtime.borders import as_array
 from qcompile.runtime.errors import ArtifactError
+from qcompile.runtime.manifest import Manifest, Tensor
 
-if TYPE_CHECKING:
-    from qcompile.runtime.model import Model
+
+class Called(Protocol):
+    """What a stream asks of the model that it calls."""
+
+    manifest: Manifest
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+    @property
+    def outputs(self) -> tuple[Tensor, ...]: ...
+    def quantize_one(self, tensor: Tensor, array: np.ndarray) -> np.ndarray: ...
+    def dequantize_one(self, tensor: Tensor, array: np.ndarray) -> np.ndarray: ...
+    def run_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]: ...
 
 
 class Stream:
@@ -23,7 +35,7 @@ class Stream:
     have a stream each.
     """
 
-    def __init__(self, model: Model, start: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Called, start: Mapping[str, Any] | None = None) -> None:
         if not model.manifest.states:
             raise ArtifactError("the model has no states; compile it with --state INPUT:OUTPUT for each")
         self.model = model

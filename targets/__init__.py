@@ -8,10 +8,10 @@ from qcompile.targets.aarch64 import AARCH64
 from qcompile.targets.architecture import Architecture
 from qcompile.targets.errors import CompileError, Defect
 from qcompile.targets.host import best_entry, supports
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget, Target
 from qcompile.targets.x86_64 import X86_64
 
-TARGETS: dict[str, Target] = {target.name: target for target in (*x86.TARGETS, *arm.TARGETS)}
+TARGETS: dict[str, CpuTarget] = {target.name: target for target in (*x86.TARGETS, *arm.TARGETS)}
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in (X86_64, AARCH64)}
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "TARGETS",
     "Architecture",
     "CompileError",
+    "CpuTarget",
     "Defect",
     "Target",
     "get_target",
@@ -32,7 +33,7 @@ def target_names() -> list[str]:
     return [*TARGETS, "host"]
 
 
-def get_target(name: str) -> Target:
+def get_target(name: str) -> CpuTarget:
     """The CPU called ``name``; ``host`` is this machine, and ``cortex-a76`` or ``arm-cortex-a76`` mean ``arm-a76``.
 
     Raises CompileError for a name not in the table, and for ``host`` on a machine that is none of them.

@@ -1,6 +1,6 @@
 """64-bit ARM CPUs: one line each.  SVE is never used, since phones switch it off; NEON is the same everywhere."""
 
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 KB, MB = 1024, 1024 * 1024
 
@@ -11,9 +11,9 @@ I8MM = DOTPROD | {"i8mm"}
 
 
 def _arm(name: str, features: frozenset[str], mcpu: str, l1: int, l2: int, l3: int, parts: tuple[str, ...] = (),
-         mattr: tuple[str, ...] = (), emulation: str = "max") -> Target:
+         mattr: tuple[str, ...] = (), emulation: str = "max") -> CpuTarget:
     flags = tuple(flag for feature, flag in FLAGS.items() if feature in features)
-    return Target(name, "aarch64", mcpu, l1, l2, l3, mattr, features, flags, cpu_parts=parts, emulation=emulation)
+    return CpuTarget(name, "aarch64", mcpu, l1, l2, l3, mattr, features, flags, cpu_parts=parts, emulation=emulation)
 
 
 # Best first: `host` takes the entry of the machine's own part number, else the first entry that it can run.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 CPUINFO = Path("/proc/cpuinfo")
 _ARCH_NAMES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
@@ -35,13 +35,13 @@ def host_parts() -> tuple[str, ...]:
         re.findall(r"^CPU part\s*:\s*(\S+)", text, re.MULTILINE), strict=False))
 
 
-def supports(target: Target) -> bool:
+def supports(target: CpuTarget) -> bool:
     """True where this machine can run the target's code itself, without emulation."""
     return (platform.system() == "Linux" and host_arch() == target.arch
             and host_flags().issuperset(target.cpuinfo_flags))
 
 
-def best_entry(entries: Iterable[Target]) -> Target | None:
+def best_entry(entries: Iterable[CpuTarget]) -> CpuTarget | None:
     """The entry for this machine: that of its biggest core's part number, else the first it can run."""
     runnable = [entry for entry in entries if supports(entry)]
     big_core = host_parts()[-1:]  # Linux lists the big cores last

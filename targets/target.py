@@ -1,18 +1,28 @@
-"""What the compiler knows about one CPU."""
+"""What the compiler knows about one machine."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Target:
-    """A CPU to compile for; sizes are in bytes.
-
-    ``name`` is what the user asked for (it names the artifact folder), ``cpu`` the entry of the table behind it:
-    the two differ only for ``host``.  ``features`` are LLVM feature names that kernels may rely on;
-    ``cpuinfo_flags`` are the same facts as Linux spells them in ``/proc/cpuinfo``.
-    """
+    """A machine to compile for: ``name`` is what the user asked for (it names the artifact folder), ``kind`` says what
+    compiles for it (``compiler/backends``)."""
 
     name: str
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class CpuTarget(Target):
+    """A CPU; sizes are in bytes.
+
+    ``cpu`` is the entry of the table behind ``name``: the two differ only for ``host``.  ``features`` are LLVM feature
+    names that kernels may rely on; ``cpuinfo_flags`` are the same facts as Linux spells them in ``/proc/cpuinfo``.
+    """
+
+    kind = "cpu"
+
     arch: str  # 'x86_64' or 'aarch64'
     mcpu: str
     l1: int
@@ -35,3 +45,11 @@ class Target:
     def llvm(self) -> dict[str, object]:
         """The target as TVM takes it: ``tvm.target.Target(target.llvm)``."""
         return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, "mattr": list(self.mattr)}
+
+    @property
+    def clang(self) -> list[str]:
+        """clang's options for the same code: x86 takes features apart, ARM in one word."""
+        features = [("" if feature[0] == "+" else "no", feature[1:]) for feature in self.mattr]
+        if self.arch == "x86_64":
+            return [f"-march={self.mcpu}", *(f"-m{no and 'no-'}{name}" for no, name in features)]
+        return ["-mcpu=" + "+".join([self.mcpu, *(no + name for no, name in features)])]

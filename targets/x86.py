@@ -1,6 +1,6 @@
 """x86-64 CPUs: one line each.  8-bit activations are u8, since ``vpdpbusd`` multiplies u8 by s8."""
 
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 KB, MB = 1024, 1024 * 1024
 
@@ -15,8 +15,8 @@ V4_FLAGS = (*V3_FLAGS, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"
 
 
 def _x86(name: str, mcpu: str, mattr: tuple[str, ...], features: frozenset[str], flags: tuple[str, ...],
-         l1: int, l2: int, l3: int) -> Target:
-    return Target(name, "x86_64", mcpu, l1, l2, l3, mattr, features, flags, unsigned_activations=True)
+         l1: int, l2: int, l3: int) -> CpuTarget:
+    return CpuTarget(name, "x86_64", mcpu, l1, l2, l3, mattr, features, flags, unsigned_activations=True)
 
 
 # Best first: `host` takes the first entry that the machine can run.

@@ -13,14 +13,14 @@ from elftools.elf.elffile import ELFFile
 from qcompile.artifact import ArtifactSpec, TensorInfo
 from qcompile.artifact.elf import functions, symbols
 from qcompile.artifact.linker import link_library
+from qcompile.backends import backend_for
 from qcompile.codegen.generate import Generated, ListedCall, compile_main, generate, main_source
 from qcompile.kernels.cpu import head_op
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import NodeContext
 from qcompile.kernels.program import Node, Program
-from qcompile.passes import CPU_PASSES
 from qcompile.statistics import macs_by_node
-from qcompile.targets import Target, get_target
+from qcompile.targets import CpuTarget, get_target
 
 from arm.lab import Core, Lab, Symbols, Tally, by_place
 from arm.nets import Net
@@ -71,8 +71,8 @@ def measure_program(
 ) -> Measured:
     target = get_target(core.target)
     reference_types = program.types()
-    for _, run in CPU_PASSES:
-        program = run(program, target)
+    for _, run in backend_for(target).passes:
+        program = run(program)
     code = generate(program, target)
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(lab, core, Path(folder), inputs, outputs, code.arena_bytes)
@@ -97,20 +97,20 @@ def _tensor(name: str, type_: Any) -> TensorInfo:
     return TensorInfo(name, type_.dtype, type_.shape, None, 0)
 
 
-def _marked_objects(code: Generated, target: Target) -> list[bytes]:
+def _marked_objects(code: Generated, target: CpuTarget) -> list[bytes]:
     """`code.objects` with a qc_main that marks each call of `code.listing`."""
     statements = [s for k, call in enumerate(code.listing) for s in (f"qc_mark({k});", call.code)]
     source = main_source([*code.declarations, _MARKS], [*statements, "qc_mark(-1);"])
     return [*code.objects[:-1], compile_main(source, target)]
 
 
-def _heads(program: Program, target: Target) -> dict[str, tuple[str, int]]:
+def _heads(program: Program, target: CpuTarget) -> dict[str, tuple[str, int]]:
     """node -> (kind of op, MACs)."""
     types, macs = program.types(), macs_by_node(program)
     return {n.name: (_kind(n, types, target), macs[n.name]) for n in program.nodes}
 
 
-def _kind(node: Node, types: dict[str, Type], target: Target) -> str:
+def _kind(node: Node, types: dict[str, Type], target: CpuTarget) -> str:
     """The op that names the node's kernel; convolutions with one filter a channel are depthwise."""
     op = head_op(NodeContext(node, types, {}, types[node.name], target))
     head = node.body[0] if node.body else node

@@ -23,7 +23,7 @@ from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.runtime.native import aligned_empty
 from qcompile.runtime.shared_library import open_library
 from qcompile.runtime.toolchain import link
-from qcompile.targets import Target
+from qcompile.targets import CpuTarget
 
 STEPS = 400_000  # of the dot loop: a few milliseconds, far more than it takes to call it
 READ_BYTES = 1 << 28  # more than any cache holds
@@ -52,7 +52,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def ceilings(target: Target, counts: list[int]) -> dict[str, dict[str, float]]:
+def ceilings(target: CpuTarget, counts: list[int]) -> dict[str, dict[str, float]]:
     """count of threads -> {"gmacs_per_s": of dot products, "read_gb_per_s": of memory}, the best of several tries."""
     loops = _dot_loops(target)
     best = max(loops, key=lambda loop: _rate(loop, 1, 0.01))  # which tile keeps this CPU's multipliers busiest
@@ -79,7 +79,7 @@ def _rate(loop: Loop, count: int, seconds: float) -> float:
                 return amount * count / best
 
 
-def _dot_loops(target: Target) -> list[Loop]:
+def _dot_loops(target: CpuTarget) -> list[Loop]:
     """One loop for each tile of the target's best dot product; operands stay in the first cache."""
     dot = get_isa(target).dots[0]
     shapes = [(r, c) for r, c in dot.tiles if r > 1]
@@ -119,7 +119,7 @@ def _dot_loop(dot: Dot, rows: int, columns: int, dtype: str) -> Any:
                     body)
 
 
-def _reader(target: Target, memory: np.ndarray, count: int) -> Loop:
+def _reader(target: CpuTarget, memory: np.ndarray, count: int) -> Loop:
     """Every thread adds up its own part of `memory`."""
     lanes = get_isa(target).lanes
 
@@ -146,7 +146,7 @@ def _reader(target: Target, memory: np.ndarray, count: int) -> Loop:
     return call, steps * PIECES * lanes * 4
 
 
-def _library(functions: dict[str, Any], target: Target) -> ctypes.CDLL:
+def _library(functions: dict[str, Any], target: CpuTarget) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "loops.o").write_bytes(compile_module(functions, target))
         link(Path(folder), "-shared", "-nostdlib", "-o", "loops.so", "loops.o")

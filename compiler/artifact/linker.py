@@ -11,7 +11,7 @@ from qcompile.artifact.csource import render
 from qcompile.artifact.elf import symbols
 from qcompile.artifact.spec import ArtifactSpec
 from qcompile.runtime.toolchain import ToolError, compile_c, link
-from qcompile.targets import ARCHITECTURES, CompileError, Target
+from qcompile.targets import ARCHITECTURES, CompileError
 
 PARALLEL_SLOT = "__TVMBackendParallelLaunch"
 SEGMENT_ALIGNMENT = 16384  # Android 15 has pages of 16 KiB
@@ -44,19 +44,11 @@ def link_library(spec: ArtifactSpec, content_hash: str = "") -> tuple[bytes, str
                            ("exports.map", f"{{ global:{exports} local: *; }};\n".encode())):
             (folder / file).write_bytes(data)
         try:
-            compile_c(folder, "shim.c", "shim.o", spec.target.triple, cpu_flags(spec.target))
+            compile_c(folder, "shim.c", "shim.o", spec.target.triple, spec.target.clang)
             link(folder, *_LINK_FLAGS, "-soname", f"lib{spec.name}.so", "-o", "library.so", "shim.o", *objects)
         except ToolError as error:
             raise CompileError(f"{spec.name}: {_first_missing_symbol(str(error)) or error}") from error
         return (folder / "library.so").read_bytes(), header
-
-
-def cpu_flags(target: Target) -> list[str]:
-    """clang's options for the code that TVM's ``target.llvm`` stands for: x86 takes features apart, ARM in one word."""
-    features = [("" if feature[0] == "+" else "no", feature[1:]) for feature in target.mattr]
-    if target.arch == "x86_64":
-        return [f"-march={target.mcpu}", *(f"-m{no and 'no-'}{name}" for no, name in features)]
-    return ["-mcpu=" + "+".join([target.mcpu, *(no + name for no, name in features)])]
 
 
 def _defined_symbols(data: bytes, index: int, spec: ArtifactSpec) -> set[str]:

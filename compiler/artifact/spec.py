@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qcompile.runtime.manifest import DTYPES
-from qcompile.targets import CompileError, Target
+from qcompile.targets import CompileError, CpuTarget
 
 # Words that C or C++ keeps for itself, of those that a model might be called
 _KEYWORDS = (
@@ -106,7 +106,7 @@ class ArtifactSpec:
     """
 
     name: str
-    target: Target
+    target: CpuTarget
     objects: list[bytes]
     weights: bytes
     arena_bytes: int

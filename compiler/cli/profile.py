@@ -85,17 +85,17 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], boo
     its last output."""
     from qcompile.artifact import ArtifactSpec, TensorInfo  # late: the compiler takes a second to import
     from qcompile.artifact.linker import link_library
+    from qcompile.backends import backend_for
     from qcompile.codegen import generate
     from qcompile.codegen.timed import timed_objects
     from qcompile.kernels.program import Program
-    from qcompile.passes import CPU_PASSES
     from qcompile.targets import get_target
 
     manifest = model.manifest
     target = get_target(manifest.cpu)
     program = Program.load(manifest.read_file(PROGRAM))
-    for _, run in CPU_PASSES:
-        program = run(program, target)
+    for _, run in backend_for(target).passes:
+        program = run(program)
     code = generate(program, target)
     stamps = Tensor("time stamps", "uint64", (len(code.listing) + 1,), None, 0)
     ins, outs = ([TensorInfo(t.name, t.dtype, t.shape, t.scale, t.zero_point, t.axis) for t in tensors]

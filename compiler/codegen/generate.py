@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from qcompile.artifact.linker import cpu_flags
 from qcompile.codegen.arena import Lifetime, align, largest_live_set, place
 from qcompile.codegen.kernel_table import KernelTable
 from qcompile.kernels.cpu import lower_node
@@ -17,7 +16,7 @@ from qcompile.kernels.cpu.compile import compile_module
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Program
 from qcompile.runtime.toolchain import ToolError, compile_c
-from qcompile.targets import CompileError, Target
+from qcompile.targets import CompileError, CpuTarget
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class _Step:
     calls: list[KernelCall]
 
 
-def generate(program: Program, target: Target) -> Generated:
+def generate(program: Program, target: CpuTarget) -> Generated:
     """Code for a program whose nodes the target's kernels know. Raises CompileError naming a node that they do not."""
     program = replace(program, constants=dict(program.constants))
     types = program.types()
@@ -182,12 +181,12 @@ int32_t qc_main(const void *const *inputs, void *const *outputs, uint8_t *arena,
 """
 
 
-def compile_main(source: str, target: Target) -> bytes:
+def compile_main(source: str, target: CpuTarget) -> bytes:
     """Object code of qc_main."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "main.c").write_text(source)
         try:
-            compile_c(Path(folder), "main.c", "main.o", target.triple, cpu_flags(target))
+            compile_c(Path(folder), "main.c", "main.o", target.triple, target.clang)
         except ToolError as error:
             raise CompileError(f"the program's calls do not compile: {error}") from error
         return (Path(folder) / "main.o").read_bytes()

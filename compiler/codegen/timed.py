@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompile.codegen.generate import Generated, compile_main, main_source
-from qcompile.targets import Target
+from qcompile.targets import CpuTarget
 
 # Both wait for the instructions before them, so that a kernel is charged with all of its own work.
 _NOW = """static uint64_t now(void) {
@@ -19,7 +19,7 @@ _NOW = """static uint64_t now(void) {
 }"""
 
 
-def timed_objects(code: Generated, outputs: int, target: Target) -> list[bytes]:
+def timed_objects(code: Generated, outputs: int, target: CpuTarget) -> list[bytes]:
     """`code.objects` with a qc_main that has one output more, after the program's `outputs`: uint64[calls + 1].
 
     It holds the time stamp counter before each call of `code.listing` and after the last. Only for CPUs that run

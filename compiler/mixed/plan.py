@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from qcompile.backends import Backend
 from qcompile.frontend.graph import Graph
 from qcompile.mixed import latency, sensitivity, solve
 from qcompile.mixed.hessian import HessianTraces
@@ -24,7 +25,6 @@ from qcompile.quantizer.bits import (
     stored_bytes,
     uniform_bits,
 )
-from qcompile.targets import Target
 from qcompile.targets.errors import CompileError
 
 DEFAULT_BUDGET = {"size": 0.6}
@@ -52,9 +52,16 @@ class Plan:
 
 
 def make_plan(
-    graph: Graph, data: Calibration, request: Request, quantize: QuantizeOptions, target: Target, notes: list[str]
+    graph: Graph,
+    data: Calibration,
+    request: Request,
+    quantize: QuantizeOptions,
+    backend: Backend,
+    build: latency.Build,
+    notes: list[str],
 ) -> Plan:
-    """The bits of each layer of `graph`, normalised and prepared, which stays as it is; `data`: calibration samples.
+    """The bits of each layer of `graph`, normalised and prepared, which stays as it is; `data`: calibration samples;
+    `build`: compiles a layer whose time is to be measured.
 
     Raises CompileError for layers that do not exist and budgets out of reach.
     """
@@ -62,7 +69,7 @@ def make_plan(
     if isinstance(wanted, str):
         if not layers:
             raise CompileError("--bits mixed: the model has no layers with constant weights")
-        return _Chooser(graph, data, options, quantize, target, notes).choose(request.budgets)
+        return _Chooser(graph, data, options, quantize, backend, build, notes).choose(request.budgets)
     if isinstance(wanted, LayerBits):
         chosen = uniform_bits(layers, wanted.weights, wanted.activations, options.groups[0], options.edge_bits, notes)
     elif isinstance(wanted, Mapping):
@@ -70,7 +77,7 @@ def make_plan(
         chosen = {layer.name: wanted.get(layer.name, EIGHT) for layer in layers}
     else:
         chosen = read_bits(wanted, layers)
-    times = {layer.name: latency.cycles(target, layer, chosen[layer.name]) for layer in layers}
+    times = {layer.name: latency.cycles(backend, layer, chosen[layer.name]) for layer in layers}
     return Plan(request.label, layers, chosen, times)
 
 
@@ -83,7 +90,8 @@ class _Chooser:
         data: Calibration,
         options: BitsOptions,
         quantize: QuantizeOptions,
-        target: Target,
+        backend: Backend,
+        build: latency.Build,
         notes: list[str],
     ) -> None:
         self.options, self.notes = options, notes
@@ -109,9 +117,9 @@ class _Chooser:
             traces = given if isinstance(given, HessianTraces) else HessianTraces.load(given)
             loss = sensitivity.from_traces(traces, graph, layers, self.choices, self.allowed, self.weights)
         if options.latency == "measured":
-            self.unit, times = "us", latency.measured(target, graph, layers, self.choices, self.allowed)
+            self.unit, times = "us", latency.measured(backend, build, graph, layers, self.choices, self.allowed)
         else:
-            self.unit, times = "cycles", latency.modelled(target, layers, self.choices)
+            self.unit, times = "cycles", latency.modelled(backend, layers, self.choices)
         costs = {
             "size": np.array([[stored_bytes(x, b) for b in self.choices] for x in layers], float),
             "bops": np.array([[x.macs * b.weights * b.activations for b in self.choices] for x in layers], float),

@@ -11,6 +11,7 @@ from functools import cache
 
 from qcompile.kernels.lowering import KernelCall, Lowering, NodeContext
 from qcompile.targets.errors import CompileError
+from qcompile.targets.target import CpuTarget
 
 
 @cache
@@ -22,12 +23,12 @@ def lowerings() -> dict[str, Lowering]:
     return table
 
 
-def head_op(ctx: NodeContext) -> str:
+def head_op(ctx: NodeContext[CpuTarget]) -> str:
     """The op that names the kernel of a node: its own, or the first of a fused body."""
     return ctx.node.body[0].op if ctx.node.op == "fused" else ctx.node.op
 
 
-def lower_node(ctx: NodeContext) -> list[KernelCall]:
+def lower_node(ctx: NodeContext[CpuTarget]) -> list[KernelCall]:
     """The kernel calls that compute a node; CompileError names the node if its op has no CPU kernel."""
     op = head_op(ctx)
     if op not in lowerings():

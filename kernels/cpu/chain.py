@@ -16,39 +16,13 @@ from qcompile.kernels.cpu.builder import Argument, Expr, Pointer, T, bind, conca
 from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.steps import STEPS, Environment, widen
 from qcompile.kernels.dialect import OPS, Type
+from qcompile.kernels.fusion import operand_kind, tensor_inputs
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, NodeContext
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
 CONSTANT_PADDING = 64  # per-channel constants are this many zeros longer, since vectors read whole
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
-
-
-def operand_kind(shape: tuple[int, ...], operand: tuple[int, ...]) -> str | None:
-    """How an operand lies under a value of `shape` [..., C]; None where a chain cannot read it.
-
-    same: one element each; channel: [C]; scalar: one element; row: [..., 1]; image: [N, 1, ..., C].
-    """
-    size = int(np.prod(operand, dtype=np.int64))
-    if len(operand) > len(shape):
-        operand = (
-            operand[len(operand) - len(shape) :] if size == np.prod(operand[len(operand) - len(shape) :]) else ()
-        )
-        if not operand:
-            return None
-    full = (1,) * (len(shape) - len(operand)) + tuple(operand)
-    if full == tuple(shape):
-        return "same"
-    if size == 1:
-        return "scalar"
-    if full[-1] == size and size == shape[-1]:
-        return "channel"
-    if full[:-1] == tuple(shape[:-1]) and full[-1] == 1:
-        return "row"
-    outer = next(i for i, (a, b) in enumerate(zip(full, shape)) if a != b)
-    if full[-1] == shape[-1] and all(n == 1 for n in full[outer:-1]):
-        return "image"
-    return None
 
 
 def fusable(step: Node, value: str, types: dict[str, Type]) -> bool:
@@ -59,12 +33,6 @@ def fusable(step: Node, value: str, types: dict[str, Type]) -> bool:
     return infer_node(step, types).shape == shape and all(
         types[i].dtype in DTYPES and operand_kind(shape, types[i].shape) for i in tensor_inputs(step)
     )
-
-
-def tensor_inputs(step: Node) -> tuple[str, ...]:
-    """The inputs of a step that are tensors, rather than parameters such as multipliers and tables."""
-    op = OPS[step.op]
-    return tuple(name for argument, name in zip(op.arguments, step.inputs) if argument not in op.parameters)
 
 
 def head_and_chain(ctx: NodeContext, isa: Isa) -> tuple[Node, Chain]:
@@ -341,7 +309,5 @@ __all__ = [
     "Emitter",
     "fusable",
     "head_and_chain",
-    "operand_kind",
-    "tensor_inputs",
     "widen",
 ]

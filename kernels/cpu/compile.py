@@ -12,13 +12,13 @@ from typing import Any
 
 import tvm
 from qcompile.targets.errors import CompileError
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 from tvm import s_tir, tirx
 from tvm.target.codegen import llvm_cpu_has_features
 from tvm.tirx.build import codegen_build
 
 
-def llvm_target(target: Target) -> Any:
+def llvm_target(target: CpuTarget) -> Any:
     """TVM's target; CompileError where LLVM does not grant the features that kernels rely on.
 
     LLVM ends the whole process at an intrinsic that its CPU lacks, so this is asked before.
@@ -33,7 +33,7 @@ def llvm_target(target: Target) -> Any:
     return llvm
 
 
-def lower(functions: dict[str, Any], target: Target) -> tuple[Any, Any]:
+def lower(functions: dict[str, Any], target: CpuTarget) -> tuple[Any, Any]:
     """(module after TIR lowering, TVM target)."""
     llvm = llvm_target(target)
     passes = [
@@ -52,7 +52,7 @@ def lower(functions: dict[str, Any], target: Target) -> tuple[Any, Any]:
     return tvm.ir.transform.Sequential(passes)(module), llvm
 
 
-def compile_module(functions: dict[str, Any], target: Target) -> bytes:
+def compile_module(functions: dict[str, Any], target: CpuTarget) -> bytes:
     """One object file with all functions (symbol -> PrimFunc); equal input gives equal bytes."""
     built = codegen_build(*lower(functions, target))
     with tempfile.TemporaryDirectory() as folder:
@@ -61,6 +61,6 @@ def compile_module(functions: dict[str, Any], target: Target) -> bytes:
         return path.read_bytes()
 
 
-def assembly(functions: dict[str, Any], target: Target) -> str:
+def assembly(functions: dict[str, Any], target: CpuTarget) -> str:
     """What the functions become, as text for people and tests."""
     return codegen_build(*lower(functions, target)).inspect_source("s")

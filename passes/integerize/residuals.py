@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
-from qcompile.kernels.arithmetic import CODES, INT32_MAX, MAX_SHIFT, MOST_SHIFT, RANGES, sum_scale
-from qcompile.passes.integerize.values import Accumulator, Grid, Quantized
-
-if TYPE_CHECKING:
-    from qcompile.passes.integerize.maker import Maker
+from qcompile.kernels.arithmetic import CODES, INT32_MAX, MAX_SHIFT, MOST_SHIFT, RANGES, SumScale, sum_scale
+from qcompile.passes.integerize.builder import Builder
+from qcompile.passes.integerize.values import Accumulator, Grid, Quantized, Value
 
 LOST = 0.05  # of a step, at most, by rounding a residual's multiplier to 16 bits
 WIDE_LOST = 1 / 4096  # of its range, at most, by rounding the multipliers of a 16-bit sum
 
 
-def add_residual(make: Maker, a: Accumulator, r: Quantized, grid: Grid) -> str:
+class Summands(Protocol):
+    """What adding asks of the one who turns values into tensors (`maker.Maker`)."""
+
+    b: Builder
+
+    def relayout(self, q: Quantized, wanted: tuple[int, ...]) -> Quantized: ...
+    def quantize(self, v: Value, grid: Grid) -> Quantized: ...
+    def accumulate(self, v: Accumulator) -> tuple[str, float]: ...
+    def centred(self, v: Accumulator, grid: Grid, less: float = 0.0) -> tuple[Accumulator, float]: ...
+    def rescale_sum(
+        self, op: str, v: Accumulator, others: list[str], scale: SumScale, grid: Grid, **attrs: Any
+    ) -> str: ...
+    def fine(self, t: Value, grid: Grid) -> Grid: ...
+    def add(self, a: Quantized, b: Quantized, grid: Grid) -> str: ...
+
+
+def add_residual(make: Summands, a: Accumulator, r: Quantized, grid: Grid) -> str:
     """a + r on `grid`, in the cheapest way that is exact enough; both of one shape."""
     r = make.relayout(r, a.axes)
     cheap = _through_words(make, a, r, grid) or _by_low_products(make, a, r, grid)
@@ -28,9 +42,7 @@ def add_residual(make: Maker, a: Accumulator, r: Quantized, grid: Grid) -> str:
     top = largest * bound + r.magnitude * abs(ratio) + 2
     shift = int(min(MAX_SHIFT, np.floor(np.log2(INT32_MAX / top))))
     pre = max(0, int(np.floor(np.log2(max(largest, 1e-30)))) + 2 + shift)  # |multiplier| < 2^31
-    lost = r.magnitude * abs(
-        round(ratio * 2.0**shift) / 2.0**shift - ratio
-    )  # by rounding the residual's multiplier
+    lost = r.magnitude * abs(round(ratio * 2.0**shift) / 2.0**shift - ratio)  # by rounding the residual's multiplier
     if shift < 1 or bound * 2.0**pre > INT32_MAX or lost > max(0.125, (grid.hi - grid.lo) / 2048):
         x = make.quantize(a, make.fine(a, grid))  # too far apart for one sum in 32 bits
         return make.add(x, r, grid)
@@ -46,7 +58,7 @@ def add_residual(make: Maker, a: Accumulator, r: Quantized, grid: Grid) -> str:
     )
 
 
-def _through_words(make: Maker, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
+def _through_words(make: Summands, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
     """The sum through 16 bits, where that is exact enough."""
     ratio, byte = float(r.scale) / grid.scale, r.dtype == "int8"
     if not a.takes_bias or grid.dtype != "int8" or not r.per_tensor or (r.zero_point and not byte):
@@ -64,7 +76,7 @@ def _through_words(make: Maker, a: Accumulator, r: Quantized, grid: Grid) -> str
     return make.rescale_sum("add_residual", v, [r.name], scale, grid, r_zero_point=0, r_multiplier=factor)
 
 
-def _by_low_products(make: Maker, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
+def _by_low_products(make: Summands, a: Accumulator, r: Quantized, grid: Grid) -> str | None:
     """The sum on a grid of 16 bits by 32-bit products, where they have bits enough."""
     ratio = float(r.scale) / grid.scale
     if not a.takes_bias or grid.dtype != "int16" or not r.per_tensor:

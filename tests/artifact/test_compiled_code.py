@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 from elftools.elf.elffile import ELFFile
-from qcompile.artifact.linker import cpu_flags
 from qcompile.artifact.proof import disassemble
 from qcompile.targets import ARCHITECTURES, TARGETS, get_target
 from qcompile.targets.architecture import Kind
@@ -48,7 +47,7 @@ def loop(index: int, source: str, result: str, value: str) -> str:
 def test_integer_loops_stay_integer(tmp_path, name):
     target = get_target(name)
     code = "#include <stdint.h>\n" + SHAPES + "".join(loop(i, *facts) for i, facts in enumerate(LOOPS))
-    flags = cpu_flags(target) + (["-mprefer-vector-width=512"] if target.arch == "x86_64" else [])
+    flags = target.clang + (["-mprefer-vector-width=512"] if target.arch == "x86_64" else [])
     elf = ELFFile(io.BytesIO(c_object(code, tmp_path, name, (*flags, "-Wno-sign-compare", "-O3"))))
     kinds = Counter({kind: 0 for kind in Kind})
     for section in elf.iter_sections():

@@ -49,9 +49,9 @@ def test_the_command_prints_it_and_leaves_the_artifact_alone(artifact, tmp_path)
 
 
 def test_a_compiler_that_has_changed_is_noted(artifact, monkeypatch):
-    import qcompile.passes
+    from qcompile.backends import cpu
 
-    monkeypatch.setattr(qcompile.passes, "CPU_PASSES", [p for p in qcompile.passes.CPU_PASSES if p[0] != "fuse"])
+    monkeypatch.setattr(cpu, "PASSES", [p for p in cpu.PASSES if p[0] != "fuse"])
     result = bench(artifact, "--profile", "--seconds", 0.02)
     assert result.exit_code == 0 and "the compiler has changed since" in result.output
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from programs import LIMITS, conv_chain, feeds
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
+from qcompile.backends import backend_for
 from qcompile.codegen import generate
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.program import Node, Program
-from qcompile.passes import CPU_PASSES, tidy
+from qcompile.passes import tidy
 from qcompile.runtime import load
 from qcompile.targets import get_target
 
@@ -16,8 +17,8 @@ def built(program, folder, target="host"):
     """(what was generated, the loaded artifact) of a program as the integer passes leave it."""
     cpu = get_target(target)
     lowered = tidy(program)
-    for _, run in CPU_PASSES:
-        lowered = run(lowered, cpu)
+    for _, run in backend_for(cpu).passes:
+        lowered = run(lowered)
     code, types = generate(lowered, cpu), program.types()
     inputs = [TensorInfo(n, t.dtype, t.shape) for n, t in program.inputs.items()]
     outputs = [TensorInfo(f"{i}", types[n].dtype, types[n].shape) for i, n in enumerate(program.outputs)]

@@ -10,6 +10,7 @@ import pytest
 from machines import need
 from programs import LIMITS, feeds
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
+from qcompile.backends import backend_for
 from qcompile.codegen import generate
 from qcompile.kernels import dialect
 from qcompile.kernels.arithmetic import saturate
@@ -20,7 +21,6 @@ from qcompile.kernels.cpu.general.elementwise import lower_elementwise
 from qcompile.kernels.cpu.steps import BOUNDS, STEPS, Rule, widen
 from qcompile.kernels.dialect import Type, integer_op
 from qcompile.kernels.program import Node, Program
-from qcompile.passes import CPU_PASSES
 from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
 from qcompile.runtime import load
@@ -88,8 +88,8 @@ def test_it_compiles_and_agrees(square, target, tmp_path):
     assert prove_bounds(program)["y"] == (-128, 127)
     assert macs(program) == 3 * 20 * 24
     lowered = program
-    for name, run in CPU_PASSES:
-        lowered = run(lowered, cpu)
+    for name, run in backend_for(cpu).passes:
+        lowered = run(lowered)
         check(lowered, name)
     fused = [[step.op for step in node.body] for node in lowered.nodes]
     assert ["dense", "requantize", "square"] in [steps[:3] for steps in fused]

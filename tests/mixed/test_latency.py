@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from qcompile.backends import backend_for
 from qcompile.frontend import Graph, normalise_graph
 from qcompile.mixed import latency
+from qcompile.pipeline import layer_builder
 from qcompile.quantizer import LayerBits, find_layers
 from qcompile.targets import CompileError, get_target
 from small_models import model
@@ -34,10 +36,14 @@ def net():
 CHOICES = [LayerBits(8), LayerBits(4)]
 
 
+def measured(target, *arguments):
+    return latency.measured(backend_for(get_target(target)), layer_builder(target), *arguments)
+
+
 @pytest.mark.parametrize("target", ["arm-a76", "x86-avx512vnni"])
 def test_the_model_counts_cycles(net, target):
     layers = find_layers(net)
-    table = latency.modelled(get_target(target), layers, CHOICES)
+    table = latency.modelled(backend_for(get_target(target)), layers, CHOICES)
     assert layers[0].table and (table[0] == 0).all() and (table[1:] > 0).all()
     assert (table[1] == table[2]).all() and (table[3] < table[1] / 8).all()
 
@@ -47,15 +53,15 @@ def test_this_machine_is_measured_once_for_equal_layers(net, monkeypatch):
     calls = []
     inner = latency._microseconds
 
-    def counted(target, graph, node, bits, evicted):
+    def counted(backend, build, graph, node, bits, evicted):
         calls.append((node.name, bits))
-        return inner(target, graph, node, bits, evicted)
+        return inner(backend, build, graph, node, bits, evicted)
 
     monkeypatch.setattr(latency, "_microseconds", counted)
     monkeypatch.setattr(latency, "SECONDS", 0.002)
     allowed = np.ones((4, 2), bool)
     allowed[3, 1] = False
-    table = latency.measured(get_target("host"), net, layers, CHOICES, allowed)
+    table = measured("host", net, layers, CHOICES, allowed)
     assert [name for name, _ in calls] == [layers[1].name, layers[1].name, layers[3].name]
     assert (table[1] == table[2]).all() and (table[1] > 0).all() and (table[0] == 0).all()
     assert table[3, 0] < table[1, 0] and table[3, 1] == 0
@@ -64,7 +70,7 @@ def test_this_machine_is_measured_once_for_equal_layers(net, monkeypatch):
 def test_a_foreign_target_cannot_be_measured(net):
     foreign = get_target("arm-a53" if get_target("host").arch == "x86_64" else "x86-avx2")
     with pytest.raises(CompileError, match="this machine cannot run"):
-        latency.measured(foreign, net, find_layers(net), CHOICES, np.ones((4, 2), bool))
+        measured(foreign.name, net, find_layers(net), CHOICES, np.ones((4, 2), bool))
 
 
 def test_the_targets_own_code_is_measured(net, monkeypatch):
@@ -85,5 +91,5 @@ def test_the_targets_own_code_is_measured(net, monkeypatch):
     allowed[3, 0] = True
     for name in [n for n, t in TARGETS.items() if supports(t)]:
         made.clear()
-        assert latency.measured(get_target(name), net, layers, CHOICES, allowed)[3, 0] > 0
+        assert measured(name, net, layers, CHOICES, allowed)[3, 0] > 0
         assert set(made) == {name}

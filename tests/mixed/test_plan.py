@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from qcompile.backends import backend_for
 from qcompile.frontend import Graph, normalise_graph
 from qcompile.mixed import BitsOptions, Plan, layer_noise, make_plan, page, plan_report, read_request
 from qcompile.mixed.plan import tied
 from qcompile.mixed.probe import Probe, observed, twin
 from qcompile.mixed.rounding import narrow_data, round_weights
+from qcompile.pipeline import layer_builder
 from qcompile.quantizer import (
     LayerBits,
     QuantizeOptions,
@@ -69,8 +71,10 @@ def data(net):
 
 
 def plan_of(net, data, bits="mixed", budget=(), options=None, notes=None):
-    request = read_request(bits, budget, options or BitsOptions())
-    return make_plan(net, data, request, QuantizeOptions(), get_target("arm-a76"), [] if notes is None else notes)
+    request, backend = read_request(bits, budget, options or BitsOptions()), backend_for(get_target("arm-a76"))
+    return make_plan(
+        net, data, request, QuantizeOptions(), backend, layer_builder("arm-a76"), [] if notes is None else notes
+    )
 
 
 def test_a_probe_changes_one_layer_at_a_time(net, data):

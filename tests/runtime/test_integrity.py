@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from programs import conv_chain, feeds
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
+from qcompile.backends import backend_for
 from qcompile.codegen import generate
 from qcompile.kernels.program import Program
-from qcompile.passes import CPU_PASSES, tidy
+from qcompile.passes import tidy
 from qcompile.runtime import ArtifactError, load
 from qcompile.runtime.manifest import content_hash, seal
 from qcompile.targets import get_target
@@ -26,8 +27,8 @@ def artifact(tmp_path_factory):
     """A convolution with what follows it, and its reference."""
     program, target = conv_chain(), get_target("host")
     lowered = tidy(program)
-    for _, run in CPU_PASSES:
-        lowered = run(lowered, target)
+    for _, run in backend_for(target).passes:
+        lowered = run(lowered)
     code, types = generate(lowered, target), program.types()
     inputs = [TensorInfo(n, t.dtype, t.shape, 0.5, 3) for n, t in program.inputs.items()]
     outputs = [TensorInfo(n, types[n].dtype, types[n].shape, 0.25, -5) for n in program.outputs]

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, bind, splat, store_lanes
-from qcompile.kernels.cpu.chain import STEPS, Chain, operand_kind, tensor_inputs
+from qcompile.kernels.cpu.chain import STEPS, Chain
 from qcompile.kernels.cpu.general.common import PARALLEL_WORK, Source, loop, operand, select, static, vectors
 from qcompile.kernels.cpu.general.movement import broadcast_calls
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.kernel import kernel, pointers, scalars
 from qcompile.kernels.dialect import Type
+from qcompile.kernels.fusion import operand_kind, tensor_inputs
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
 

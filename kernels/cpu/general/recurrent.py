@@ -18,7 +18,7 @@ from qcompile.kernels.dialect import OPS
 from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.ops.recurrent import LIMIT
 from qcompile.targets.errors import CompileError
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 PARALLEL_UNITS = 1 << 14  # of all rows, from which the gates are worth handing to threads
@@ -111,7 +111,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
 
 
 def _product(
-    target: Target,
+    target: CpuTarget,
     isa: Isa,
     weight: np.ndarray,
     bias: np.ndarray,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from qcompile.kernels.cpu.isa import neon, x86
 from qcompile.kernels.cpu.isa.base import Isa
 from qcompile.targets.errors import CompileError
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 ISAS: tuple[Isa, ...] = (*x86.ISAS, *neon.ISAS)
 
 
-def get_isa(target: Target) -> Isa:
+def get_isa(target: CpuTarget) -> Isa:
     """The best instruction set whose features the target has; CompileError where there is none."""
     for isa in ISAS:
         if isa.arch == target.arch and isa.features <= target.features:

@@ -18,7 +18,7 @@ from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 PARALLEL_CYCLES = 4000  # shorter layers are not worth waking threads for
 PARALLEL_TASKS = 8
@@ -86,7 +86,7 @@ def _depthwise(conv: Node, x: Type, out: Type) -> bool:
 
 
 def conv_calls(
-    target: Target,
+    target: CpuTarget,
     chain: Chain,
     source: Buffer | Workspace,
     dtype: str,
@@ -135,7 +135,7 @@ def conv_calls(
 
 
 def matrix_calls(
-    target: Target,
+    target: CpuTarget,
     chain: Chain,
     source: Buffer | Workspace,
     dtype: str,
@@ -205,7 +205,7 @@ def matrix_calls(
 
 
 def plan_weights(
-    target: Target, isa: Isa, weights: np.ndarray, rows: int, images: int = 1
+    target: CpuTarget, isa: Isa, weights: np.ndarray, rows: int, images: int = 1
 ) -> tuple[Tiling, np.ndarray, dict[str, int], int]:
     """(tiling, packed weights, sizes of the work, room for a panel that is decoded first) of constant weights int8
     [groups, N of a group, runs, run] times `rows` pixels an image."""
@@ -250,7 +250,7 @@ def best_tiling(
 
 
 def plan_sizes(
-    target: Target, tiling: Tiling, *, rows: int, n: int, run: int, all_runs: int, images: int, groups: int
+    target: CpuTarget, tiling: Tiling, *, rows: int, n: int, run: int, all_runs: int, images: int, groups: int
 ) -> dict[str, int]:
     """How the work is cut into tasks: blocks of pixels whose activations stay in the L2 cache while panels pass by."""
     panels = tiling.panels(n)

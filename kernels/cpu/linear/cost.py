@@ -6,13 +6,13 @@ from qcompile.kernels.cpu.codes import Code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.linear.conv import best_tiling
 from qcompile.targets import ARCHITECTURES
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 DEPTHWISE_SHARE = 0.21  # of the peak, as measured on AVX-512 (105 of 500 GMAC/s) and estimated for the A76 (6.7 of 32)
 
 
 def layer_cycles(
-    target: Target, rows: int, channels: int, k: int, weight_bits: int = 8, group: int = 0, depthwise: bool = False
+    target: CpuTarget, rows: int, channels: int, k: int, weight_bits: int = 8, group: int = 0, depthwise: bool = False
 ) -> float:
     """Estimated cycles of a layer of `rows` output pixels, `channels` outputs and `k` products for each.
 

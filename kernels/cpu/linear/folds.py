@@ -7,13 +7,13 @@ import numpy as np
 from qcompile.kernels.cpu.codes import find_code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 MOST_FOLDED = 16
 LEAST_GAIN = 1.2  # in estimated cycles: what follows may read the folded pixels less well
 
 
-def folded_pixels(target: Target, weight: np.ndarray, stride: int, rows: int, width: int) -> int:
+def folded_pixels(target: CpuTarget, weight: np.ndarray, stride: int, rows: int, width: int) -> int:
     """How many pixels of a line to take together; 1: none.
 
     weight: int8 [O, KH, KW, C]; stride: of columns; rows, width: lines of the result in all, and pixels of each.

@@ -7,10 +7,10 @@ import numpy as np
 from qcompile.kernels.cpu.codes import find_code
 from qcompile.kernels.cpu.isa import get_isa
 from qcompile.kernels.cpu.linear.tiles import choose_tiling
-from qcompile.targets.target import Target
+from qcompile.targets.target import CpuTarget
 
 
-def merged_groups(target: Target, weight: np.ndarray, groups: int, rows: int, contiguous: bool) -> int:
+def merged_groups(target: CpuTarget, weight: np.ndarray, groups: int, rows: int, contiguous: bool) -> int:
     """How many neighbouring groups to take as one, by the estimated cycles; 1: as they are.
 
     weight: int8 [O, KH, KW, C of a group]; rows: pixels of a result; contiguous: the columns of the kernel are

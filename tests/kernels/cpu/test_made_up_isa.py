@@ -14,7 +14,7 @@ from qcompile.kernels.cpu.builder import bind, cast, concat, lanes_of, shuffle
 from qcompile.kernels.cpu.isa.base import Isa
 from qcompile.kernels.cpu.isa.dot import Dot
 from qcompile.kernels.cpu.isa.taps import TapDot
-from qcompile.targets import TARGETS, CompileError, Target, get_target
+from qcompile.targets import TARGETS, CompileError, CpuTarget, get_target
 from small_models import model
 
 NAME = "x86-penryn"
@@ -75,7 +75,7 @@ class Sse41(Isa):
 def penryn(request, monkeypatch):
     """A CPU that has no set but this one, with either type of activations."""
     kilobyte = 1024
-    target = Target(
+    target = CpuTarget(
         NAME,
         arch="x86_64",
         mcpu="penryn",
