@@ -41,7 +41,8 @@ def scaled(r: Reader, v: Value, factor: float) -> Value:
         return apply(r, lambda x: x * factor, v)
     if factor == 0:
         return Real(np.zeros(v.shape))
-    limits = tuple(sorted(c * factor for c in v.clamp))
+    low, high = sorted(c * factor for c in v.clamp)
+    limits = (low, high)
     if isinstance(v, Accumulator):
         return replace(v, scale=v.scale * factor, bias=np.asarray(v.bias) * factor, clamp=limits)
     if isinstance(v, Quantized):
@@ -121,11 +122,12 @@ def plus(r: Reader, a: Value, b: Value) -> Value:
 def _same_source(r: Reader, a: Value, b: Value, shape: tuple[int, ...]) -> tuple[Function, Function] | None:
     """a and b as functions of one and the same tensor, if they are."""
     if isinstance(a, Function) or isinstance(b, Function):
-        names = [t.source if isinstance(t, Function) else t for t in (a, b)]
-        if all(isinstance(t, Quantized) and t.per_tensor and t.clamp == NO_CLAMP for t in names):
-            x, y = names
-            if (x.name, x.axes, x.shape, x.lo) == (y.name, y.axes, y.shape, y.lo) and x.shape == shape:
-                return as_function(r, a), as_function(r, b)
+        x, y = (t.source if isinstance(t, Function) else t for t in (a, b))
+        if not isinstance(x, Quantized) or not isinstance(y, Quantized):
+            return None
+        plain = all(t.per_tensor and t.clamp == NO_CLAMP for t in (x, y))
+        if plain and (x.name, x.axes, x.shape, x.lo) == (y.name, y.axes, y.shape, y.lo) and x.shape == shape:
+            return as_function(r, a), as_function(r, b)
     return None
 
 
@@ -324,7 +326,7 @@ def _ordered(r: Reader, f: Callable[..., np.ndarray], a: Value, b: Value) -> Fun
     a, b = (v if isinstance(v, Real) else r.make.settle(as_integers(r, v)) for v in (a, b))
     steps = [float(v.scale) for v in (a, b) if isinstance(v, Quantized)]
     whole = all(isinstance(v, Quantized) or not (v.values % 1).any() for v in (a, b)) and set(steps) == {1.0}
-    same = len(steps) == 2 and np.isclose(*steps, rtol=1e-6, atol=0)
+    same = len(steps) == 2 and np.isclose(steps[0], steps[1], rtol=1e-6, atol=0)
     step = 1.0 if whole else min(steps) / (1 if same else SHARPNESS)
     difference = plus(r, a, scaled(r, b, -1.0))
     sign = r.make.quantize(difference, Grid(step, 0, "int8", -127, 127))

@@ -109,7 +109,7 @@ def _table_codes(r: Reader, values: np.ndarray, step: np.ndarray) -> tuple[np.nd
     return (rows * blocks.along(rows.shape[1], multipliers)).reshape(codes.shape), float(scale[0])
 
 
-def move_take(r: Reader, v: Value, ids: str, axis: int, shape: tuple[int, ...]) -> Value:
+def move_take(r: Reader, v: Any, ids: str, axis: int, shape: tuple[int, ...]) -> Any:
     if isinstance(v, Function):
         return replace(v, source=move_take(r, v.source, ids, axis, shape))
     if isinstance(v, Quantized) and not v.per_tensor:

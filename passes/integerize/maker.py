@@ -146,7 +146,7 @@ class Maker:
             isinstance(v, Accumulator)
             and np.ndim(v.scale) == 0
             and dtype == "int16"
-            and max(-low, high) <= 32767 * abs(v.scale)
+            and max(-low, high) <= 32767 * abs(float(v.scale))
         ):
             return self.quantize(v, Grid(abs(float(v.scale)), 0, "int16", -32767, 32767))  # every sum has its own code
         if isinstance(v, Quantized) and v.per_tensor and v.scale > 0 and (dtype == "int16" or v.dtype == "int8"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from qcompile.targets.errors import CompileError
 OFFSETS = {"int8": 0, "uint8": 128, "int16": 0, "uint16": 32768}  # of codes by type: they are stored as signed integers
 
 
-def move(r: Reader, v: Value, op: str, out: tuple[int, ...], **attrs: Any) -> Value:
+def move(r: Reader, v: Any, op: str, out: tuple[int, ...], **attrs: Any) -> Any:
     """A movement op (on the logical layout) with result shape `out`; functions move with their source."""
     if isinstance(v, Function):
         return replace(v, source=move(r, v.source, op, out, **attrs))
@@ -169,7 +170,7 @@ def strided_slice(r: Reader, call: Any, args: list[Any]) -> Value:
     return cut(r, r.settled(v, r.call_var), b, e, s, shape_of(call))
 
 
-def cut(r: Reader, v: Value, begin: list[int], end: list[int], step: list[int], shape: tuple[int, ...]) -> Value:
+def cut(r: Reader, v: Any, begin: list[int], end: list[int], step: list[int], shape: tuple[int, ...]) -> Any:
     """A slice in whatever layout the value has."""
     if isinstance(v, Function):
         return replace(v, source=cut(r, v.source, begin, end, step, shape))
@@ -194,7 +195,7 @@ def split(r: Reader, call: Any, args: list[Any]) -> list[Value]:
     )
     edges = [0, *points, size]
     if isinstance(v, Real):
-        return [v.map(lambda x, a=a, b=b: np.take(x, np.arange(a, b), axis)) for a, b in itertools.pairwise(edges)]
+        return [v.map(partial(np.take, indices=np.arange(a, b), axis=axis)) for a, b in itertools.pairwise(edges)]
     v = r.settled(v, r.call_var)
     parts = []
     for a, b in itertools.pairwise(edges):
@@ -259,20 +260,11 @@ def concatenate(r: Reader, parts: list[Any], axis: int, shape: tuple[int, ...], 
 @handles("relax.nn.pad")
 def pad(r: Reader, call: Any, args: list[Any]) -> Value:
     v, width, shape = args[0], integers(call.attrs.pad_width), shape_of(call)
-    before, after, mode = (
-        width[0::2],
-        width[1::2],
-        {"replicate": "edge"}.get(str(call.attrs.pad_mode), str(call.attrs.pad_mode)),
-    )
+    before, after = width[0::2], width[1::2]
+    mode: Any = {"replicate": "edge"}.get(str(call.attrs.pad_mode), str(call.attrs.pad_mode))
     if isinstance(v, Real):
-        return Real(
-            np.pad(
-                v.values,
-                list(zip(before, after)),
-                mode=mode,
-                **({"constant_values": float(call.attrs.pad_value)} if mode == "constant" else {}),
-            )
-        )
+        more: dict[str, Any] = {"constant_values": float(call.attrs.pad_value)} if mode == "constant" else {}
+        return Real(np.pad(v.values, list(zip(before, after)), mode, **more))
     q = r.settled(v, r.call_var)
     if isinstance(q, Function):
         q = r.make.settle(q)

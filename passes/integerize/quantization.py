@@ -102,8 +102,8 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
         real = np.float32 if narrow else np.float64
         scale, values = _along(scale, v, call), v.values.astype(real)
         if zero.any():
-            values -= _along(zero, v, call).astype(real)
-        values *= scale.astype(real)
+            np.subtract(values, _along(zero, v, call).astype(real), out=values)
+        np.multiply(values, scale.astype(real), out=values)
         return Real(values, np.abs(scale))
     if isinstance(v, Weights):
         return v

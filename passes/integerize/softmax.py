@@ -108,8 +108,8 @@ def split_masks(r: Reader, v: Value) -> tuple[Value, list[str], list[np.ndarray]
                     raise CompileError(
                         "a mask that is neither 0 nor a large negative number is added to attention scores"
                     )
-                keep = apply(r, lambda x: (x > MASKED).astype(np.float64), term)
-                q = r.make.plain(r.make.quantize(keep, Grid(1.0, 0, "int8", 0, 1)))
+                seen = apply(r, lambda x: (x > MASKED).astype(np.float64), term)
+                q = r.make.plain(r.make.quantize(seen, Grid(1.0, 0, "int8", 0, 1)))
                 weak = term.values[term.values <= MASKED].max() > ABSORBING
                 return base, [*masks, _seeing_rows(r, q.name) if weak else q.name], biases
     return v, [], []
@@ -329,6 +329,7 @@ def log_shift(factors: tuple[float, float], bounds: tuple[float, float]) -> int:
 
 def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferred:
     """softmax(scores) v with the normalisation after the product."""
+    assert w.scores.scores is not None  # what softmax made Weights of
     query, key, transposed = w.scores.scores
     masks, biases = w.masks
     value = r.operand(v, "value")

@@ -194,9 +194,14 @@ class Accumulator:
 
     def through(self, move: Callable[[str], str], axes: tuple[int, ...], shape: tuple[int, ...]) -> Accumulator:
         """The same sums moved about by `move`, which keeps the last physical axis."""
-        after = lambda emit: lambda bias: move(emit(bias))  # noqa: E731
-        coarsen = self.coarsen and (lambda k: after(self.coarsen(k)))
-        return replace(self, emit=after(self.emit), coarsen=coarsen, axes=axes, shape=shape, scores=None)
+
+        def after(emit: Emit) -> Emit:
+            return lambda bias: move(emit(bias))
+
+        coarsen, moved = self.coarsen, None
+        if coarsen is not None:
+            moved = lambda k: after(coarsen(k))  # noqa: E731
+        return replace(self, emit=after(self.emit), coarsen=moved, axes=axes, shape=shape, scores=None)
 
     def range(self) -> tuple[float, float]:
         top = float(np.max(np.abs(self.scale) * self.bound + np.abs(self.bias)))
