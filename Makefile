@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks compare docs clean
+.PHONY: demo test setup setup-test setup-bench bench bench-report check-models check-bits bench-bits bench-arm bench-kernels conformance fuzz real-networks compare format docs clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -80,6 +80,11 @@ real-networks: setup-test
 # (minutes); COMPARE="--base HEAD~3 --nets encoder --targets arm-a53" takes another base and some
 compare: setup-test
 	PYTHONPATH=tests $(BIN)/python benchmarks/compare_libraries.py $(COMPARE)
+
+# What a commit is asked for: ruff's checks and its format, over everything
+format: setup-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # docs/ops.md, from the declarations of the integer ops
 docs: setup
