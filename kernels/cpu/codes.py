@@ -84,8 +84,8 @@ def find_code(weights: np.ndarray) -> Coded | None:
 
 
 def common_factor(weights: np.ndarray) -> int:
-    """The number that all int8 weights are multiples of, where no code of 4 bits holds them but one holds what is left
-    without it; else 1.
+    """The greatest common divisor of int8 weights where a code of 4 bits holds their quotients, but none holds them;
+    else 1.
 
     Weights of few bits on a finer grid, so that their bias is not rounded to a coarse one.
     """

@@ -21,8 +21,8 @@ from qcompile.passes.integerize.values import (
     Quantized,
     Real,
     Sum,
+    UnnormalisedSoftmax,
     Value,
-    Weights,
     identity,
     symmetric_grid,
     value_range,
@@ -35,7 +35,7 @@ def scaled(r: Reader, v: Value, factor: float) -> Value:
     """v times a number, without computing anything."""
     if isinstance(v, Real):
         return Real(v.values * factor, None if v.step is None else np.abs(v.step * factor))
-    if isinstance(v, Weights):
+    if isinstance(v, UnnormalisedSoftmax):
         return scaled(r, v.normalised, factor)
     if isinstance(v, Integers | Function):
         return apply(r, lambda x: x * factor, v)
@@ -85,9 +85,9 @@ def plus(r: Reader, a: Value, b: Value) -> Value:
     if isinstance(a, Real):
         a, b = b, a
     shape = np.broadcast_shapes(a.shape, b.shape)
-    if isinstance(a, Weights):
+    if isinstance(a, UnnormalisedSoftmax):
         a = r.make.settle(a)
-    if isinstance(b, Weights):
+    if isinstance(b, UnnormalisedSoftmax):
         b = r.make.settle(b)
     if isinstance(b, Real):
         if not np.any(b.values) and shape == a.shape:

@@ -19,8 +19,8 @@ from qcompile.passes.integerize.values import (
     Integers,
     Quantized,
     Real,
+    UnnormalisedSoftmax,
     Value,
-    Weights,
     unknown_range,
 )
 from qcompile.targets.errors import CompileError
@@ -165,7 +165,7 @@ def clamp(r: Reader, v: Value, low: float, high: float) -> Value:
             v = r.quantize_input(v, grid) if v.graph_input else integers_on(r, v, grid)
     if isinstance(v, Real):
         return Real(np.clip(v.values, low, high))
-    if isinstance(v, Weights):
+    if isinstance(v, UnnormalisedSoftmax):
         v = v.normalised
     if isinstance(v, Function | Integers) or (isinstance(v, Quantized) and v.dtype == "int8"):
         return apply(r, lambda x: np.clip(x, low, high), v)

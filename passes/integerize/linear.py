@@ -10,7 +10,14 @@ import numpy as np
 from qcompile.passes.integerize.multipliers import Blocks, exact_multipliers, find_steps, nearest_multipliers
 from qcompile.passes.integerize.reader import Reader, handles, integers, shape_of
 from qcompile.passes.integerize.subpixel import Phases, phase_weights
-from qcompile.passes.integerize.values import Accumulator, Quantized, Real, Weights, identity, symmetric_grid
+from qcompile.passes.integerize.values import (
+    Accumulator,
+    Quantized,
+    Real,
+    UnnormalisedSoftmax,
+    identity,
+    symmetric_grid,
+)
 from qcompile.targets.errors import CompileError
 
 LARGEST_CODE = 127
@@ -317,7 +324,8 @@ def matmul(r: Reader, call: Any, args: list[Any]) -> Any:
     a, b = args
     if isinstance(a, Real) and isinstance(b, Real):
         return Real(np.matmul(a.values, b.values))
-    if isinstance(b, Real) and (b.values.ndim <= 2 or int(np.prod(b.shape[:-2])) == 1) and not isinstance(a, Weights):
+    one_matrix = isinstance(b, Real) and (b.values.ndim <= 2 or int(np.prod(b.shape[:-2])) == 1)
+    if one_matrix and not isinstance(a, UnnormalisedSoftmax):
         return _dense(r, call, a, b)
     if isinstance(b, Real):
         b = _constant_operand(r, b)
@@ -325,7 +333,7 @@ def matmul(r: Reader, call: Any, args: list[Any]) -> Any:
         a = _constant_operand(r, a)
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise CompileError("a product of two activations needs at least 2 axes on both sides; reshape them")
-    if isinstance(a, Weights):
+    if isinstance(a, UnnormalisedSoftmax):
         from qcompile.passes.integerize.softmax import attention
 
         return attention(r, a, b, shape_of(call))

@@ -28,8 +28,8 @@ from qcompile.passes.integerize.values import (
     Quantized,
     Real,
     Sum,
+    UnnormalisedSoftmax,
     Value,
-    Weights,
     identity,
     symmetric_grid,
     unknown_range,
@@ -93,7 +93,7 @@ class Maker:
             v = self.numbers(v)
         if isinstance(v, Accumulator):
             v = self.balanced(self._saturated_bias(v, grid), dyadic(np.asarray(v.scale) / grid.scale).pre)
-        limited = grid if isinstance(v, Real | Function | Weights) else grid.clamp(v.clamp)
+        limited = grid if isinstance(v, Real | Function | UnnormalisedSoftmax) else grid.clamp(v.clamp)
         axes = v.axes if not isinstance(v, Real) else identity(v.values.ndim)
         if isinstance(v, Real):
             with np.errstate(over="ignore"):  # masks of -3.4e38 saturate
@@ -107,7 +107,7 @@ class Maker:
             name = self._requantize(v, limited)
         elif isinstance(v, Sum):
             name, axes = self._sum(v, limited)
-        elif isinstance(v, Weights):
+        elif isinstance(v, UnnormalisedSoftmax):
             name = v.normalised.make(grid)
         else:
             name = v.make(replace(limited, scale=limited.scale / v.factor))

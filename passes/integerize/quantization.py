@@ -9,7 +9,17 @@ import numpy as np
 from qcompile.kernels.arithmetic import RANGES
 from qcompile.passes.integerize.functions import apply, integers_on
 from qcompile.passes.integerize.reader import Reader, grid_of, handles
-from qcompile.passes.integerize.values import NO_CLAMP, Function, Grid, Integers, Quantized, Real, Rows, Sum, Weights
+from qcompile.passes.integerize.values import (
+    NO_CLAMP,
+    Function,
+    Grid,
+    Integers,
+    Quantized,
+    Real,
+    Rows,
+    Sum,
+    UnnormalisedSoftmax,
+)
 from qcompile.targets.errors import CompileError
 from tvm import relax
 
@@ -38,7 +48,7 @@ def quantize(r: Reader, call: Any, args: list[Any]) -> Any:
             "large negative numbers of a mask are added to other numbers before they meet the scores; add them to the "
             "scores one after the other"
         )
-    if isinstance(v, Weights) and _only_feeds_matmul(r, r.call_var):
+    if isinstance(v, UnnormalisedSoftmax) and _only_feeds_matmul(r, r.call_var):
         return v  # attention keeps the numerators instead
     return replace(r.make.quantize(v, grid), role="codes")
 
@@ -105,7 +115,7 @@ def dequantize(r: Reader, call: Any, args: list[Any]) -> Any:
             np.subtract(values, _along(zero, v, call).astype(real), out=values)
         np.multiply(values, scale.astype(real), out=values)
         return Real(values, np.abs(scale))
-    if isinstance(v, Weights):
+    if isinstance(v, UnnormalisedSoftmax):
         return v
     if isinstance(v, Function):
         return apply(r, lambda x: (x - float(zero.flat[0])) * float(scale.flat[0]), v)

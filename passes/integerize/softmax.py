@@ -21,8 +21,8 @@ from qcompile.passes.integerize.values import (
     Integers,
     Real,
     Sum,
+    UnnormalisedSoftmax,
     Value,
-    Weights,
     identity,
     symmetric_grid,
     value_range,
@@ -178,7 +178,7 @@ def softmax(r: Reader, call: Any, args: list[Any]) -> Value:
         and np.all(np.asarray(scores.bias) == 0)
         and scores.bound + sum(float(np.abs(bias).max()) for bias in biases) / scores.scale <= INT32_MAX // 2
     ):
-        return Weights(scores, [masks, biases], shape, deferred, uniform=not guarded)
+        return UnnormalisedSoftmax(scores, [masks, biases], shape, deferred, uniform=not guarded)
     return deferred
 
 
@@ -327,9 +327,9 @@ def log_shift(factors: tuple[float, float], bounds: tuple[float, float]) -> int:
     raise TooFine("the output scale of a log-softmax is too small for its range")
 
 
-def attention(r: Reader, w: Weights, v: Value, shape: tuple[int, ...]) -> Deferred:
+def attention(r: Reader, w: UnnormalisedSoftmax, v: Value, shape: tuple[int, ...]) -> Deferred:
     """softmax(scores) v with the normalisation after the product."""
-    assert w.scores.scores is not None  # what softmax made Weights of
+    assert w.scores.scores is not None  # softmax made it of a product
     query, key, transposed = w.scores.scores
     masks, biases = w.masks
     value = r.operand(v, "value")

@@ -244,13 +244,13 @@ class Deferred:
 
 
 @dataclass
-class Weights:
+class UnnormalisedSoftmax:
     """softmax(scores + mask) before anyone says whether it is normalised: attention keeps its numerators."""
 
     scores: Accumulator
     masks: list
     shape: tuple[int, ...]
-    normalised: Deferred = field(repr=False, default=None)  # type: ignore[assignment]
+    normalised: Deferred = field(repr=False)
     uniform: bool = False  # rows that are masked whole weigh all alike
 
     @property
@@ -261,7 +261,7 @@ class Weights:
         return 0.0, 1.0
 
 
-Value = Real | Integers | Quantized | Function | Accumulator | Sum | Deferred | Weights
+Value = Real | Integers | Quantized | Function | Accumulator | Sum | Deferred | UnnormalisedSoftmax
 
 
 def unknown_range(name: str) -> CompileError:

@@ -8,7 +8,7 @@ import numpy as np
 from qcompile.kernels.cpu.builder import Pointer
 from qcompile.kernels.cpu.chain import CONSTANT_PADDING, ChainCode
 from qcompile.kernels.cpu.general.common import operand
-from qcompile.kernels.cpu.general.recurrent_kernel import NUMBERS, SHIFTS, Cell, Code, Product
+from qcompile.kernels.cpu.general.recurrent_kernel import NUMBERS, SHIFTS, Cell, CellKernel, Product
 from qcompile.kernels.cpu.isa import Isa, get_isa
 from qcompile.kernels.cpu.kernel import kernel, pointers
 from qcompile.kernels.cpu.linear.conv import PARALLEL_CYCLES, plan_weights, size_table
@@ -77,7 +77,7 @@ def lower_recurrent(ctx: NodeContext) -> list[KernelCall]:
 
     def body(*arguments: Pointer) -> None:
         a = dict(zip(dtypes, arguments))
-        Code(
+        CellKernel(
             isa,
             cell,
             products,

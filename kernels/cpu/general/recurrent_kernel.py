@@ -77,7 +77,7 @@ class Cell:
     parallel: bool
 
 
-class Code:
+class CellKernel:
     """Emission of one cell's kernel."""
 
     def __init__(
