@@ -21,8 +21,7 @@ import numpy as np
 import qcompile
 from kernel_shapes import GRID, KernelCase, values
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
-from qcompile.backends import backend_for
-from qcompile.codegen import generate
+from qcompile.backends import backend_for, generate
 from qcompile.kernels.program import Program
 from qcompile.statistics import macs
 from qcompile.targets import CpuTarget, get_target

@@ -14,7 +14,7 @@ from google.protobuf.message import EncodeError
 from qcompile.agreement import MADE_UP, measured_samples, noisy_outputs, output_agreement, worth_measuring
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
 from qcompile.backends import Backend, backend_for
-from qcompile.codegen import generate
+from qcompile.codegen import plan_execution
 from qcompile.defects import reports_defects
 from qcompile.frontend import Graph, is_quantized, load_model, normalise_graph
 from qcompile.frontend.fixed_inputs import fix_inputs
@@ -183,8 +183,10 @@ def compile(
             files[f"ir/{step}-{pass_name}.txt"] = relax_text(program)
     clock.start("generate code")
     with naming(origins):
-        code = generate(program, cpu)
+        execution = plan_execution(program, backend)
+        code = backend.emit(execution)
     if keep:
+        files["ir/plan.txt"] = execution.table().encode()
         files["ir/main.c"] = code.source.encode()
         files |= {"bits.json": bits_json(plan.bits).encode()} if plan.layers else {}
     clock.start("link and prove")
@@ -199,10 +201,10 @@ def compile(
         extra={
             "bits": plan.label,
             "threads": threads,
-            "live_bytes": code.live_bytes,
+            "live_bytes": execution.live_bytes,
             "ops": len(reference.nodes),
-            "kernels": len(code.kernels),
-            "kernel_calls": len(code.listing),
+            "kernels": len(execution.kernels),
+            "kernel_calls": len(execution.calls),
             "agreement_db": agreement,
             "agreement_of": "" if not agreement or data is None else MADE_UP if data.synthetic else "samples",
         },

@@ -30,6 +30,15 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class CallersBuffer:
+    """A buffer that the caller of the artifact owns: inputs[index] or outputs[index]; only copies across the border
+    have it, since kernels may read past the end of others."""
+
+    side: str  # "inputs" or "outputs"
+    index: int
+
+
+@dataclass(frozen=True)
 class Workspace:
     """Scratch memory that lives during one node only; equal `key`s within a node are the same memory."""
 
@@ -43,6 +52,9 @@ class Constant:
     once."""
 
     array: np.ndarray
+
+
+Operand = Buffer | CallersBuffer | Workspace | Constant | int
 
 
 @dataclass(frozen=True)
@@ -70,11 +82,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """operands: Buffer, Workspace or Constant (pointers, 64-byte aligned but for Buffer offsets) and int (int32
-    scalars)."""
+    """operands: pointers, 64-byte aligned but for Buffer offsets and the caller's buffers, and int (int32 scalars)."""
 
     kernel: Kernel
-    operands: tuple[Buffer | Workspace | Constant | int, ...]
+    operands: tuple[Operand, ...]
 
 
 @dataclass(frozen=True)

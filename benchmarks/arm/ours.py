@@ -13,8 +13,8 @@ from elftools.elf.elffile import ELFFile
 from qcompile.artifact import ArtifactSpec, TensorInfo
 from qcompile.artifact.elf import functions, symbols
 from qcompile.artifact.linker import link_library
-from qcompile.backends import backend_for
-from qcompile.codegen.generate import Generated, ListedCall, compile_main, generate, main_source
+from qcompile.backends import backend_for, generate
+from qcompile.codegen.emit_c import Generated, ListedCall, compile_main, main_source
 from qcompile.kernels.cpu import head_op
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import NodeContext

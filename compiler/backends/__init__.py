@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from qcompile.codegen import ExecutionPlan, Generated
+    from qcompile.kernels.lowering import KernelCall, NodeContext, Operand
     from qcompile.kernels.program import Program
     from qcompile.quantizer.bits import Layer, LayerBits
     from qcompile.targets import Target
@@ -31,6 +33,15 @@ class Backend(Protocol):
     def passes(self) -> list[tuple[str, Callable[[Program], Program]]]:
         """What is done to a program before its kernels are chosen, in order, by name; none changes its meaning."""
 
+    def lower(self, ctx: NodeContext[Any]) -> list[KernelCall]:
+        """The calls of kernels that compute a node. CompileError names it if its op has no kernel."""
+
+    def copy(self, source: Operand, destination: Operand, nbytes: int) -> KernelCall:
+        """destination[:nbytes] = source[:nbytes], to the byte: across the artifact's border."""
+
+    def emit(self, plan: ExecutionPlan) -> Generated:
+        """A plan as code."""
+
     def cycles(self, layer: Layer, bits: LayerBits) -> float:
         """What a layer of a float network costs with weights and data of `bits`, by the target's cost model."""
 
@@ -39,6 +50,14 @@ class Backend(Protocol):
 
     def why_not_here(self) -> str:
         """Why this machine cannot run code for the target; empty where it can."""
+
+
+def generate(program: Program, target: Target) -> Generated:
+    """Code of a program that the backend's passes have left; CompileError names a node that has no kernel."""
+    from qcompile.codegen import plan_execution
+
+    backend = backend_for(target)
+    return backend.emit(plan_execution(program, backend))
 
 
 def backend_for(target: Target) -> Backend:

@@ -15,9 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from qcompile.codegen import ExecutionPlan, Generated, emit
+from qcompile.kernels.cpu import lower_node
+from qcompile.kernels.cpu.border import copy
 from qcompile.kernels.cpu.chain import fusable
 from qcompile.kernels.cpu.linear.conv import framable
 from qcompile.kernels.cpu.linear.cost import layer_cycles
+from qcompile.kernels.lowering import KernelCall, NodeContext, Operand
 from qcompile.kernels.program import Program
 from qcompile.passes.fold_pixels import fold_pixels
 from qcompile.passes.frames import frames
@@ -50,6 +54,15 @@ class Backend:
 
     def _for_target(self, run: Callable[[Program, CpuTarget], Program]) -> Callable[[Program], Program]:
         return lambda program: run(program, self.target)
+
+    def lower(self, ctx: NodeContext[CpuTarget]) -> list[KernelCall]:
+        return lower_node(ctx)
+
+    def copy(self, source: Operand, destination: Operand, nbytes: int) -> KernelCall:
+        return copy(source, destination, nbytes)
+
+    def emit(self, plan: ExecutionPlan) -> Generated:
+        return emit(plan, self.target)
 
     def cycles(self, layer: Layer, bits: LayerBits) -> float:
         k = layer.count // layer.channels

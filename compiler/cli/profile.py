@@ -85,8 +85,7 @@ def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], boo
     its last output."""
     from qcompile.artifact import ArtifactSpec, TensorInfo  # late: the compiler takes a second to import
     from qcompile.artifact.linker import link_library
-    from qcompile.backends import backend_for
-    from qcompile.codegen import generate
+    from qcompile.backends import backend_for, generate
     from qcompile.codegen.timed import timed_objects
     from qcompile.kernels.program import Program
     from qcompile.targets import get_target

@@ -1,5 +1,6 @@
-"""From the integer program to object code: kernels chosen, memory planned, one function that makes the calls."""
+"""From the integer program to object code: a plan of calls and memory, and what prints it for a CPU."""
 
-from qcompile.codegen.generate import Generated, generate
+from qcompile.codegen.emit_c import Generated, emit
+from qcompile.codegen.plan import ExecutionPlan, plan_execution
 
-__all__ = ["Generated", "generate"]
+__all__ = ["ExecutionPlan", "Generated", "emit", "plan_execution"]

@@ -38,8 +38,10 @@ class KernelTable:
         if self._check:
             found = tvm_ffi.structural_hash(kernel.build(), map_free_vars=True)
             if self._built.setdefault((self._target, kernel.name), found) != found:
-                raise CompileError(f"two functions share the name {kernel.name}: what tells them apart is missing from "
-                                   f"its spec {kernel.spec}")
+                raise CompileError(
+                    f"two functions share the name {kernel.name}: what tells them apart is missing from "
+                    f"its spec {kernel.spec}"
+                )
         return known is kernel
 
     def names(self) -> list[str]:

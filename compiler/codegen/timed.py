@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.codegen.generate import Generated, compile_main, main_source
+from qcompile.codegen.emit_c import Generated, compile_main, main_source
 from qcompile.targets import CpuTarget
 
 # Both wait for the instructions before them, so that a kernel is charged with all of its own work.

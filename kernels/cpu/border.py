@@ -1,16 +1,14 @@
 """Copies across the border of the artifact: buffers of the caller are read and written to the byte, never beyond."""
 from __future__ import annotations
 
-from typing import Any
-
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, store_lanes
 from qcompile.kernels.cpu.kernel import kernel
-from qcompile.kernels.lowering import KernelCall
+from qcompile.kernels.lowering import KernelCall, Operand
 
 WIDE = 64
 
 
-def copy(source: Any, destination: Any, nbytes: int) -> KernelCall:
+def copy(source: Operand, destination: Operand, nbytes: int) -> KernelCall:
     """destination[:nbytes] = source[:nbytes]; operands that the code generator gives addresses to."""
 
     def body(x: Pointer, y: Pointer, size: Expr) -> None:

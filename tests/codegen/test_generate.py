@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from programs import LIMITS, conv_chain, feeds
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
-from qcompile.backends import backend_for
-from qcompile.codegen import generate
+from qcompile.backends import backend_for, generate
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.program import Node, Program
 from qcompile.passes import tidy

@@ -10,8 +10,7 @@ import pytest
 from machines import need
 from programs import LIMITS, feeds
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
-from qcompile.backends import backend_for
-from qcompile.codegen import generate
+from qcompile.backends import backend_for, generate
 from qcompile.kernels import dialect
 from qcompile.kernels.arithmetic import saturate
 from qcompile.kernels.bounds import product

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from programs import conv_chain, feeds
 from qcompile.artifact import ArtifactSpec, TensorInfo, build_artifact
-from qcompile.backends import backend_for
-from qcompile.codegen import generate
+from qcompile.backends import backend_for, generate
 from qcompile.kernels.program import Program
 from qcompile.passes import tidy
 from qcompile.runtime import ArtifactError, load
