@@ -75,7 +75,7 @@ def output_agreement(
         found = _ratios(real, made, stream(model, names, samples))
     except CompileError:
         return {}
-    notes.append(f"ONNX Runtime cannot run the model as it was given ({reason}): noise is that beside its normal form")
+    notes.append(f"noise is not that beside the model as it was given ({reason}), but beside its normal form")
     return found
 
 
@@ -96,7 +96,7 @@ def _ratios(
     found: dict[str, float] = {}
     for (name, _), (signal, noise) in sums.items():
         if signal > 0:
-            ratio = min(CLEAN, 10 * np.log10(signal / max(noise, 1e-12 * signal)))
+            ratio = np.clip(10 * np.log10(signal / max(noise, 1e-12 * signal)), -CLEAN, CLEAN)
             found[name] = round(min(found.get(name, CLEAN), float(ratio)), 1)
     return found
 

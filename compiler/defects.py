@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -20,7 +21,7 @@ from qcompile.runtime.errors import ArtifactError
 from qcompile.targets import CompileError, Defect
 
 DEBUG = "QCOMPILE_DEBUG"
-EXPECTED = (CompileError, ArtifactError, OSError, MemoryError)
+EXPECTED = (CompileError, ArtifactError, MemoryError)
 STAGES = {  # by the package that the exception comes from
     "frontend": "reading the model",
     "quantizer": "calibrating and quantizing",
@@ -36,7 +37,8 @@ R = TypeVar("R")
 
 
 def reports_defects(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, which raises Defect for every exception that is none of EXPECTED."""
+    """`function`, which raises Defect for every exception that is none of EXPECTED, and CompileError for what the
+    system refuses: a full disk, a folder that may not be written to."""
 
     @functools.wraps(function)
     def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
@@ -44,6 +46,9 @@ def reports_defects(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **options)
         except EXPECTED:
             raise
+        except OSError as error:
+            file = error.filename or f"a temporary file in {tempfile.gettempdir()} (TMPDIR names another folder)"
+            raise CompileError(f"{file}: {error.strerror or error}") from error
         except Exception as error:
             if os.environ.get(DEBUG, "0") not in ("", "0"):
                 raise

@@ -46,6 +46,8 @@ class GivenModel:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not isinstance(self.model, onnx.ModelProto) and not Path(self.model).is_file():
+            raise CompileError("it comes from a pipe, which is read once")
         source = self.model.SerializeToString() if isinstance(self.model, onnx.ModelProto) else str(Path(self.model))
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -1,5 +1,6 @@
 """What the commands share: failures as one line and exit code 2, files written whole or not at all."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.targets.errors import CompileError, one_line
+
+MOST_THREADS = 1024
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,14 +49,19 @@ def _message(error: Exception) -> str | None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes the file ``path`` in one step; on failure, whatever was there stays."""
+    """Writes the file ``path`` in one step; on failure, whatever was there stays. Pipes and devices are written to."""
     from qcompile.runtime.errors import ArtifactError
 
-    fresh = path.with_name(f".{os.getpid()}.new")
+    target = Path(os.path.realpath(path))  # a link stays one
+    fresh = target.with_name(f".{os.getpid()}.new")
     try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
         fresh.write_bytes(data)
-        os.replace(fresh, path)
+        os.replace(fresh, target)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import click
-from qcompile.cli.messages import one_line_errors, write_whole
+from qcompile.cli.messages import MOST_THREADS, one_line_errors, write_whole
+from qcompile.files import output_file
 
 
 @click.command()
@@ -16,7 +17,8 @@ from qcompile.cli.messages import one_line_errors, write_whole
               help="npz file whose first sample to run; by default made-up values.")
 @click.option("--repeat", type=click.IntRange(1), help="Measured calls of each; by default as many as fit --seconds.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Time for each contender.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads, of the peers too.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, MOST_THREADS),
+              help="Threads, of the peers too.")
 @click.option("--profile", "with_profile", is_flag=True,
               help="Also the time per op, from the same kernels with a time stamp around each.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the figures as JSON; '-' for standard output.")
@@ -29,6 +31,8 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
     the peer's median over the artifact's: above 1, the artifact is faster.  Quantizing the inputs is not timed.  CPU
     time (with one thread) leaves out what other processes take: see it where the machine is busy.
     """
+    if json_file not in (None, "-"):
+        output_file(json_file, input_file)
     from qcompile.cli.peers import Peer, open_peer  # late, with all that runs anything: --help starts at once
     from qcompile.cli.profile import print_profile, profile
     from qcompile.cli.timing import integer_inputs, measure, print_report, report_of
@@ -51,7 +55,7 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
         print_report(report)
         if with_profile:
             print_profile(report["profile"])
-    if json_file:
+    if json_file is not None:
         text = json.dumps(report, indent=2) + "\n"
         if json_file == "-":
             click.echo(text, nl=False)

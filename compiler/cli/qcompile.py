@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from qcompile.cli.messages import one_line_errors, write_whole
-from qcompile.files import existing_file
+from qcompile.cli.messages import MOST_THREADS, one_line_errors, write_whole
+from qcompile.files import existing_file, output_file
 from qcompile.targets import CompileError, get_target, target_names
 
 # the switches of QuantizeOptions, whose module is not for --help to import
@@ -28,6 +28,8 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         parts = sizes.split("x")
         if not name or not all(re.fullmatch("0*[1-9][0-9]{0,11}", p) for p in parts):
             raise CompileError(f"--shapes {text!r} is not of the form NAME:1x3x224x224")
+        if name in shapes:
+            raise CompileError(f"--shapes {name} is given twice")
         shapes[name] = tuple(int(p) for p in parts)
     return shapes
 
@@ -132,7 +134,7 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     "--threads",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_THREADS),
     help="Threads that the artifact will be given; recorded in the manifest as a default for qrun and qbench.",
 )
 @click.option(
@@ -177,6 +179,10 @@ def main(
     existing_file(model, folder_hint=ONNX_FILE)
     if calib is not None:
         existing_file(calib, "calibration", "give an npz file")
+    if json_file not in (None, "-"):
+        output_file(json_file, model, calib, sensitivity)
+    if name == "":
+        raise CompileError("--name is empty; leave it out for the name of the model's file")
     sizes = parse_shapes(shapes)
     warnings.simplefilter("ignore")
     # late: TVM takes seconds, which --help and the checks above should not
@@ -211,7 +217,7 @@ def main(
     if json_file == "-":
         click.echo(json.dumps(result.report, indent=2))
     else:
-        if json_file:
+        if json_file is not None:
             write_whole(Path(json_file), (json.dumps(result.report, indent=2) + "\n").encode())
         from qcompile.cli.summary import print_summary
 
@@ -230,6 +236,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=len(STAGES))
         yield lambda stage: bar.update(task, description=stage, completed=STAGES.index(stage))
+
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from qcompile.cli.messages import one_line_errors, write_whole
+from qcompile.cli.messages import MOST_THREADS, one_line_errors, write_whole
+from qcompile.files import output_file
 
 DESCRIPTION = """Runs the compiled ARTIFACT folder on the inputs of an npz file and writes its outputs to another.
 Arrays have the model's shapes for one inference. With one more axis in front, or more samples along a batch axis of 1,
@@ -12,8 +13,8 @@ every sample is run and the outputs are stacked the same way."""
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_THREADS}")
     return int(text)
 
 
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from qcompile.npz import npz_bytes, read_npz
     from qcompile.runtime import ArtifactError, load
 
-    if given.core and given.backend != "qemu":
+    output_file(given.output, given.input)
+    if given.core is not None and given.backend != "qemu":
         raise ArtifactError("--core needs --backend qemu")
     model = load(given.artifact, threads=given.threads, backend=given.backend, core=given.core)
     runs = {

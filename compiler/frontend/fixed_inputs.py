@@ -17,6 +17,8 @@ def parse_constants(texts: tuple[str, ...]) -> dict[str, Any]:
     constants = {}
     for text in texts:
         name, _, value = text.rpartition("=")
+        if name in constants:
+            raise CompileError(f"--set {name} is given twice")
         try:
             constants[name] = json.loads(value)
         except (ValueError, RecursionError) as e:
@@ -45,6 +47,8 @@ def fix_inputs(graph: Graph, constants: Mapping[str, Any]) -> None:
             exact = False
         if not exact:
             raise CompileError(f"--set {name}={given!r} is no {dtype} number or list of such")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise CompileError(f"--set {name}={given!r}: NaN and infinity are no {dtype} numbers to compute with")
         if value.ndim == 0 and None not in dims:
             value = np.full([d or 1 for d in dims], value)
         if value.ndim != len(dims) or any(d not in (None, n) for d, n in zip(dims, value.shape)):

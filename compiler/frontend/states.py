@@ -24,10 +24,12 @@ def parse_states(texts: Iterable[str], graph: Graph) -> dict[str, str]:
     known = {f"{i.name}:{o.name}": (i.name, o.name) for i in graph.inputs for o in graph.outputs}
     pairs: dict[str, str] = {}
     for text in texts:
-        for part in [text] if text in known else [part for part in text.split(",") if part]:
+        for part in [text] if text in known else [part for part in text.split(",") if part] or [text]:
             source, target = known.get(part) or (part.rpartition(":")[0], part.rpartition(":")[2])
             if not source or not target:
                 raise CompileError(f"--state {part!r} is not of the form INPUT:OUTPUT")
+            if pairs.get(source, target) != target:
+                raise CompileError(f"--state: input '{source}' is given two outputs, '{pairs[source]}' and '{target}'")
             pairs[source] = target
     return pairs
 

@@ -6,7 +6,10 @@ The functions are plain C functions `int32_t name(pointers, int32 scalars)`. Par
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +58,23 @@ def lower(functions: dict[str, Any], target: CpuTarget) -> tuple[Any, Any]:
 def compile_module(functions: dict[str, Any], target: CpuTarget) -> bytes:
     """One object file with all functions (symbol -> PrimFunc); equal input gives equal bytes."""
     built = codegen_build(*lower(functions, target))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.o"
-        built.write_to_file(str(path))
+    with _scratch() as path:
+        built.write_to_file(str(path), "o")
         return path.read_bytes()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A file for LLVM to write to, in memory where the system has such: LLVM ends the whole process on a full disk."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("kernels.o")
+        try:
+            yield Path(f"/proc/self/fd/{file}")
+        finally:
+            os.close(file)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "kernels.o"
 
 
 def assembly(functions: dict[str, Any], target: CpuTarget) -> str:
