@@ -268,15 +268,22 @@ class Graph:
     def _note(self, node: NodeProto) -> list[str]:
         """The maps learn what a node reads and makes now; the names that it read before and does not now."""
         _, before, made = self._known.get(id(node), (node, [], []))
-        names = [n for n in dict.fromkeys(reads(node)) if n]
-        self._known[id(node)] = node, names, list(node.output)
+        self._learn(node, reads(node))
+        _, names, outputs = self._known[id(node)]
         for name in made:
-            if name not in node.output and self._producers.get(name) is node:
+            if name not in outputs and self._producers.get(name) is node:
                 del self._producers[name]
-        self._producers.update((o, node) for o in node.output if o)
-        for name in names:
-            self._consumers[name][id(node)] = node
         return [n for n in before if n not in names]
+
+    def _learn(self, node: NodeProto, read: list[str]) -> None:
+        """Note in the maps what a node reads and makes."""
+        names, outputs, key = [n for n in dict.fromkeys(read) if n], list(node.output), id(node)
+        self._known[key] = node, names, outputs
+        for name in outputs:
+            if name:
+                self._producers[name] = node
+        for name in names:
+            self._consumers[name][key] = node
 
     def _unread(self, lost: Iterable[tuple[NodeProto, str]]) -> None:
         """Nodes do not read these names any more; the makers of what nobody reads leave the maps."""
@@ -316,11 +323,11 @@ class Graph:
                     stack.append((node, True))
                     stack.extend((self._producers.get(i), False) for i in reversed(names[id(node)]))
         self.nodes, self._loose, self._gone = order, [], set()
-        self._producers = {o: n for n in order for o in n.output if o}
+        self._producers = {}
         self._consumers: dict[str, dict[int, NodeProto]] = defaultdict(dict)
         self._known: dict[int, tuple[NodeProto, list[str], list[str]]] = {}
         for node in order:
-            self._note(node)
+            self._learn(node, names[id(node)])
         read = set(self._consumers) | self.output_names
         self.constants = {k: v for k, v in self.constants.items() if k in read}
 

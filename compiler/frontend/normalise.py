@@ -5,7 +5,9 @@ The passes run in the order in which they stand here: `first`, PASSES until noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import onnx
@@ -151,16 +153,30 @@ def normalise_graph(
     graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None, notes: list[str] | None = None
 ) -> None:
     """`normalise` in place."""
-    for run in first(shapes, [] if notes is None else notes):
-        run(graph)
-    for _ in range(ROUNDS):
-        graph.changed = False
-        for run in PASSES:
+    with _without_collections():
+        for run in first(shapes, [] if notes is None else notes):
             run(graph)
-        if not graph.changed:
-            break
-    for run in LAST:
-        run(graph)
+        for _ in range(ROUNDS):
+            graph.changed = False
+            for run in PASSES:
+                run(graph)
+            if not graph.changed:
+                break
+        for run in LAST:
+            run(graph)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Python's garbage collector would walk all maps of a large graph again and again (a third of the time), for
+    cycles that these do not have."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def resolve_control_flow(graph: Graph) -> None:
