@@ -13,7 +13,7 @@ from qcompile.kernels.cpu.linear.depthwise import depthwise_calls
 from qcompile.kernels.cpu.linear.microkernel import SIZES, Geometry, matrix_kernel
 from qcompile.kernels.cpu.linear.packing import check_weights, fold_bias, pack_codes, pack_weights
 from qcompile.kernels.cpu.linear.padding import Frame, fill_margins, pad_image, split_frame
-from qcompile.kernels.cpu.linear.tiles import Tiling, choose_tiling
+from qcompile.kernels.cpu.linear.tiles import DECODED_BYTES, Tiling, choose_tiling
 from qcompile.kernels.dialect import Type
 from qcompile.kernels.lowering import Buffer, Constant, KernelCall, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
@@ -231,14 +231,16 @@ def plan_weights(
 def best_tiling(
     isa: Isa, rows: int, n: int, run: int, runs: int, code: Code | None, dots: tuple[Dot, ...] = ()
 ) -> Tiling:
-    """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits.
+    """The cheapest tiling for constant weights: decoded to panels first, in registers, or kept as signed digits; as
+    bytes where no panel is small enough for the stack and nothing else is possible.
 
     dots: that may be used, those of the instruction set if none are given.
     """
     dots = dots or isa.dots
     if code is None:
         return choose_tiling(dots, rows, n, run, runs)
-    choices = [choose_tiling(dots, rows, n, run, runs, code=code)]
+    decoded = choose_tiling(dots, rows, n, run, runs, code=code)
+    choices = [decoded] if decoded.panel_bytes(run, runs) <= DECODED_BYTES else []
     digits = isa.digit_dots if code.digits else ()
     if digits and not code.group:
         choices.append(choose_tiling(digits, rows, n, run, runs))
@@ -246,6 +248,7 @@ def best_tiling(
         in_order = tuple(dot for dot in some if dot.in_order)
         if in_order and runs == 1:
             choices.append(choose_tiling(in_order, rows, n, run, runs, code=code, inline=True))
+    choices = choices or [choose_tiling(dots, rows, n, run, runs)]
     return min(choices, key=lambda tiling: tiling.cycles)
 
 

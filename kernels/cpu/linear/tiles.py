@@ -40,6 +40,10 @@ class Tiling:
         """Of the widest panel."""
         return (self.tile or self.tail).columns  # type: ignore[union-attr]
 
+    def panel_bytes(self, run: int, runs: int) -> int:
+        """Of the widest panel, decoded, of weights of `runs` runs of `run` elements of K."""
+        return runs * -(-run // self.dot.group) * self.dot.group * self.columns
+
     def panels(self, n: int) -> list[tuple[int, int]]:
         """(first channel, columns) of each panel."""
         step = self.tile.columns if self.tile else 0

@@ -121,6 +121,22 @@ def test_conv(target: Target, kind: str, tmp_path: Path) -> None:
     check_cases(cases, target, tmp_path)
 
 
+@pytest.mark.parametrize("isa", ISAS, ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [4096, 40960])
+def test_no_panel_is_larger_than_the_stack_may_be(isa: Isa, kind: str, k: int) -> None:
+    coded = find_code(coded_weights((32, 1, k), kind))
+    assert coded is not None
+    for rows in (1, 12, 300):
+        tiling = best_tiling(isa, rows, 32, k, 1, coded.code)
+        assert tiling.code is None or tiling.inline or tiling.panel_bytes(k, 1) <= 1 << 17
+
+
+@pytest.mark.parametrize("kind", ["2", "zeros"])
+def test_long_sums_of_codes(target: Target, kind: str, tmp_path: Path) -> None:
+    check_cases([with_code(Cases(target).dense(12, 20480, 20), kind)], target, tmp_path)
+
+
 def test_half_the_bytes_reach_the_artifact() -> None:
     target = TARGETS["arm-a76"]
     case = with_code(Cases(target).dense(64, 512, 512), "4")
