@@ -40,6 +40,7 @@ from qcompile.frontend.fuse_softmax import fuse_softmax
 from qcompile.frontend.graph import Graph, name_nodes
 from qcompile.frontend.hoist_dequantize import hoist_dequantize
 from qcompile.frontend.limits import plain_limits
+from qcompile.frontend.masks import masks_apart
 from qcompile.frontend.narrow_types import clip_before_quantize, widen_types
 from qcompile.frontend.opset import TARGET, upgrade_opset
 from qcompile.frontend.precision import single_precision
@@ -108,6 +109,7 @@ PASSES: list[Pass] = [  # again and again, until nothing changes
     unflatten_gemm,  # Reshape, Gemm, Reshape: MatMul and Add
     plain_limits,  # infinite ones of Clip, Max and Min: none
     finite_masks,  # -inf: a large number
+    masks_apart,  # sums of masks and biases: added to the scores one after the other
     expand_operators,  # CumSum, Einsum, LRN, ...: what they are made of
     expand_group_norm,  # GroupNormalization: InstanceNormalization of groups, Mul, Add
     fuse_norms,  # LayerNormalization, InstanceNormalization, RMSNormalization

@@ -74,6 +74,7 @@ class Placer:
         """`parts` of outputs that are put together later have 16 bits, and so has the arithmetic that makes them;
         widened: tensors that have 16 bits wherever they are read but by layers, and 12 in front of smooth tables."""
         self.graph, self.facts = facts.graph, facts
+        self.inputs = {v.name for v in self.graph.inputs}
         self.parts, self.widened, self.wide_streams = set(parts), set(widened), wide_streams
         self.states = {target: source for source, target in states(self.graph).items()}
         self.wide, self.functions = wide_nodes(facts, wide_streams, parts)
@@ -85,6 +86,8 @@ class Placer:
         op, name, facts = node.op_type, node.input[i], self.facts
         if op in RECURRENT:
             return RECURRENT_KINDS.get(i)
+        if id(node) in facts.scores and op != "Softmax" and name in self.inputs and name not in facts.exact:
+            return "i16"  # a bias or mask that is given as floats
         if op == "QuantizeLinear" or id(node) in facts.scores | facts.biases or (id(node), i) in facts.raw:
             return None
         if op in LINEAR:

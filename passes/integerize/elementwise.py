@@ -112,10 +112,7 @@ def plus(r: Reader, a: Value, b: Value) -> Value:
         f, g = same
         return Function(f.source, f.values + g.values)
     a, b = (as_function(r, t) if isinstance(t, Integers) else t for t in (a, b))
-    if isinstance(a, Sum):
-        a = r.make.settle(a)
-    if isinstance(b, Sum):
-        b = r.make.settle(b)
+    a, b = (r.make.settle(t) if isinstance(t, Sum) and not t.masked else t for t in (a, b))
     return Sum(a, b, shape)
 
 

@@ -13,6 +13,7 @@ from qcompile.passes.integerize.elementwise import scaled
 from qcompile.passes.integerize.functions import apply, as_function
 from qcompile.passes.integerize.reader import Reader, handles, shape_of
 from qcompile.passes.integerize.values import (
+    MASKED,
     NO_CLAMP,
     Accumulator,
     Deferred,
@@ -31,7 +32,6 @@ from qcompile.targets.errors import CompileError
 
 MOST_SCORES = 1 << 28  # codes of scores, above and below 0
 FINEST_ROW_DIVISION = 32.0  # output steps per step of the values, so that floor(numerator / sum) fits 31 bits
-MASKED = -1e3  # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
 ABSORBING = -1e8  # float32 scores that this is added to are all the same; of less, a row masked whole keeps its scores
 
 

@@ -16,6 +16,7 @@ from qcompile.kernels.arithmetic import RANGES
 from qcompile.targets.errors import CompileError
 
 NO_CLAMP = (-np.inf, np.inf)
+MASKED = -1e3  # scores lowered by more than this weigh nothing: exp(-1000) = 0 in any float format
 TABLE_CODES = 1 << 16  # a function of more codes than this is not made a table
 
 
@@ -220,6 +221,14 @@ class Sum:
     @property
     def axes(self) -> tuple[int, ...]:
         return tuple(range(len(self.shape)))
+
+    @property
+    def masked(self) -> bool:
+        """Whether a term has a mask's numbers, beside which nothing is left of others on one grid."""
+        return any(
+            t.masked if isinstance(t, Sum) else isinstance(t, Real | Function) and bool((t.values <= MASKED).any())
+            for t in (self.a, self.b)
+        )
 
     def range(self) -> tuple[float, float]:
         (al, ah), (bl, bh) = value_range(self.a), value_range(self.b)
