@@ -38,7 +38,6 @@ from qcompile.mixed import (
     read_request,
 )
 from qcompile.mixed.latency import LAYER, Build
-from qcompile.mixed.probe import twin
 from qcompile.passes import tidy
 from qcompile.passes.bounds import prove_bounds
 from qcompile.passes.check import check
@@ -144,7 +143,7 @@ def compile(
         if calibration is not None:
             data = load_calibration(calibration, graph)
             notes += data.notes
-            itself = twin(graph) if worth_measuring(graph) else None
+            itself = graph.twin() if worth_measuring(graph) else None
         quantize_inputs(graph, data, notes)
         join_input_grids(graph, notes)
         _quantize_floats(graph, data, options, notes)
@@ -251,7 +250,7 @@ def _quantize(
     if str(plan.label) != "8" and any(n.op_type in RECURRENT for n in graph.nodes):
         notes.append("LSTM, GRU and RNN keep 8-bit weights")
     measured = worth_measuring(graph)
-    reference = twin(graph) if report or measured else None
+    reference = graph.twin() if report or measured else None
     quantize_graph(graph, data, replace(options, bits=plan.bits), notes)
     normalise_graph(graph, {}, notes)
     noise = layer_noise(reference, graph, plan.layers, data.samples) if report and reference else None

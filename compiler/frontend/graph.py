@@ -8,6 +8,7 @@ added since only, so that a pass of many edits takes time in proportion to them.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -132,6 +133,16 @@ class Graph:
     @nodes.setter
     def nodes(self, value: list[NodeProto]) -> None:
         self._nodes, self._stale = value, False
+
+    def twin(self) -> Graph:
+        """A graph with nodes of its own over the same constants, which are not copied."""
+        other = copy.copy(self)
+        other.nodes = [_copy(n) for n in self.nodes]
+        other.constants, other.shapes, other.dtypes = dict(self.constants), dict(self.shapes), dict(self.dtypes)
+        other.inputs, other.outputs, other._names = list(self.inputs), list(self.outputs), set(self._names)
+        other._counts, other._loose, other._gone = dict(self._counts), [], set()
+        other.update()
+        return other
 
     # --- looking up -------------------------------------------------------------------------------------------
     def producer(self, name: str, *op_types: str) -> NodeProto | None:

@@ -5,7 +5,6 @@ One session serves all runs: every layer's weight is an input whose default is t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,19 +33,6 @@ class Rounded:
     def weight(self) -> np.ndarray:
         """float32, in the layer's own layout."""
         return self.quantized.dequantized().astype(np.float32, copy=False)
-
-
-def twin(graph: Graph) -> Graph:
-    """A graph with nodes of its own over the same constants, which are not copied."""
-    other = copy.copy(graph)
-    other.nodes = []
-    for node in graph.nodes:
-        other.nodes.append(NodeProto())
-        other.nodes[-1].CopyFrom(node)
-    other.constants, other.shapes, other.dtypes = dict(graph.constants), dict(graph.shapes), dict(graph.dtypes)
-    other.inputs, other.outputs, other._names = list(graph.inputs), list(graph.outputs), set(graph._names)
-    other.update()
-    return other
 
 
 def observed(graph: Graph) -> list[str]:
@@ -86,7 +72,7 @@ class Probe:
         samples: Sequence[Feed],
         narrow: Mapping[str, Quantization] | None = None,
     ) -> None:
-        graph = twin(graph)
+        graph = graph.twin()
         self.outputs, self.samples = observed(graph), samples
         masks = Facts(graph).masks()
         self.counting = [counting(sample, masks) for sample in samples]

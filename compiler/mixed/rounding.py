@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto
 from qcompile.frontend.graph import Graph
-from qcompile.mixed.probe import Rounded, twin
+from qcompile.mixed.probe import Rounded
 from qcompile.quantizer import QuantizeOptions
 from qcompile.quantizer.bits import Layer, LayerBits, layer_nodes
 from qcompile.quantizer.calibration import Feed
@@ -28,7 +28,7 @@ ROWS = 1 << 15  # of a layer's data, from all samples, that its second moments a
 
 def equalised(graph: Graph, samples: list[Feed], options: QuantizeOptions, bits: Mapping[str, LayerBits]) -> Graph:
     """A twin of the prepared `graph`, equalised as the quantizer will for `bits`."""
-    copy = twin(graph)
+    copy = graph.twin()
     if options.equalise:
         equalise(copy, Facts(copy), samples, bits)
     return copy

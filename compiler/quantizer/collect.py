@@ -78,11 +78,16 @@ def _session(graph: Graph, outputs: list[str], known: Mapping[str, np.ndarray]) 
 
 
 def open_session(
-    graph: Graph, outputs: Sequence[str], replaceable: Sequence[str] = (), disabled: Sequence[str] = ()
+    graph: Graph,
+    outputs: Sequence[str],
+    replaceable: Sequence[str] = (),
+    disabled: Sequence[str] = (),
+    quantized: bool = True,
 ) -> ort.InferenceSession:
     """A session that computes `outputs` over the constants of `graph` where they are, made contiguous there.
 
-    The constants `replaceable` become inputs with defaults; `disabled` optimizers of ONNX Runtime stay off.
+    The constants `replaceable` become inputs with defaults; `disabled` optimizers of ONNX Runtime stay off, and where
+    not `quantized` those of Q/DQ pairs.
     """
     weights = [k for k, v in graph.constants.items() if v.size > LARGE and v.dtype.kind in "fiub"]
     for name in weights:
@@ -98,6 +103,7 @@ def open_session(
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy needs the cores between two runs
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if quantized else "1")
     values = [ort.OrtValue.ortvalue_from_numpy(graph.constants[k]) for k in weights]
     options.add_external_initializers(weights, values)
     source, failure = model.SerializeToString(), ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx import NodeProto
 from qcompile.frontend.graph import Graph, attribute
 from qcompile.frontend.shapes import infer_shapes
 from qcompile.quantizer.bits import LayerBits, check_bits, find_layers, layer_nodes
-from qcompile.quantizer.calibration import Source, load_calibration
+from qcompile.quantizer.calibration import Feed, Source, load_calibration
 from qcompile.quantizer.collect import observe
 from qcompile.quantizer.columns import Columns
 from qcompile.quantizer.emit import Emitter
@@ -34,12 +34,13 @@ from qcompile.quantizer.integer_inputs import find_numbers
 from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.operators import GATES, LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, is_bias_add, mover_inputs
 from qcompile.quantizer.options import QuantizeOptions
-from qcompile.quantizer.outputs import cut_outputs, join_outputs
+from qcompile.quantizer.outputs import Cut, cut_outputs, join_outputs
 from qcompile.quantizer.pixels import fold_pixels, given_quantization
 from qcompile.quantizer.placement import Placement, Placer
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
+from qcompile.quantizer.widths import tensors_to_widen
 from qcompile.targets.errors import CompileError
 
 SOFTMAX_CODES = Quantization(1.0 / 255, -128)
@@ -86,23 +87,19 @@ def quantize_graph(
         equalise(graph, Facts(graph), samples, bits)
     outputs, cuts = list(graph.outputs), cut_outputs(graph, samples)
     facts = Facts(graph)
-    placer = Placer(facts, options.wide_streams, [p for c in cuts for p in c.parts])
-    placement = placer.place()
-    for group in (g for c in cuts for g in c.groups):
-        computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]
-        for key in computed[1:]:
-            placement.join(computed[0], key)
-    histograms, moments = gather_statistics(graph, placement, samples)
     nodes = layer_nodes(graph)
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
-    tables = _tables(graph, placement, chosen)
-    quantizations = choose_quantizations(graph, placement, histograms, options, data.synthetic, chosen, tables)
+    plan = _plan(facts, cuts, samples, options, data.synthetic, chosen)
+    if wide := tensors_to_widen(graph, plan.placement, plan.grids, samples, notes):
+        plan = _plan(facts, cuts, samples, options, data.synthetic, chosen, wide)
     narrow = {name: n for name, n in nodes.items() if n.op_type in LINEAR and _narrows(n, graph, chosen[id(n)])}
-    emitter = Emitter(graph, placer, placement, quantizations, moments, options, tables, narrow.values())
+    emitter = Emitter(
+        graph, plan.placer, plan.placement, plan.grids, plan.moments, options, plan.tables, narrow.values()
+    )
     if not narrow:
         emitter.run()
     else:
-        exact, masks = _float_copy(graph), facts.masks()
+        exact, masks = graph.twin(), facts.masks()
         later = [_later(emitter, graph, name, n, chosen[id(n)]) for name, n in narrow.items()]
         emitter.run()
         for layer in later:
@@ -123,18 +120,44 @@ def quantize_graph(
     infer_shapes(graph)
 
 
+@dataclass
+class _Plan:
+    """What is decided before a graph is rewritten: where pairs go, the grids of their groups by samples, the moments of
+    the layers' inputs, and embedding tables of few bits."""
+
+    placer: Placer
+    placement: Placement
+    grids: dict[tuple[str, str], Quantization]
+    moments: dict[str, tuple[np.ndarray, np.ndarray]]
+    tables: dict[str, QuantizedWeight]
+
+
+def _plan(
+    facts: Facts,
+    cuts: list[Cut],
+    samples: list[Feed],
+    options: QuantizeOptions,
+    synthetic: bool,
+    chosen: Mapping[int, LayerBits],
+    widened: Collection[str] = (),
+) -> _Plan:
+    """The plan in which the tensors `widened` have 16 bits."""
+    graph = facts.graph
+    placer = Placer(facts, options.wide_streams, [p for c in cuts for p in c.parts], widened)
+    placement = placer.place()
+    for group in (g for c in cuts for g in c.groups):
+        computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]
+        for key in computed[1:]:
+            placement.join(computed[0], key)
+    histograms, moments = gather_statistics(graph, placement, samples)
+    tables = _tables(graph, placement, chosen)
+    grids = choose_quantizations(graph, placement, histograms, options, synthetic, chosen, tables)
+    return _Plan(placer, placement, grids, moments, tables)
+
+
 def _narrows(node: NodeProto, graph: Graph, bits: LayerBits) -> bool:
     """Whether a layer gets fewer than 8 bits: grouped transposed convolutions share scales and stay."""
     return bits.weights < 8 and (node.op_type != "ConvTranspose" or attribute(node, "group", 1) == 1)
-
-
-def _float_copy(graph: Graph) -> Graph:
-    """The float network as it is now, with the same arrays, to be run beside the one that is being quantized."""
-    exact = copy.copy(graph)
-    exact.nodes = [NodeProto.FromString(n.SerializeToString()) for n in graph.nodes]
-    exact.shapes, exact.dtypes = dict(graph.shapes), dict(graph.dtypes)
-    exact.update()
-    return exact
 
 
 def _later(emitter: Emitter, graph: Graph, name: str, node: NodeProto, bits: LayerBits) -> Narrow:

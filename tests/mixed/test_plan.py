@@ -6,7 +6,7 @@ from qcompile.backends import backend_for
 from qcompile.frontend import Graph, normalise_graph
 from qcompile.mixed import BitsOptions, Plan, layer_noise, make_plan, page, plan_report, read_request
 from qcompile.mixed.plan import tied
-from qcompile.mixed.probe import Probe, observed, twin
+from qcompile.mixed.probe import Probe, observed
 from qcompile.mixed.rounding import narrow_data, round_weights
 from qcompile.pipeline import layer_builder
 from qcompile.quantizer import (
@@ -98,7 +98,7 @@ def test_the_graph_stays_as_it_is(net, data):
     before = net.to_model().SerializeToString()
     plan_of(net, data, budget=("size=70%",), options=BitsOptions(widths="8,4,w4a4"))
     assert net.to_model().SerializeToString() == before
-    assert twin(net).to_model().SerializeToString() == before
+    assert net.twin().to_model().SerializeToString() == before
 
 
 @pytest.mark.parametrize("budget", [{"size": 0.6}, {"bops": 0.7}, {"size": 0.8, "bops": 0.75}])
@@ -190,7 +190,7 @@ def test_noise_is_that_of_the_quantized_layers(net, data):
     noise = {}
     for weights in (8, 4):
         plan = plan_of(net, data, weights)
-        quantized = twin(net)
+        quantized = net.twin()
         quantize_graph(quantized, data, QuantizeOptions(bits=plan.bits, learned_rounding=False))
         noise[weights] = layer_noise(net, quantized, plan.layers, data.samples)
         assert set(noise[weights]) == {*plan.bits, ""}
