@@ -28,7 +28,8 @@ class Emitter:
 
     `quantizations` maps (tensor, kind) groups to their quantization; `moments` maps the data inputs of linear layers to
     (mean, mean square) per input channel. `tables` are the embedding tables of few bits by name. The layers `later`
-    keep their float weights until `finish` is called for each.
+    keep their float weights until `finish` is called for each. planes: {low part: high part} of inputs that were split,
+    which share the weights of the high one.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Emitter:
         options: QuantizeOptions,
         tables: Mapping[str, QuantizedWeight] | None = None,
         later: Collection[NodeProto] = (),
+        planes: Mapping[str, str] | None = None,
     ):
         self.graph, self.placer, self.placement = graph, placer, placement
         self.quantizations, self.moments, self.options = quantizations, moments, options
         self.parameters: dict[tuple, tuple[str, str]] = {}
         self.weights: dict[tuple, tuple[str, QuantizedWeight]] = {}
-        self.tables = tables or {}
+        self.tables, self.planes = tables or {}, planes or {}
         self.later = {id(n): n for n in later}
         self.data = {id(n): n.input[0] for n in later}
         self.bias_adds: dict[int, NodeProto] = {}
@@ -148,16 +150,17 @@ class Emitter:
             bias = self._bias_of(node) if i == 1 else None
             s_x = None if data in graph.constants else np.float64(self._quantization(data, "i8").scale)
             least = self._least(weight, axis, bias, s_x)
-            key = (node.input[i], axis, data if self.options.clip_weights else "", None if least is None else id(node))
+            whole = self.planes.get(data, data)
+            key = (node.input[i], axis, whole if self.options.clip_weights else "", None if least is None else id(node))
             if key not in self.weights:
-                square = self.moments.get(data, (None, None))[1]
+                square = self.moments.get(whole, (None, None))[1]
                 importance = input_importance(graph, node, weight, square) if i == 1 else None
                 w = self._stored(node.input[i], axis) or stored_weight(weight, axis, least)
                 w = w or quantize_weight(weight, axis, importance, self.options.clip_weights, least)
                 self.weights[key] = (self._weight_pair(node.input[i], w), w)
             node_weight, w = self.weights[key]
             shift = None
-            if i == 1 and self.options.bias_correction:
+            if i == 1 and self.options.bias_correction and data not in self.planes:
                 shift = bias_shift(node, weight - w.dequantized(), self.moments.get(data, (None, None))[0])
             node.input[i] = node_weight
             if i == 1 and not shift_elsewhere and node.op_type != "MatMul":

@@ -69,13 +69,19 @@ class Placer:
     """Applies the rules to the graph of `facts`."""
 
     def __init__(
-        self, facts: Facts, wide_streams: bool = True, parts: Collection[str] = (), widened: Collection[str] = ()
+        self,
+        facts: Facts,
+        wide_streams: bool = True,
+        parts: Collection[str] = (),
+        widened: Collection[str] = (),
+        split: Collection[str] = (),
     ):
         """`parts` of outputs that are put together later have 16 bits, and so has the arithmetic that makes them;
-        widened: tensors that have 16 bits wherever they are read but by layers, and 12 in front of smooth tables."""
+        widened: tensors that have 16 bits wherever they are read but by layers, and 12 in front of smooth tables;
+        split: tensors whose high and low part are made of 16 bits."""
         self.graph, self.facts = facts.graph, facts
-        self.inputs = {v.name for v in self.graph.inputs}
-        self.parts, self.widened, self.wide_streams = set(parts), set(widened), wide_streams
+        self.inputs, self.split = {v.name for v in self.graph.inputs}, split
+        self.parts, self.widened, self.wide_streams = set(parts), {*widened, *split}, wide_streams
         self.states = {target: source for source, target in states(self.graph).items()}
         self.wide, self.functions = wide_nodes(facts, wide_streams, parts)
         self.transformer = wide_streams and any(n.op_type in STREAM_NORMS for n in self.graph.nodes)
@@ -88,6 +94,8 @@ class Placer:
             return RECURRENT_KINDS.get(i)
         if id(node) in facts.scores and op != "Softmax" and name in self.inputs and name not in facts.exact:
             return "i16"  # a bias or mask that is given as floats
+        if op == "QuantizeLinear" and name in self.split:
+            return "i16"
         if op == "QuantizeLinear" or id(node) in facts.scores | facts.biases or (id(node), i) in facts.raw:
             return None
         if op in LINEAR:

@@ -37,10 +37,11 @@ from qcompile.quantizer.options import QuantizeOptions
 from qcompile.quantizer.outputs import Cut, cut_outputs, join_outputs
 from qcompile.quantizer.pixels import fold_pixels, given_quantization
 from qcompile.quantizer.placement import Placement, Placer
+from qcompile.quantizer.planes import Planes, split_inputs
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
-from qcompile.quantizer.widths import tensors_to_widen
+from qcompile.quantizer.widths import choose_widths
 from qcompile.targets.errors import CompileError
 
 SOFTMAX_CODES = Quantization(1.0 / 255, -128)
@@ -90,11 +91,23 @@ def quantize_graph(
     nodes = layer_nodes(graph)
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
     plan = _plan(facts, cuts, samples, options, data.synthetic, chosen)
-    if wide := tensors_to_widen(graph, plan.placement, plan.grids, samples, notes):
-        plan = _plan(facts, cuts, samples, options, data.synthetic, chosen, wide)
+    few = [name for name, node in nodes.items() if chosen[id(node)].weights < 8]
+    if wide := choose_widths(graph, plan.placement, plan.grids, samples, few, notes):
+        dear = [nodes[name] for name in wide.layers]
+        planes = split_inputs(graph, dear, plan.peaks(dear))
+        facts = Facts(graph)
+        plan = _plan(facts, cuts, samples, options, data.synthetic, chosen, wide.tensors, planes)
     narrow = {name: n for name, n in nodes.items() if n.op_type in LINEAR and _narrows(n, graph, chosen[id(n)])}
     emitter = Emitter(
-        graph, plan.placer, plan.placement, plan.grids, plan.moments, options, plan.tables, narrow.values()
+        graph,
+        plan.placer,
+        plan.placement,
+        plan.grids,
+        plan.moments,
+        options,
+        plan.tables,
+        narrow.values(),
+        plan.planes.parts,
     )
     if not narrow:
         emitter.run()
@@ -130,6 +143,16 @@ class _Plan:
     grids: dict[tuple[str, str], Quantization]
     moments: dict[str, tuple[np.ndarray, np.ndarray]]
     tables: dict[str, QuantizedWeight]
+    histograms: Mapping[str, Histogram]
+    planes: Planes
+
+    def peaks(self, layers: Collection[NodeProto]) -> dict[str, float]:
+        """The largest magnitude of each layer's input."""
+        found = {}
+        for name in {node.input[0] for node in layers}:
+            seen = self.histograms[self.placement.carrier.get((name, "i8"), (name, "i8"))[0]]
+            found[name] = max(-seen.low, seen.high)
+        return found
 
 
 def _plan(
@@ -140,10 +163,13 @@ def _plan(
     synthetic: bool,
     chosen: Mapping[int, LayerBits],
     widened: Collection[str] = (),
+    planes: Planes | None = None,
 ) -> _Plan:
-    """The plan in which the tensors `widened` have 16 bits."""
+    """The plan in which the tensors `widened` have 16 bits, and layers whose inputs were split into `planes`."""
+    planes = planes or Planes()
     graph = facts.graph
-    placer = Placer(facts, options.wide_streams, [p for c in cuts for p in c.parts], widened)
+    parts, wide = [p for c in cuts for p in c.parts], {*widened, *planes.sums}
+    placer = Placer(facts, options.wide_streams, parts, wide, planes.inputs)
     placement = placer.place()
     for group in (g for c in cuts for g in c.groups):
         computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]
@@ -152,7 +178,7 @@ def _plan(
     histograms, moments = gather_statistics(graph, placement, samples)
     tables = _tables(graph, placement, chosen)
     grids = choose_quantizations(graph, placement, histograms, options, synthetic, chosen, tables)
-    return _Plan(placer, placement, grids, moments, tables)
+    return _Plan(placer, placement, grids, moments, tables, histograms, planes)
 
 
 def _narrows(node: NodeProto, graph: Graph, bits: LayerBits) -> bool:

@@ -1,134 +1,175 @@
-"""Which tensors get 16 bits because the samples ask for it.
+"""Which tensors and layers get 16 bits because the samples ask for it.
 
 Noise of rounding one tensor is measured where it counts: at the outputs, on samples, with all else in float. Noise of
-different tensors is taken to add up, which holds while it is small and independent. What layers take (8-bit inputs and
-weights) is the floor; where the rest lifts an output's noise above what is ENOUGH, the tensors that add most are
-widened, until what is left is either small or hidden below the floor.
+different tensors is taken to add up, which holds while it is small and independent. Where all of it leaves an output
+with too little signal to noise, what adds most gets 16 bits until the rest is small, or hidden below what cannot be
+helped: first tensors between layers, which cost little, then inputs of layers, each of which costs a second product.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 from qcompile.frontend.graph import Graph
-from qcompile.frontend.recurrent import RECURRENT
-from qcompile.quantizer.bits import find_layers
+from qcompile.quantizer.bits import Layer, find_layers, layer_nodes
 from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import open_session, progress
 from qcompile.quantizer.histogram import Quantization
 from qcompile.quantizer.operators import LINEAR, mover_inputs
+from qcompile.quantizer.pixels import given_quantization
 from qcompile.quantizer.placement import Placement
 from qcompile.quantizer.weights import channel_axis
 from qcompile.targets.errors import CompileError
 
-ENOUGH = 26.0  # dB of signal to noise at an output; nothing is widened where all outputs have it
-HIDDEN = 0.26  # of the floor: noise that costs less than 1 dB of what can be had
+ENOUGH = 26.0  # dB of signal to noise at an output; no tensor is widened where all outputs have it
+LEAST, BETTER = 20.0, 23.0  # dB; layers read 16 bits where an output has less than the first, up to the second
+HIDDEN = 0.26  # of the noise that cannot be helped: more costs less than 1 dB
+DEARER = 0.3  # of the network's products: so many more may be spent on layers that read 16 bits
 SAMPLES = 8  # at most; fewer where the network is large
 MOST_MACS = 3e11  # of all runs: some seconds; a network of which one sample takes more is left as it is
 LARGEST = 1 << 29  # bytes of weights, of which a second set is made
-FLOOR = "floor"  # the switch of what layers take
-Key = tuple[str, str]
+Group = tuple[str, str]
 
 
-def tensors_to_widen(
-    graph: Graph, placement: Placement, grids: Mapping[Key, Quantization], samples: Sequence[Feed], notes: list[str]
-) -> set[str]:
-    """The tensors to be widened, of those to which `placement` gives 8 bits with `grids`, and a note on them; none
-    where the network is too large to be run so often, or ONNX Runtime cannot run it in parts."""
-    count = _affordable(graph, len({placement.of(t, "i8") for t, kinds in placement.kinds.items() if "i8" in kinds}))
-    if not count:
-        return set()
-    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
+@dataclass
+class Widened:
+    """tensors: those with 16 bits wherever they are read but by layers; layers: names of those that read 16 bits."""
+
+    tensors: set[str] = field(default_factory=set)
+    layers: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors or self.layers)
+
+
+def choose_widths(
+    graph: Graph,
+    placement: Placement,
+    grids: Mapping[Group, Quantization],
+    samples: Sequence[Feed],
+    fixed: Iterable[str],
+    notes: list[str],
+) -> Widened:
+    """What gets 16 bits of the tensors to which `placement` gives 8 with `grids`, and of the layers but those `fixed`;
+    a note on it. Nothing where the network is too large to be run so often, or ONNX Runtime cannot run it in parts."""
+    layers = {x.name: x for x in find_layers(graph) if x.op_type in LINEAR}
+    macs = max(sum(x.macs for x in layers.values()), 1)
+    runs = len(placement.kinds) + len(layers) + 4
+    count = int(min(MOST_MACS // (macs * runs), SAMPLES, len(samples)))
+    if not count or sum(c.nbytes for c in graph.constants.values()) > LARGEST:
+        return Widened()
+    spaced = [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     try:
-        probe = _Probe(graph, placement, grids)
-        groups = probe.to_widen(chosen)
+        probe = _Probe(graph, placement, grids, layers, set(fixed))
+        groups, dear = probe.choose(spaced, DEARER * macs)
     except CompileError:
-        return set()
+        return Widened()
     if groups:
+        notes.append(f"{len(groups)} tensors have 16 bits: with 8, most of the outputs' noise came from them")
+    if dear:
+        share = sum(layers[name].macs for name in dear) / macs
         notes.append(
-            f"{len(groups)} of {len(probe.members)} 8-bit tensors outside of layers have 16 bits: their rounding was "
-            "much of the noise of the outputs on the samples"
+            f"{len(dear)} of {len(layers)} layers read 16 bits, as two products each ({share:.0%} more "
+            "multiplications): with 8, most of the outputs' noise came from them"
         )
-    return {tensor for group in groups for tensor in probe.members[group]}
-
-
-def _affordable(graph: Graph, groups: int) -> int:
-    """How many samples may be run once for each of `groups`."""
-    if sum(c.nbytes for c in graph.constants.values()) > LARGEST:
-        return 0
-    macs = max(sum(layer.macs for layer in find_layers(graph)), 1)
-    return int(min(MOST_MACS // (macs * (groups + 3)), SAMPLES))
+    return Widened({tensor for group in groups for tensor in probe.members[group]}, dear)
 
 
 class _Probe:
-    """The float network with a switch for the rounding of each group of tensors that share a grid.
+    """The float network with a switch for each rounding: of a group of tensors that share a grid, for its readers that
+    are no layers; of a layer's input; of all weights and of what cannot be widened ("").
 
     members: {group: tensors that carry its codes}.
     """
 
-    def __init__(self, graph: Graph, placement: Placement, grids: Mapping[Key, Quantization]) -> None:
-        self.members: dict[Key, list[str]] = defaultdict(list)
-        self.graph, self._grids, self._placement = graph.twin(), grids, placement
-        self._switches: dict[Key | str, str] = {}
-        self._made: dict[tuple[str, Key | str], str] = {}
-        self.measured = [o.name for o in graph.outputs]
+    def __init__(
+        self,
+        graph: Graph,
+        placement: Placement,
+        grids: Mapping[Group, Quantization],
+        layers: Mapping[str, Layer],
+        fixed: set[str],
+    ) -> None:
+        self.graph, self._grids, self._placement, self._layers = graph.twin(), grids, placement, layers
+        self.members: dict[Group, list[str]] = defaultdict(list)
+        self._switches: dict[Group | str, str] = {}
+        self._made: dict[tuple[str, Group | str], str] = {}
+        self._axes: dict[str, int | None] = {}  # of output channels of weights
+        self._coded: dict[str, np.ndarray] = {}  # weights rounded to 8 bits, when they have been asked for
+        names = {id(n): name for name, n in layer_nodes(graph).items() if name in layers}
         for ours, theirs in zip(list(self.graph.nodes), graph.nodes, strict=True):
-            for i, name in enumerate(theirs.input):
-                if placement.reads.get((id(theirs), i)) == "i8" and name not in graph.constants:
-                    ours.input[i] = self._rounded(name, FLOOR if _only_layers(graph, theirs) else None)
-            if theirs.op_type in LINEAR:
-                self._round_weight(ours)
-        for i, name in enumerate(self.measured):
-            if "i8" in placement.kinds.get(name, ()) and graph.is_float(name):
-                self.measured[i] = self._rounded(name, None)
-        self.graph.outputs = [helper.make_tensor_value_info(t, self.graph.dtypes[t], None) for t in self.measured]
+            name = names.get(id(theirs), "")
+            for i, tensor in enumerate(theirs.input):
+                if placement.reads.get((id(theirs), i)) != "i8" or tensor in graph.constants or mover_inputs(theirs):
+                    continue
+                if theirs.op_type not in LINEAR:
+                    ours.input[i] = self._rounded(tensor, None)
+                elif given_quantization(graph, tensor) is None:
+                    ours.input[i] = self._rounded(tensor, "" if name in fixed else name)
+            if name:
+                self._axes[ours.input[1]] = channel_axis(ours, 1, graph.constants[ours.input[1]])
+        self._measured = [o.name for o in graph.outputs]
+        for i, tensor in enumerate(self._measured):
+            if "i8" in placement.kinds.get(tensor, ()) or (tensor, "i8") in placement.carrier:
+                self._measured[i] = self._rounded(tensor, None)
+        self.graph.outputs = [helper.make_tensor_value_info(t, self.graph.dtypes[t], None) for t in self._measured]
         self.graph.update()
-        self._session = open_session(self.graph, self.measured, list(self._switches.values()), quantized=False)
+        self._switches = {key: s for key, s in self._switches.items() if s in self.graph.constants}
+        replaceable = [*self._switches.values(), *self._axes]
+        self._session = open_session(self.graph, self._measured, replaceable, quantized=False)
 
-    def to_widen(self, samples: Sequence[Feed]) -> list[Key]:
-        """The groups to be widened."""
+    def choose(self, samples: Sequence[Feed], spare: float) -> tuple[list[Group], list[str]]:
+        """(groups to widen, layers that are to read 16 bits); these cost at most `spare` products."""
         exact = [self._run((), s) for s in samples]
         signal = np.sum([[_energy(y) for y in ys] for ys in exact], 0)
+
+        def noise(on: Collection[Group | str]) -> np.ndarray:
+            changed = (self._run(on, s) for s in samples)
+            return np.sum([[_energy(a - b) for a, b in zip(x, y)] for x, y in zip(exact, changed)], 0)
+
+        groups = [g for g in self.members if g in self._switches]
+        layers = [name for name in self._switches if isinstance(name, str) and name]
         allowed = signal * 10 ** (-ENOUGH / 10)
-        groups = list(self.members)
-        if (self._noise([*groups, FLOOR], samples, exact) <= allowed).all():
-            return []
-        floor = self._noise([FLOOR], samples, exact)
-        noise = np.array([self._noise([g], samples, exact) for g in progress(groups, "measuring rounding")])
-        wide = np.zeros(len(groups), bool)
-        for j in range(len(self.measured)):
-            for i in np.argsort(-noise[:, j], kind="stable"):
-                if noise[~wide, j].sum() <= max(allowed[j] - floor[j], HIDDEN * floor[j]):
-                    break
-                wide[i] |= noise[i, j] > 0
-        return [g for g, w in zip(groups, wide, strict=True) if w]
+        if (noise([*groups, *layers]) <= allowed).all():
+            return [], []
+        by_group = np.array([noise([g]) for g in progress(groups, "measuring rounding")]).reshape(len(groups), -1)
+        others, fixed = noise(["", *layers]), noise([""])
+        wide, dear = _most(by_group, allowed, others), set[int]()
+        left = by_group[[i not in wide for i in range(len(groups))]].sum(0)
+        if (left + others > signal * 10 ** (-LEAST / 10)).any():
+            by_layer = np.array([noise([x]) for x in progress(layers, "measuring layers")]).reshape(len(layers), -1)
+            costs = np.array([self._layers[name].macs for name in layers], np.float64)
+            dear = _most(by_layer, signal * 10 ** (-BETTER / 10), left + fixed, costs, spare)
+            others = fixed + by_layer[[i not in dear for i in range(len(layers))]].sum(0)
+            wide |= _most(by_group, allowed, others)  # what the layers' noise has hidden
+        return [groups[i] for i in sorted(wide)], [layers[i] for i in sorted(dear)]
 
-    def _noise(self, on: Iterable[Key | str], samples: Sequence[Feed], exact: list[list[np.ndarray]]) -> np.ndarray:
-        """Energy of the change of each output with the switches `on`."""
-        changed = (self._run(on, s) for s in samples)
-        return np.sum([[_energy(a - b) for a, b in zip(x, y)] for x, y in zip(exact, changed)], 0)
-
-    def _run(self, on: Iterable[Key | str], sample: Feed) -> list[np.ndarray]:
+    def _run(self, on: Collection[Group | str], sample: Feed) -> list[np.ndarray]:
         given = {self._switches[key]: np.array(True) for key in on if key in self._switches}
+        if "" in on:
+            self._coded = self._coded or {n: _coded(self.graph.constants[n], a) for n, a in self._axes.items()}
+            given |= self._coded
         try:
-            made = self._session.run(self.measured, {**sample, **given})
+            made = self._session.run(self._measured, {**sample, **given})
         except Exception as e:  # ONNX Runtime's exception types are not public
             raise CompileError(f"ONNX Runtime cannot run the model on a sample: {str(e).splitlines()[0]}") from e
         return [np.asarray(y, np.float64) for y in made]
 
-    def _switch(self, key: Key | str) -> str:
+    def _switch(self, key: Group | str) -> str:
         if key not in self._switches:
             self._switches[key] = self.graph.constant("round", np.array(False))
         return self._switches[key]
 
-    def _rounded(self, tensor: str, switch: str | None) -> str:
-        """`tensor`, on the codes of its group where the switch is on: that of the group, if none is given."""
+    def _rounded(self, tensor: str, layer: str | None) -> str:
+        """`tensor`, on the codes of its group where the switch of `layer` is on; that of the group, if None is
+        given."""
         group = self._placement.of(tensor, "i8")
-        key = switch or group
-        if switch is None and tensor not in self.members[group]:
+        key = group if layer is None else layer
+        if layer is None and tensor not in self.members[group]:
             self.members[group].append(tensor)
         if (tensor, key) not in self._made:
             graph, q = self.graph, self._grids[group]
@@ -136,33 +177,35 @@ class _Probe:
             zero = graph.constant("zero_point", np.array(q.zero_point, q.dtype))
             codes = graph.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}_codes")
             value = graph.add("DequantizeLinear", [codes, scale, zero], f"{tensor}_coded")
-            self._made[tensor, key] = graph.add("Where", [self._switch(key), value, tensor], f"{tensor}_switched")
-            self._note_type(self._made[tensor, key], tensor)
+            made = graph.add("Where", [self._switch(key), value, tensor], f"{tensor}_switched")
+            graph.shapes[made], graph.dtypes[made] = graph.shapes[tensor], TensorProto.FLOAT
+            self._made[tensor, key] = made
         return self._made[tensor, key]
 
-    def _round_weight(self, node: NodeProto) -> None:
-        """Weights on the nearest of 8-bit codes per channel, by the switch of the floor."""
-        name = node.input[1]
-        weight = self.graph.constants.get(name)
-        if weight is None:
-            return
-        axis = channel_axis(node, 1, weight)
-        rest = tuple(i for i in range(weight.ndim) if i != axis)
-        scale = np.maximum(np.abs(weight).max(rest, keepdims=True), 1e-30) / 127
-        value = self.graph.constant(f"{name}_coded", (np.rint(weight / scale) * scale).astype(np.float32))
-        node.input[1] = self.graph.add("Where", [self._switch(FLOOR), value, name], f"{name}_switched")
 
-    def _note_type(self, name: str, like: str) -> None:
-        self.graph.shapes[name], self.graph.dtypes[name] = self.graph.shapes[like], TensorProto.FLOAT
+def _coded(weight: np.ndarray, axis: int | None) -> np.ndarray:
+    """Weights on the nearest of 8-bit codes per channel."""
+    rest = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.maximum(np.abs(weight).max(rest, keepdims=True), np.float32(1e-30)) / np.float32(127)
+    coded = weight / scale
+    return np.multiply(np.rint(coded, out=coded), scale, out=coded)
 
 
-def _only_layers(graph: Graph, node: NodeProto) -> bool:
-    """Whether what `node` reads reaches layers alone, which take 8 bits."""
-    if node.op_type in LINEAR or node.op_type in RECURRENT:
-        return True
-    if not mover_inputs(node) or graph.output_names.intersection(node.output):
-        return False
-    return all(_only_layers(graph, reader) for o in node.output for reader in graph.consumers(o))
+def _most(
+    noise: np.ndarray, allowed: np.ndarray, others: np.ndarray, costs: np.ndarray | None = None, spare: float = np.inf
+) -> set[int]:
+    """The rows of `noise` [candidates, outputs] to be taken away, largest first, until the rest is within what is
+    `allowed` beside the noise of `others`, or hidden below these; together they cost at most `spare`."""
+    costs = np.zeros(len(noise)) if costs is None else costs
+    taken: set[int] = set()
+    for j in range(noise.shape[1]):
+        most = max(allowed[j] - others[j], HIDDEN * others[j])
+        for i in map(int, np.argsort(-noise[:, j], kind="stable")):
+            if sum(noise[k, j] for k in range(len(noise)) if k not in taken) <= most or noise[i, j] <= 0:
+                break
+            if i not in taken and costs[[*taken, i]].sum() <= spare:
+                taken.add(i)
+    return taken
 
 
 def _energy(y: np.ndarray) -> float:
