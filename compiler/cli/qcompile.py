@@ -16,7 +16,15 @@ from qcompile.files import existing_file, output_file
 from qcompile.targets import CompileError, get_target, target_names
 
 # the switches of QuantizeOptions, whose module is not for --help to import
-TECHNIQUES = ("equalise", "bias-correction", "clip-weights", "wide-streams", "learned-rounding", "error-feedback")
+TECHNIQUES = (
+    "equalise",
+    "bias-correction",
+    "clip-weights",
+    "wide-streams",
+    "widening",
+    "learned-rounding",
+    "error-feedback",
+)
 ONNX_FILE = "give the .onnx file inside it"
 
 

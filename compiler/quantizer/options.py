@@ -17,7 +17,8 @@ class QuantizeOptions:
     "minmax", "percentile" or "mse". equalise: SmoothQuant-style channel equalisation before linear layers, across
     convolutions too. bias_correction: remove the mean error that rounding the weights causes. clip_weights: search
     each channel's weight scale by squared error. wide_streams: 16-bit residual streams, normalisation and GELU inputs
-    in transformers.
+    in transformers. widening: 16 bits for the tensors and inputs of layers that lose most on the samples, where an
+    output would be noisy (see `widths`).
     For weights below 8 bits: learned_rounding: codes from the second moments of each layer's inputs, with `damping`
     times their mean added; without it, codes are rounded to nearest. error_feedback: let each layer correct the errors
     of those before it.
@@ -30,6 +31,7 @@ class QuantizeOptions:
     bias_correction: bool = True
     clip_weights: bool = True
     wide_streams: bool = True
+    widening: bool = True
     learned_rounding: bool = True
     error_feedback: bool = True
     damping: float = 0.01

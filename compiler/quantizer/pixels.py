@@ -25,7 +25,7 @@ from qcompile.quantizer.operators import MOVERS, mover_inputs
 PIXELS: dict[int, tuple[int, int]] = {TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127)}
 TYPES: dict[int, type] = {TensorProto.UINT8: np.uint8, TensorProto.INT8: np.int8}
 MOVED = set(MOVERS) - {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Where", "Pad", "Trilu", "ReverseSequence"}
-BRIGHT = 128  # the range of floats that are pixels, but no whole numbers, reaches here
+DARK, BRIGHT = 64, 128  # the range of floats that are pixels, but no whole numbers, begins below and reaches here
 
 
 @dataclass
@@ -64,7 +64,7 @@ def _are_pixels(graph: Graph, name: str, samples: list[Feed]) -> bool:
     low, high = min(float(s[name].min()) for s in samples), max(float(s[name].max()) for s in samples)
     if low < 0 or not 1 < high <= PIXELS[TensorProto.UINT8][1]:
         return False
-    return high >= BRIGHT or all((s[name] % 1 == 0).all() for s in samples)
+    return (low <= DARK and high >= BRIGHT) or all((s[name] % 1 == 0).all() for s in samples)
 
 
 class _Reader:

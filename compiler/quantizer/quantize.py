@@ -41,7 +41,7 @@ from qcompile.quantizer.planes import Planes, split_inputs
 from qcompile.quantizer.prepare import prepare
 from qcompile.quantizer.recurrent import choose_state, quantize_recurrent, state_steps
 from qcompile.quantizer.weights import QMAX, TABLE_LIMIT, QuantizedWeight, quantize_table
-from qcompile.quantizer.widths import choose_widths
+from qcompile.quantizer.widths import Widened, choose_widths
 from qcompile.targets.errors import CompileError
 
 SOFTMAX_CODES = Quantization(1.0 / 255, -128)
@@ -92,7 +92,10 @@ def quantize_graph(
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
     plan = _plan(facts, cuts, samples, options, data.synthetic, chosen)
     few = [name for name, node in nodes.items() if chosen[id(node)].weights < 8]
-    if wide := choose_widths(graph, plan.placement, plan.grids, samples, few, notes):
+    wide = Widened()
+    if options.widening:
+        wide = choose_widths(graph, plan.placement, plan.grids, plan.moments, samples, few, notes)
+    if wide:
         dear = [nodes[name] for name in wide.layers]
         planes = split_inputs(graph, dear, plan.peaks(dear))
         facts = Facts(graph)

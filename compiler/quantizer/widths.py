@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.bits import Layer, find_layers, layer_nodes
 from qcompile.quantizer.calibration import Feed
@@ -22,13 +22,14 @@ from qcompile.quantizer.histogram import Quantization
 from qcompile.quantizer.operators import LINEAR, mover_inputs
 from qcompile.quantizer.pixels import given_quantization
 from qcompile.quantizer.placement import Placement
-from qcompile.quantizer.weights import channel_axis
+from qcompile.quantizer.weights import channel_axis, input_importance
 from qcompile.targets.errors import CompileError
 
 ENOUGH = 26.0  # dB of signal to noise at an output; no tensor is widened where all outputs have it
 LEAST, BETTER = 20.0, 23.0  # dB; layers read 16 bits where an output has less than the first, up to the second
 HIDDEN = 0.26  # of the noise that cannot be helped: more costs less than 1 dB
 DEARER = 0.3  # of the network's products: so many more may be spent on layers that read 16 bits
+FREE = 1_000_000  # products that may be spent in any case: below a millisecond on most CPUs
 SAMPLES = 8  # at most; fewer where the network is large
 MOST_MACS = 3e11  # of all runs: some seconds; a network of which one sample takes more is left as it is
 LARGEST = 1 << 29  # bytes of weights, of which a second set is made
@@ -50,12 +51,15 @@ def choose_widths(
     graph: Graph,
     placement: Placement,
     grids: Mapping[Group, Quantization],
+    moments: Mapping[str, tuple[np.ndarray, np.ndarray]],
     samples: Sequence[Feed],
     fixed: Iterable[str],
     notes: list[str],
 ) -> Widened:
     """What gets 16 bits of the tensors to which `placement` gives 8 with `grids`, and of the layers but those `fixed`;
-    a note on it. Nothing where the network is too large to be run so often, or ONNX Runtime cannot run it in parts."""
+    a note on it. moments: means and mean squares of the layers' input channels.
+
+    Nothing where the network is too large to be run so often, or ONNX Runtime cannot run it in parts."""
     layers = {x.name: x for x in find_layers(graph) if x.op_type in LINEAR}
     macs = max(sum(x.macs for x in layers.values()), 1)
     runs = len(placement.kinds) + len(layers) + 4
@@ -64,8 +68,8 @@ def choose_widths(
         return Widened()
     spaced = [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     try:
-        probe = _Probe(graph, placement, grids, layers, set(fixed))
-        groups, dear = probe.choose(spaced, DEARER * macs)
+        probe = _Probe(graph, placement, grids, layers, set(fixed), {k: mean for k, (mean, _) in moments.items()})
+        groups, dear = probe.choose(spaced, max(DEARER * macs, FREE))
     except CompileError:
         return Widened()
     if groups:
@@ -93,13 +97,15 @@ class _Probe:
         grids: Mapping[Group, Quantization],
         layers: Mapping[str, Layer],
         fixed: set[str],
+        means: Mapping[str, np.ndarray],
     ) -> None:
         self.graph, self._grids, self._placement, self._layers = graph.twin(), grids, placement, layers
         self.members: dict[Group, list[str]] = defaultdict(list)
         self._switches: dict[Group | str, str] = {}
         self._made: dict[tuple[str, Group | str], str] = {}
-        self._axes: dict[str, int | None] = {}  # of output channels of weights
+        self._weights: dict[str, NodeProto] = {}  # by the layers that read them
         self._coded: dict[str, np.ndarray] = {}  # weights rounded to 8 bits, when they have been asked for
+        self._means = means
         names = {id(n): name for name, n in layer_nodes(graph).items() if name in layers}
         for ours, theirs in zip(list(self.graph.nodes), graph.nodes, strict=True):
             name = names.get(id(theirs), "")
@@ -111,7 +117,7 @@ class _Probe:
                 elif given_quantization(graph, tensor) is None:
                     ours.input[i] = self._rounded(tensor, "" if name in fixed else name)
             if name:
-                self._axes[ours.input[1]] = channel_axis(ours, 1, graph.constants[ours.input[1]])
+                self._weights[ours.input[1]] = theirs
         self._measured = [o.name for o in graph.outputs]
         for i, tensor in enumerate(self._measured):
             if "i8" in placement.kinds.get(tensor, ()) or (tensor, "i8") in placement.carrier:
@@ -119,7 +125,7 @@ class _Probe:
         self.graph.outputs = [helper.make_tensor_value_info(t, self.graph.dtypes[t], None) for t in self._measured]
         self.graph.update()
         self._switches = {key: s for key, s in self._switches.items() if s in self.graph.constants}
-        replaceable = [*self._switches.values(), *self._axes]
+        replaceable = [*self._switches.values(), *self._weights]
         self._session = open_session(self.graph, self._measured, replaceable, quantized=False)
 
     def choose(self, samples: Sequence[Feed], spare: float) -> tuple[list[Group], list[str]]:
@@ -151,7 +157,7 @@ class _Probe:
     def _run(self, on: Collection[Group | str], sample: Feed) -> list[np.ndarray]:
         given = {self._switches[key]: np.array(True) for key in on if key in self._switches}
         if "" in on:
-            self._coded = self._coded or {n: _coded(self.graph.constants[n], a) for n, a in self._axes.items()}
+            self._coded = self._coded or {name: self._rounded_weight(name) for name in self._weights}
             given |= self._coded
         try:
             made = self._session.run(self._measured, {**sample, **given})
@@ -182,13 +188,21 @@ class _Probe:
             self._made[tensor, key] = made
         return self._made[tensor, key]
 
-
-def _coded(weight: np.ndarray, axis: int | None) -> np.ndarray:
-    """Weights on the nearest of 8-bit codes per channel."""
-    rest = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.maximum(np.abs(weight).max(rest, keepdims=True), np.float32(1e-30)) / np.float32(127)
-    coded = weight / scale
-    return np.multiply(np.rint(coded, out=coded), scale, out=coded)
+    def _rounded_weight(self, name: str) -> np.ndarray:
+        """A weight on the nearest of 8-bit codes per channel, without the part of the error that the correction of
+        biases takes away: that along the mean of the layer's input."""
+        node, weight = self._weights[name], self.graph.constants[name]
+        axis = channel_axis(node, 1, weight)
+        rest = tuple(i for i in range(weight.ndim) if i != axis)
+        scale = np.maximum(np.abs(weight).max(rest, keepdims=True), np.float32(1e-30)) / np.float32(127)
+        error = np.rint(weight / scale) * scale - weight
+        mean = input_importance(self.graph, node, weight, self._means.get(node.input[0]))
+        if mean is not None and axis is not None:
+            share = (error * mean).sum(rest, keepdims=True) / np.maximum(
+                (np.square(mean) * np.ones_like(error)).sum(rest, keepdims=True), 1e-30
+            )
+            error = error - share * mean
+        return (weight + error).astype(np.float32)
 
 
 def _most(
