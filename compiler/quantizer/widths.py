@@ -31,7 +31,7 @@ HIDDEN = 0.26  # of the noise that cannot be helped: more costs less than 1 dB
 DEARER = 0.3  # of the network's products: so many more may be spent on layers that read 16 bits
 FREE = 1_000_000  # products that may be spent in any case: below a millisecond on most CPUs
 SAMPLES = 8  # at most; fewer where the network is large
-MOST_MACS = 3e11  # of all runs: some seconds; a network of which one sample takes more is left as it is
+MOST_MACS = 1e12  # of all runs: some ten seconds; a network of which one sample takes more is left as it is
 LARGEST = 1 << 29  # bytes of weights, of which a second set is made
 Group = tuple[str, str]
 
@@ -68,7 +68,7 @@ def choose_widths(
         return Widened()
     spaced = [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     try:
-        probe = _Probe(graph, placement, grids, layers, set(fixed), {k: mean for k, (mean, _) in moments.items()})
+        probe = _Probe(graph, placement, grids, layers, set(fixed), moments)
         groups, dear = probe.choose(spaced, max(DEARER * macs, FREE))
     except CompileError:
         return Widened()
@@ -97,31 +97,34 @@ class _Probe:
         grids: Mapping[Group, Quantization],
         layers: Mapping[str, Layer],
         fixed: set[str],
-        means: Mapping[str, np.ndarray],
+        moments: Mapping[str, tuple[np.ndarray, np.ndarray]],
     ) -> None:
         self.graph, self._grids, self._placement, self._layers = graph.twin(), grids, placement, layers
         self.members: dict[Group, list[str]] = defaultdict(list)
         self._switches: dict[Group | str, str] = {}
-        self._made: dict[tuple[str, Group | str], str] = {}
+        self._made: dict[tuple[str, str, Group | str], str] = {}
         self._weights: dict[str, NodeProto] = {}  # by the layers that read them
         self._coded: dict[str, np.ndarray] = {}  # weights rounded to 8 bits, when they have been asked for
-        self._means = means
+        self._moments = moments
         names = {id(n): name for name, n in layer_nodes(graph).items() if name in layers}
         for ours, theirs in zip(list(self.graph.nodes), graph.nodes, strict=True):
             name = names.get(id(theirs), "")
             for i, tensor in enumerate(theirs.input):
-                if placement.reads.get((id(theirs), i)) != "i8" or tensor in graph.constants or mover_inputs(theirs):
+                kind = placement.reads.get((id(theirs), i))
+                if kind is None or tensor in graph.constants or mover_inputs(theirs):
                     continue
-                if theirs.op_type not in LINEAR:
-                    ours.input[i] = self._rounded(tensor, None)
+                if kind != "i8":
+                    ours.input[i] = self._rounded(tensor, kind, "")
+                elif theirs.op_type not in LINEAR:
+                    ours.input[i] = self._rounded(tensor, kind, None)
                 elif given_quantization(graph, tensor) is None:
-                    ours.input[i] = self._rounded(tensor, "" if name in fixed else name)
+                    ours.input[i] = self._rounded(tensor, kind, "" if name in fixed else name)
             if name:
                 self._weights[ours.input[1]] = theirs
         self._measured = [o.name for o in graph.outputs]
         for i, tensor in enumerate(self._measured):
             if "i8" in placement.kinds.get(tensor, ()) or (tensor, "i8") in placement.carrier:
-                self._measured[i] = self._rounded(tensor, None)
+                self._measured[i] = self._rounded(tensor, "i8", None)
         self.graph.outputs = [helper.make_tensor_value_info(t, self.graph.dtypes[t], None) for t in self._measured]
         self.graph.update()
         self._switches = {key: s for key, s in self._switches.items() if s in self.graph.constants}
@@ -137,17 +140,19 @@ class _Probe:
             changed = (self._run(on, s) for s in samples)
             return np.sum([[_energy(a - b) for a, b in zip(x, y)] for x, y in zip(exact, changed)], 0)
 
+        def each(names: Sequence[Group | str], title: str) -> np.ndarray:
+            return np.array([noise([n]) for n in progress(names, title)]).reshape(len(names), len(signal))
+
         groups = [g for g in self.members if g in self._switches]
         layers = [name for name in self._switches if isinstance(name, str) and name]
-        allowed = signal * 10 ** (-ENOUGH / 10)
-        if (noise([*groups, *layers]) <= allowed).all():
+        allowed, helped = signal * 10 ** (-ENOUGH / 10), noise([*groups, *layers])
+        if (helped <= allowed).all() or (helped <= np.maximum(allowed, HIDDEN * (fixed := noise([""])))).all():
             return [], []
-        by_group = np.array([noise([g]) for g in progress(groups, "measuring rounding")]).reshape(len(groups), -1)
-        others, fixed = noise(["", *layers]), noise([""])
+        by_group, others = each(groups, "measuring tensors"), noise(["", *layers])
         wide, dear = _most(by_group, allowed, others), set[int]()
         left = by_group[[i not in wide for i in range(len(groups))]].sum(0)
-        if (left + others > signal * 10 ** (-LEAST / 10)).any():
-            by_layer = np.array([noise([x]) for x in progress(layers, "measuring layers")]).reshape(len(layers), -1)
+        if (left + others > signal * 10 ** (-LEAST / 10)).any() and (noise(layers) > HIDDEN * (left + fixed)).any():
+            by_layer = each(layers, "measuring layers")
             costs = np.array([self._layers[name].macs for name in layers], np.float64)
             dear = _most(by_layer, signal * 10 ** (-BETTER / 10), left + fixed, costs, spare)
             others = fixed + by_layer[[i not in dear for i in range(len(layers))]].sum(0)
@@ -170,38 +175,44 @@ class _Probe:
             self._switches[key] = self.graph.constant("round", np.array(False))
         return self._switches[key]
 
-    def _rounded(self, tensor: str, layer: str | None) -> str:
+    def _rounded(self, tensor: str, kind: str, layer: str | None) -> str:
         """`tensor`, on the codes of its group where the switch of `layer` is on; that of the group, if None is
         given."""
-        group = self._placement.of(tensor, "i8")
+        group = self._placement.of(tensor, kind)
         key = group if layer is None else layer
         if layer is None and tensor not in self.members[group]:
             self.members[group].append(tensor)
-        if (tensor, key) not in self._made:
-            graph, q = self.graph, self._grids[group]
+        if (tensor, kind, key) not in self._made:
+            graph, q, source = self.graph, self._grids[group], tensor
+            if q.clipped:
+                ends = ((c - q.zero_point) * q.scale for c in (q.qmin, q.qmax))
+                limits = [graph.constant("limit", np.array(end, np.float32)) for end in ends]
+                source = graph.add("Clip", [tensor, *limits], f"{tensor}_clipped")
             scale = graph.constant("scale", np.array(q.scale, np.float32))
             zero = graph.constant("zero_point", np.array(q.zero_point, q.dtype))
-            codes = graph.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}_codes")
+            codes = graph.add("QuantizeLinear", [source, scale, zero], f"{tensor}_codes")
             value = graph.add("DequantizeLinear", [codes, scale, zero], f"{tensor}_coded")
             made = graph.add("Where", [self._switch(key), value, tensor], f"{tensor}_switched")
             graph.shapes[made], graph.dtypes[made] = graph.shapes[tensor], TensorProto.FLOAT
-            self._made[tensor, key] = made
-        return self._made[tensor, key]
+            self._made[tensor, kind, key] = made
+        return self._made[tensor, kind, key]
 
     def _rounded_weight(self, name: str) -> np.ndarray:
-        """A weight on the nearest of 8-bit codes per channel, without the part of the error that the correction of
-        biases takes away: that along the mean of the layer's input."""
+        """A weight on the nearest of 8-bit codes per channel. Of the error e along the mean m of the layer's input so
+        much is left that E (e x)^2 is what is left of it when biases are corrected: e Cov(x) e, of independent inputs
+        of one variance."""
         node, weight = self._weights[name], self.graph.constants[name]
         axis = channel_axis(node, 1, weight)
         rest = tuple(i for i in range(weight.ndim) if i != axis)
         scale = np.maximum(np.abs(weight).max(rest, keepdims=True), np.float32(1e-30)) / np.float32(127)
         error = np.rint(weight / scale) * scale - weight
-        mean = input_importance(self.graph, node, weight, self._means.get(node.input[0]))
-        if mean is not None and axis is not None:
-            share = (error * mean).sum(rest, keepdims=True) / np.maximum(
-                (np.square(mean) * np.ones_like(error)).sum(rest, keepdims=True), 1e-30
-            )
-            error = error - share * mean
+        first, second = self._moments.get(node.input[0], (None, None))
+        mean = input_importance(self.graph, node, weight, first)
+        if mean is not None and first is not None and second is not None and axis is not None:
+            variance = float(np.mean(second - np.square(first)))
+            length = (np.square(mean) * np.ones_like(error)).sum(rest, keepdims=True) + 1e-30  # of m, squared
+            kept = np.sqrt(max(variance, 0.0) / (max(variance, 0.0) + length))
+            error = error - (1 - kept) * (error * mean).sum(rest, keepdims=True) / length * mean
         return (weight + error).astype(np.float32)
 
 
@@ -223,4 +234,6 @@ def _most(
 
 
 def _energy(y: np.ndarray) -> float:
-    return float(np.square(y).sum())
+    """Sum of squares; without bound where something is no number, as the logarithm of what was rounded to 0."""
+    total = float(np.square(y).sum())
+    return total if np.isfinite(total) else np.inf

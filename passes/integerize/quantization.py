@@ -62,7 +62,7 @@ def _mask_like(v: Any) -> bool:
     """Whether a term has no numbers between 0 and those of masks."""
     if isinstance(v, Real | Function):
         return bool(((v.values == 0) | (np.abs(v.values) > MASK)).all())
-    return isinstance(v, Quantized) and v.per_tensor and float(v.scale) > MASK
+    return isinstance(v, Quantized) and v.per_tensor and abs(float(v.scale)) * v.magnitude > MASK
 
 
 def _whole_numbers(grid: Grid) -> Grid | None:
