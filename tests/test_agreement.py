@@ -126,7 +126,7 @@ def test_parts_of_an_output_are_judged_alone(tmp_path):
         ("Concat", ["boxes", "scores"], ["y"], {"axis": 1}),
         inputs={"x": [1, 8]},
         constants={"b": 300 * rng.standard_normal((8, 4)).astype(np.float32),
-                   "w": np.concatenate([w, w * 1.001], 1), "d": np.array([[-1.0], [1.0]], np.float32)})
+                   "w": np.concatenate([w, w * 1.000003], 1), "d": np.array([[-1.0], [1.0]], np.float32)})
     built, found = compiled(tmp_path, made, feeds())
     assert found["y"] < 10 and [n for n in built.notes if "output 'y' is noisy" in n]
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper
 from qcompile.frontend.graph import Graph
 from qcompile.quantizer.bits import Layer, find_layers, layer_nodes
@@ -128,8 +129,7 @@ class _Probe:
         self.graph.outputs = [helper.make_tensor_value_info(t, self.graph.dtypes[t], None) for t in self._measured]
         self.graph.update()
         self._switches = {key: s for key, s in self._switches.items() if s in self.graph.constants}
-        replaceable = [*self._switches.values(), *self._weights]
-        self._session = open_session(self.graph, self._measured, replaceable, quantized=False)
+        self._session = self._opened([])
 
     def choose(self, samples: Sequence[Feed], spare: float) -> tuple[list[Group], list[str]]:
         """(groups to widen, layers that are to read 16 bits); these cost at most `spare` products."""
@@ -159,10 +159,16 @@ class _Probe:
             wide |= _most(by_group, allowed, others)  # what the layers' noise has hidden
         return [groups[i] for i in sorted(wide)], [layers[i] for i in sorted(dear)]
 
+    def _opened(self, weights: list[str]) -> ort.InferenceSession:
+        """A session to whose runs switches and `weights` may be given."""
+        return open_session(self.graph, self._measured, [*self._switches.values(), *weights], quantized=False)
+
     def _run(self, on: Collection[Group | str], sample: Feed) -> list[np.ndarray]:
         given = {self._switches[key]: np.array(True) for key in on if key in self._switches}
+        if "" in on and self._weights and not self._coded:
+            self._session = self._opened(list(self._weights))  # not before: it keeps weights of its own
+            self._coded = {name: self._rounded_weight(name) for name in self._weights}
         if "" in on:
-            self._coded = self._coded or {name: self._rounded_weight(name) for name in self._weights}
             given |= self._coded
         try:
             made = self._session.run(self._measured, {**sample, **given})
