@@ -271,9 +271,10 @@ def test_the_page_is_whole(net, data):
     facts = {
         "name": "<net>", "target": "host", "cpu": "x", "tool_version": "1", "bits": "mixed", "weights_bytes": 5,
         "code_bytes": 6, "arena_bytes": 7, "macs": 8, "proof": {"float_instructions": 0}, "notes": ["a & b"],
+        "agreement_db": {"y": 33.25}, "agreement_of": "samples",
     }  # fmt: skip
     text = page({**facts, **plan_report(plan, {plan.layers[0].name: 31.5, "": 28.25})})
     assert "&lt;net&gt;" in text and "a &amp; b" in text and text.count("<svg") == 2 and text.count("<polyline") == 2
-    assert "31.5" in text and "28.25 dB" in text and "http" not in text and "src=" not in text
+    assert "31.5" in text and "28.25 dB" in text and "33.2 dB" in text and "http" not in text and "src=" not in text
     plain = page({**facts, **plan_report(Plan(), None)})
     assert "<svg" not in plain and "<table" not in plain

@@ -74,7 +74,7 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells its memory otherwise")
 def test_memory_stays_below_three_times_the_weights(tmp_path):
-    size, file = 2304, tmp_path / "dense.onnx"
+    size, file = 2048, tmp_path / "dense.onnx"
     onnx.save(dense(*[size] * 6), str(file))
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(file), str(size)], capture_output=True, text=True, check=True
