@@ -17,7 +17,7 @@ from qcompile.kernels.cpu.isa import Isa
 from qcompile.kernels.cpu.steps import STEPS, Environment, widen
 from qcompile.kernels.dialect import OPS, Type
 from qcompile.kernels.fusion import operand_kind, tensor_inputs
-from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, NodeContext
+from qcompile.kernels.lowering import SLACK_BYTES, Buffer, Constant, NodeContext, Workspace
 from qcompile.kernels.program import Node, infer_node
 from qcompile.targets.errors import CompileError
 
@@ -138,7 +138,7 @@ class Chain:
         self.source = source
         self.shape = types[source].shape
         self.channels = self.shape[-1] if self.shape else 1
-        self.operands: list[Buffer | Constant] = []
+        self.operands: list[Buffer | Constant | Workspace] = []
         self._parameters: list[tuple[str, str]] = []
         self._scalars: list[int] = []
         self._numbers = {source: 0}  # of the values
@@ -150,7 +150,7 @@ class Chain:
             self.operands.append(Constant(np.array(self._scalars, np.int64).astype(np.int32)))
         self.code = ChainCode(isa, types[source].dtype, planned, tuple(self._parameters))
 
-    def arranged(self, channels: np.ndarray) -> list[Buffer | Constant] | None:
+    def arranged(self, channels: np.ndarray) -> list[Buffer | Constant | Workspace] | None:
         """Operands for a kernel that counts channels in another order: its channel i is `channels[i]`.
 
         None where the chain reads more of a channel than constants.

@@ -35,7 +35,7 @@ def choose_blocks(isa: Isa, m: int, length: int, d: int, e: int) -> Blocks | Non
     dot = isa.activation_dots[0]
     if not dot.in_order or dot.group != KEYS:
         return None
-    candidates = []
+    candidates: list[tuple[float, Blocks]] = []
     for n in sorted({c for _, c in dot.tiles if c & (c - 1) == 0 and c % dot.lanes == 0 and c <= m}):
         scores, values = (_best(dot, n, rows, run) for rows, run in ((length, d), (e, length)))
         if scores and values and (4 * n * length <= MOST_SCORES or not candidates):

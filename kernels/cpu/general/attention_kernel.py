@@ -162,11 +162,11 @@ class Body:
         self, tiling: Tiling, x: Pointer, rows: Sequence[Expr], w: Pointer, w_at: Expr, groups: Expr
     ) -> list[list[Expr]]:
         """A tile of sums: rows of x (by offset) times one packed panel."""
-        dot, tile = tiling.dot, tiling.tile or tiling.tail
-        acc, many, size = dot.start(tile), dot.groups_a_step(tile), tile.columns * dot.group  # type: ignore[arg-type,union-attr]
+        dot, tile = tiling.dot, tiling.widest
+        acc, many, size = dot.start(tile), dot.groups_a_step(tile), tile.columns * dot.group
         whole = bind(T.truncdiv(groups, T.int32(many)))
         def step(done: Expr, count: int) -> None:
-            dot.step(tile, acc, [x.moved(r + done * dot.group) for r in rows], w.moved(w_at + done * size), count)  # type: ignore[arg-type]
+            dot.step(tile, acc, [x.moved(r + done * dot.group) for r in rows], w.moved(w_at + done * size), count)
 
         with T.serial(0, whole) as s:
             step(s * many, many)

@@ -191,7 +191,9 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
     stride = -(-count // LANES) * LANES
 
     def body(x: Pointer, y: Pointer, numerator: Pointer, scratch: Pointer, *others: Any) -> None:
-        mask, others = (others[0], others[1:]) if masked else (None, others)
+        mask: Any = None
+        if masked:
+            mask, others = others[0], others[1:]
         rows, count, stride, tasks, multiplier, shift, pre, out_shift, zero_point, qmin, qmax, *mask_numbers = others
         block = bind(ceil_div(rows, tasks))
         with loop(tasks, parallel) as task, T.serial(0, T.min(block, rows - task * block)) as r:
@@ -239,7 +241,7 @@ def lower_softmax(ctx: NodeContext) -> list[KernelCall]:
         Buffer(ctx.node.name),
         division(int(a["numerator"]) >> cut),
         Workspace("numerators", tasks * stride * 2 + 64),
-        *([mask] if masked else []),
+        *([mask] if mask is not None else []),
         rows,
         count,
         stride,

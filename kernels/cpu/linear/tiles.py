@@ -32,13 +32,20 @@ class Tiling:
     cycles: float = field(default=0.0, compare=False, repr=False)
 
     @property
+    def widest(self) -> Tile:
+        """The tile of whole panels, or the tail where there are none."""
+        tile = self.tile or self.tail
+        assert tile is not None
+        return tile
+
+    @property
     def rows(self) -> int:
-        return (self.tile or self.tail).rows  # type: ignore[union-attr]
+        return self.widest.rows
 
     @property
     def columns(self) -> int:
         """Of the widest panel."""
-        return (self.tile or self.tail).columns  # type: ignore[union-attr]
+        return self.widest.columns
 
     def panel_bytes(self, run: int, runs: int) -> int:
         """Of the widest panel, decoded, of weights of `runs` runs of `run` elements of K."""
