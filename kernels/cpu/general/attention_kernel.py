@@ -165,6 +165,7 @@ class Body:
         dot, tile = tiling.dot, tiling.widest
         acc, many, size = dot.start(tile), dot.groups_a_step(tile), tile.columns * dot.group
         whole = bind(T.truncdiv(groups, T.int32(many)))
+
         def step(done: Expr, count: int) -> None:
             dot.step(tile, acc, [x.moved(r + done * dot.group) for r in rows], w.moved(w_at + done * size), count)
 
@@ -224,9 +225,7 @@ class Body:
         with T.If(at < self.v["length"]), T.Then():
             visit(at, exists)
 
-    def _only(
-        self, extra: dict[str, Expr], at: Expr, exists: Expr | None, value: Expr, other: int, dtype: str
-    ) -> Expr:
+    def _only(self, extra: dict[str, Expr], at: Expr, exists: Expr | None, value: Expr, other: int, dtype: str) -> Expr:
         """The lanes that exist and are not masked, `other` in their place."""
         n = self.width
         value = value if exists is None else select(exists, value, splat(other, dtype, n))
