@@ -82,11 +82,13 @@ class Maker:
             return self._quantize(v, grid)
         except TooFine:
             if isinstance(v, Accumulator) and np.any(v.bias):
-                return self._quantize(self._apart(v), grid)
-            coarse = symmetric_grid(*value_range(v))
+                return self.quantize(self._apart(v), grid)
+            clamp = getattr(v, "clamp", NO_CLAMP)
+            whole = v if clamp == NO_CLAMP else replace(v, clamp=NO_CLAMP)  # type: ignore[type-var]
+            coarse = symmetric_grid(*value_range(whole))
             if coarse.scale <= grid.scale:
                 raise
-            return self._quantize(self._quantize(v, coarse), grid)
+            return self._quantize(replace(self._quantize(whole, coarse), clamp=clamp), grid)
 
     def _quantize(self, v: Value, grid: Grid) -> Quantized:
         if isinstance(v, Integers):

@@ -32,6 +32,13 @@ def total(g):
     return g.q(g.op("Add", g.data("x", 3, 16), g.data("y", 3, 16, scale=0.03, zero_point=4)), FINE)
 
 
+def limited(g):
+    """x less itself, nearly, with limits as fine as the grid."""
+    x, y = g.data("x", 3, 16), g.data("y", 3, 16)
+    ends = [g.const(np.float32(v)) for v in (-1e-6, 2e-6)]
+    return g.q(g.op("Clip", g.op("Sub", x, y), *ends), 2.5e-10, dtype="int16")
+
+
 def tiny_addend(g):
     """The operand of large steps would leave the multiplier of the other one two bits."""
     x = g.data("x", 3, 16, scale=1.0, dtype="int16")
@@ -67,9 +74,11 @@ FORMS = [
     rescaled,
     wide_rescaled,
     total,
+    limited,
     tiny_addend,
     mean,
     layer,
+    far_bias,
     normalised,
     probabilities,
 ]
