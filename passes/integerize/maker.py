@@ -22,6 +22,7 @@ from qcompile.passes.integerize.residuals import add_residual
 from qcompile.passes.integerize.values import (
     NO_CLAMP,
     Accumulator,
+    Deferred,
     Function,
     Grid,
     Integers,
@@ -83,8 +84,9 @@ class Maker:
         except TooFine:
             if isinstance(v, Accumulator) and np.any(v.bias):
                 return self.quantize(self._apart(v), grid)
-            clamp = getattr(v, "clamp", NO_CLAMP)
-            whole = v if clamp == NO_CLAMP else replace(v, clamp=NO_CLAMP)  # type: ignore[type-var]
+            clamp, whole = NO_CLAMP, v
+            if isinstance(v, Quantized | Accumulator | Sum | Deferred):
+                clamp, whole = v.clamp, replace(v, clamp=NO_CLAMP)
             coarse = symmetric_grid(*value_range(whole))
             if coarse.scale <= grid.scale:
                 raise
