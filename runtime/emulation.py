@@ -2,12 +2,12 @@
 
 from importlib.util import find_spec
 
-from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.manifest import CpuManifest
 
 _NOT_EMULATED = ("i8mm",)
 
 
-def why_not_unicorn(manifest: Manifest) -> str | None:
+def why_not_unicorn(manifest: CpuManifest) -> str | None:
     """Why unicorn cannot run the artifact, or None where it can."""
     if manifest.arch != "aarch64":
         return f"only aarch64 is emulated, not {manifest.arch}"

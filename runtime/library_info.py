@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from qcompile.runtime.elf_image import ElfImage, parse_elf
 from qcompile.runtime.errors import ArtifactError
-from qcompile.runtime.manifest import ABI_VERSION, DTYPES, MANIFEST, Manifest, Tensor
+from qcompile.runtime.manifest import ABI_VERSION, DTYPES, MANIFEST, CpuManifest, Tensor
 
 INFO = "qc_static_info"  # what NAME_info returns
 _INFO = struct.Struct("<i4xQQQQQiiQQ")  # qc_model_info on 64-bit machines
@@ -44,7 +44,7 @@ class TensorFacts:
         return cls(tensor.name, tensor.dtype, tensor.shape, rounded, tensor.axis, tensor.zero_point)
 
 
-def check_library(manifest: Manifest) -> None:
+def check_library(manifest: CpuManifest) -> None:
     """Raises ArtifactError where the library is not the one that was written, or says otherwise than the manifest: a
     run would read or write elsewhere than the buffers that the manifest's shapes and types give it, or its numbers
     would mean something else."""
@@ -65,7 +65,7 @@ def check_library(manifest: Manifest) -> None:
         raise ArtifactError(f"{file} is damaged: it is not what was written with the library; compile the model again")
 
 
-def read_info(manifest: Manifest) -> LibraryInfo:
+def read_info(manifest: CpuManifest) -> LibraryInfo:
     """Reads ``qc_model_info`` from the library's file; ArtifactError where it is not there or makes no sense."""
     image = parse_elf(manifest.read_library(), manifest.library, manifest.arch)
     if f"{manifest.name}_info" not in image.exports:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from qcompile.runtime.errors import ArtifactError
 
-ABI_VERSION = 1
+ABI_VERSION = 1  # of the library's C interface
+MANIFEST_ABI = 2  # of the manifest: 2 has a kind, and a section for what is true of that kind only
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 DECLARED = (*FLOATS, "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 MANIFEST = "manifest.json"
@@ -20,9 +21,9 @@ DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"
 SEAL = "manifest_sha256"
 # what is known only when the library has been linked; all else goes into the hash that the library holds
 AFTER_LINKING = ("content_hash", "library_sha256", "library_bytes", "code_bytes", "proof", SEAL)
-_REQUIRED = {"name": str, "target": str, "cpu": str, "arch": str, "cpu_flags": list, "emulation": str, "library": str,
-             "abi_version": int, "arena_bytes": int, "inputs": list, "outputs": list, "library_sha256": str,
-             "content_hash": str, "states": list, "files": dict, SEAL: str}
+_REQUIRED = {"abi_version": int, "kind": str, "name": str, "target": str, "machine": str, "library": str,
+             "arena_bytes": int, "inputs": list, "outputs": list, "library_sha256": str, "content_hash": str,
+             "states": list, "files": dict, SEAL: str}
 _MOST_BYTES = 1 << 40
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
@@ -45,16 +46,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The checked contents of an artifact folder."""
+    """The checked contents of an artifact folder, whatever it was compiled for."""
 
     folder: Path
     library: Path
     name: str
     target: str
-    cpu: str
-    arch: str
-    cpu_flags: tuple[str, ...]  # what /proc/cpuinfo of a machine that runs it must list
-    emulation: str  # the core that an emulator stands in with
+    machine: str  # the entry of the table of targets behind `target`, which may be "host"
     arena_bytes: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -62,6 +60,7 @@ class Manifest:
     content_hash: str = ""  # of all that was known before the library was linked; the library holds it too
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the folder's other files, by name
     library_sha256: str = ""  # empty: a library that was made just now
+    kind: str = ""  # of machine; says who opens it
 
     def read_library(self) -> bytes:
         """The library's file; ArtifactError where it is not the one that was written.
@@ -75,6 +74,15 @@ class Manifest:
         if name not in self.files:
             raise ArtifactError(f"{self.folder} has no {name}: it was written without it")
         return _read(self.folder / name, self.files[name])
+
+
+@dataclass(frozen=True)
+class CpuManifest(Manifest):
+    """What is true of CPUs, too: the section "cpu"."""
+
+    arch: str = ""
+    cpu_flags: tuple[str, ...] = ()  # what /proc/cpuinfo of a machine that runs it must list
+    emulation: str = "max"  # the core that an emulator stands in with
 
 
 def _read(file: Path, digest: str) -> bytes:
@@ -120,9 +128,23 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: {error!r}") from error
     if not whole:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: it is not what was written; compile the model again")
-    return Manifest(folder, (folder / raw["library"]).resolve(), raw["name"], raw["target"], raw["cpu"], raw["arch"],
-                    tuple(raw["cpu_flags"]), raw["emulation"], raw["arena_bytes"], inputs, outputs, states,
-                    raw["content_hash"], raw["files"], raw["library_sha256"])
+    common = Manifest(folder, (folder / raw["library"]).resolve(), raw["name"], raw["target"], raw["machine"],
+                      raw["arena_bytes"], inputs, outputs, states, raw["content_hash"], raw["files"],
+                      raw["library_sha256"], raw["kind"])
+    try:
+        return _SECTIONS[raw["kind"]](common, raw[raw["kind"]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: {error!r}") from error
+
+
+def _cpu(common: Manifest, section: dict[str, Any]) -> CpuManifest:
+    arch, flags, emulation = (section[k] for k in ("arch", "cpu_flags", "emulation"))
+    if not all(isinstance(word, str) for word in (arch, emulation, *flags)) or not isinstance(flags, list):
+        raise ValueError(f"cpu {section}")
+    return CpuManifest(**vars(common), arch=arch, cpu_flags=tuple(flags), emulation=emulation)
+
+
+_SECTIONS = {"cpu": _cpu}  # kind -> what makes its manifest of the common facts and its section
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -137,9 +159,12 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{file} is damaged: not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise ArtifactError(f"{file} is damaged: not a JSON object")
-    if raw.get("abi_version", ABI_VERSION) != ABI_VERSION:
-        raise ArtifactError(f"{file} has ABI version {raw['abi_version']}, this loader {ABI_VERSION}; "
+    if raw.get("abi_version", MANIFEST_ABI) != MANIFEST_ABI:
+        raise ArtifactError(f"{file} has ABI version {raw['abi_version']}, this loader {MANIFEST_ABI}; "
                             "compile the model again or use the loader it came with")
+    if isinstance(raw.get("kind"), str) and raw["kind"] not in _SECTIONS:
+        raise ArtifactError(f"{file} is for a machine of kind {raw['kind']!r}, which this loader does not know "
+                            f"(it opens {', '.join(_SECTIONS)}); use a newer one")
     for key, kind in _REQUIRED.items():
         if type(raw.get(key)) is not kind:
             raise ArtifactError(f"{file} is damaged: {key!r} is {'wrong' if key in raw else 'missing'}")
@@ -154,8 +179,6 @@ def _check_words(raw: dict[str, Any]) -> None:
         raise ValueError("library_sha256 is empty")
     if not 0 <= raw["arena_bytes"] < _MOST_BYTES:
         raise ValueError(f"arena_bytes {raw['arena_bytes']}")
-    if not all(isinstance(flag, str) for flag in raw["cpu_flags"]):
-        raise ValueError("cpu_flags that are no words")
     for name, digest in raw["files"].items():
         if not isinstance(digest, str) or not digest or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name):
             raise ValueError(f"file {name!r}")

@@ -1,19 +1,17 @@
 """A loaded artifact."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from qcompile.runtime.borders import as_array, as_integers, check_shape, dequantize, quantize
-from qcompile.runtime.emulation import why_not_unicorn
 from qcompile.runtime.errors import ArtifactError
-from qcompile.runtime.library_info import check_library
 from qcompile.runtime.manifest import Manifest, Tensor, read_manifest
-from qcompile.runtime.native import NativeEngine, why_not_native
 from qcompile.runtime.stream import Stream
 
-BACKENDS = ("auto", "native", "unicorn", "qemu")
+OPENERS = {"cpu": "qcompile.runtime.cpu"}  # kind of machine -> module with open_engine
 PROGRAM = "program.npz"
 
 
@@ -141,37 +139,13 @@ class Model:
 def load(path: str | Path, threads: int = 1, backend: str = "auto", core: str | None = None) -> Model:
     """Loads the artifact folder ``path``.
 
-    ``backend`` is 'native', 'unicorn' (ARM, in this process), 'qemu' (ARM, needs qemu-aarch64, on ``core``, such as
-    'cortex-a72') or 'auto': native where this machine has the instructions, else emulated.  ``threads`` counts the
-    calling thread; emulators use one.  Raises ArtifactError where the artifact is damaged or cannot run here.
+    ``backend`` says what runs it: for CPUs 'native', 'unicorn' (ARM, in this process), 'qemu' (ARM, needs qemu-aarch64,
+    on ``core``, such as 'cortex-a72') or 'auto': native where this machine has the instructions, else emulated.
+    ``threads`` counts the calling thread; emulators use one.  Raises ArtifactError where the artifact is damaged or
+    cannot run here.
     """
-    if backend not in BACKENDS:
-        raise ArtifactError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
     if threads < 1:
         raise ArtifactError(f"threads must be at least 1, not {threads}")
     manifest = read_manifest(path)
-    check_library(manifest)
-    if backend == "auto":
-        backend = _choose(manifest)
-    if backend == "native":
-        return Model(manifest, NativeEngine(manifest, threads))
-    if backend == "qemu":
-        from qcompile.runtime.qemu_engine import QemuEngine
-        return Model(manifest, QemuEngine(manifest, core))
-    reason = why_not_unicorn(manifest)
-    if reason:
-        raise ArtifactError(f"{manifest.folder} cannot be emulated: {reason}")
-    from qcompile.runtime.unicorn_engine import UnicornEngine
-    return Model(manifest, UnicornEngine(manifest))
-
-
-def _choose(manifest: Manifest) -> str:
-    reasons = {"native": why_not_native(manifest)}
-    if reasons["native"]:
-        from qcompile.runtime.qemu_engine import why_not_qemu
-        reasons |= {"unicorn": why_not_unicorn(manifest), "qemu": why_not_qemu(manifest)}
-    usable = [backend for backend, reason in reasons.items() if reason is None]
-    if not usable:
-        why = "; ".join(dict.fromkeys(map(str, reasons.values())))
-        raise ArtifactError(f"{manifest.folder} cannot run here: {why}")
-    return usable[0]
+    opener = import_module(OPENERS[manifest.kind])
+    return Model(manifest, opener.open_engine(manifest, threads, backend, core))

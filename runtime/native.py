@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from qcompile.runtime.errors import ArtifactError
-from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.manifest import CpuManifest
 from qcompile.runtime.pool import ThreadPool
 from qcompile.runtime.shared_library import open_library
 
@@ -31,7 +31,7 @@ def _machine() -> tuple[str, frozenset[str]]:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name), common
 
 
-def why_not_native(manifest: Manifest) -> str | None:
+def why_not_native(manifest: CpuManifest) -> str | None:
     """Why this machine cannot run the artifact itself, or None where it can."""
     arch, flags = _machine()
     if platform.system() != "Linux":
@@ -53,7 +53,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 class Buffers:
     """Inputs, outputs and arena of one caller, and the arguments of ``NAME_run`` that point to them."""
 
-    def __init__(self, manifest: Manifest, arena_bytes: int) -> None:
+    def __init__(self, manifest: CpuManifest, arena_bytes: int) -> None:
         self.inputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.inputs]
         self.outputs = [aligned_empty(tensor.shape, tensor.dtype) for tensor in manifest.outputs]
         self._arena = aligned_empty((max(arena_bytes, 1),), "uint8")
@@ -69,7 +69,7 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, manifest: Manifest, threads: int) -> None:
+    def __init__(self, manifest: CpuManifest, threads: int) -> None:
         reason = why_not_native(manifest)
         if reason:
             raise ArtifactError(f"{manifest.folder} cannot run natively: {reason}")

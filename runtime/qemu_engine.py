@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 from qcompile.runtime.elf_image import parse_elf
 from qcompile.runtime.errors import ArtifactError
-from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.manifest import CpuManifest
 from qcompile.runtime.toolchain import ToolError, compile_c, link
 
 _MAX = "max,sme=off,sve=off"  # plain 'max' is slow and has vectors that no target uses
@@ -34,7 +34,7 @@ def _known_cores(program: str) -> frozenset[str]:
     return frozenset(done.stdout.split())
 
 
-def why_not_qemu(manifest: Manifest) -> str | None:
+def why_not_qemu(manifest: CpuManifest) -> str | None:
     """Why qemu cannot run the artifact, or None where it can."""
     if manifest.arch != "aarch64":
         return f"only aarch64 is emulated, not {manifest.arch}"
@@ -46,7 +46,7 @@ class QemuEngine:
 
     name = "qemu"
 
-    def __init__(self, manifest: Manifest, core: str | None = None) -> None:
+    def __init__(self, manifest: CpuManifest, core: str | None = None) -> None:
         program = qemu_program()
         reason = why_not_qemu(manifest)
         if reason or not program:
@@ -114,7 +114,7 @@ def _build_runner(folder: Path) -> None:
     link(folder, "-static", "-nostdlib", "-e", "_start", "-o", "runner", "runner.o")
 
 
-def _opening(manifest: Manifest) -> bytes:
+def _opening(manifest: CpuManifest) -> bytes:
     image = parse_elf(manifest.read_library(), manifest.library)
     run = image.exports.get(f"{manifest.name}_run")
     if run is None:

@@ -12,7 +12,7 @@ import numpy as np
 import unicorn as uc
 from qcompile.runtime.elf_image import parse_elf
 from qcompile.runtime.errors import ArtifactError
-from qcompile.runtime.manifest import Manifest, Tensor
+from qcompile.runtime.manifest import CpuManifest, Tensor
 from unicorn import arm64_const as arm
 
 _PAGE = 4096
@@ -30,7 +30,7 @@ class UnicornEngine:
 
     name = "unicorn"
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: CpuManifest) -> None:
         self._image = parse_elf(manifest.read_library(), manifest.library)
         self._core = manifest.emulation
         self._engine = uc.Uc(uc.UC_ARCH_ARM64, uc.UC_MODE_ARM)

@@ -12,6 +12,11 @@ class Target:
     name: str
     kind: ClassVar[str]
 
+    @property
+    def machine(self) -> str:
+        """The entry of the table behind ``name``."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class CpuTarget(Target):
@@ -40,6 +45,10 @@ class CpuTarget(Target):
     def __post_init__(self) -> None:
         object.__setattr__(self, "cpu", self.cpu or self.name)
         object.__setattr__(self, "triple", f"{self.arch}-linux-gnu")
+
+    @property
+    def machine(self) -> str:
+        return self.cpu
 
     @property
     def llvm(self) -> dict[str, object]:

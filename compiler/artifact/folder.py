@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qcompile.artifact.linker import exported_symbols, link_library
-from qcompile.artifact.proof import Proof, prove
+from qcompile.artifact.proof import Proof
 from qcompile.artifact.replace import REPORT, write_folder
 from qcompile.artifact.spec import ArtifactSpec, c_prefix, folder_name
-from qcompile.runtime.manifest import ABI_VERSION, MANIFEST, SEAL, content_hash, seal
+from qcompile.backends import backend_for
+from qcompile.runtime.manifest import MANIFEST, MANIFEST_ABI, SEAL, content_hash, seal
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ def build_artifact(
     label = folder_name(spec.name)
     spec = replace(spec, name=c_prefix(spec.name))
     spec.check()
-    facts = _facts(spec)
+    backend = backend_for(spec.target)
+    facts = _facts(spec, backend.facts(spec))
     digest = content_hash(facts)
-    library, header = link_library(spec, digest)
-    proof = prove(library, spec.target.arch, exported_symbols(spec.name))
+    library, header, proof = backend.link(spec, digest)
     manifest = {**facts, "content_hash": digest, **_after_linking(library, proof)}
     manifest[SEAL] = seal(manifest)
     files = {**spec.files, f"lib{spec.name}.so": library, f"{spec.name}.h": header.encode(),
@@ -50,12 +50,13 @@ def build_artifact(
     return Artifact(path, manifest, proof)
 
 
-def _facts(spec: ArtifactSpec) -> dict[str, object]:
-    """What the manifest says that is known before linking: the library holds its hash."""
+def _facts(spec: ArtifactSpec, section: dict[str, object]) -> dict[str, object]:
+    """What the manifest says that is known before linking, with the `section` of its kind: the library holds its
+    hash."""
+    kind = spec.target.kind
     facts = {
-        "name": spec.name, "target": spec.target.name, "cpu": spec.target.cpu, "arch": spec.target.arch,
-        "cpu_flags": list(spec.target.cpuinfo_flags), "emulation": spec.target.emulation,
-        "library": f"lib{spec.name}.so", "header": f"{spec.name}.h", "abi_version": ABI_VERSION,
+        "abi_version": MANIFEST_ABI, "kind": kind, "name": spec.name, "target": spec.target.name,
+        "machine": spec.target.machine, kind: section, "library": f"lib{spec.name}.so", "header": f"{spec.name}.h",
         "arena_bytes": spec.arena_bytes,
         "inputs": [tensor.to_manifest() for tensor in spec.inputs],
         "outputs": [tensor.to_manifest() for tensor in spec.outputs],

@@ -98,9 +98,10 @@ class TensorInfo:
 class ArtifactSpec:
     """One compiled model before linking.
 
-    ``objects`` are LLVM object files; together they define ``int32_t qc_main(const void *const *inputs,
-    void *const *outputs, uint8_t *arena, const uint8_t *weights)`` and, if they have parallel loops, the slot
-    ``__TVMBackendParallelLaunch``.  ``weights`` may be read up to 64 bytes past its end, ``arena_bytes`` is exact.
+    ``objects`` are what the target's backend emitted, and will link. For CPUs these are relocatable ELF files, which
+    together define ``int32_t qc_main(const void *const *inputs, void *const *outputs, uint8_t *arena, const uint8_t
+    *weights)`` and, if they have parallel loops, the slot ``__TVMBackendParallelLaunch``.  ``weights`` may be read up
+    to 64 bytes past its end, ``arena_bytes`` is exact.
     ``states`` are (input, output) of one type that go from call to call.
     ``extra`` adds keys to the manifest, ``files`` adds files (relative name -> bytes) to the folder.
     """

@@ -9,11 +9,14 @@ artifact's files back; the planner of mixed precision asks it what layers cost. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from qcompile.artifact import ArtifactSpec, Proof
     from qcompile.codegen import ExecutionPlan, Generated
     from qcompile.kernels.lowering import KernelCall, NodeContext, Operand
     from qcompile.kernels.program import Program
@@ -21,6 +24,20 @@ if TYPE_CHECKING:
     from qcompile.targets import Target
 
 BACKENDS = {"cpu": "qcompile.backends.cpu"}  # kind of target -> module
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An artifact's calls with a time stamp around each, on this machine.
+
+    calls: (node, kernel); same_code: whether this compiler still makes the artifact's code; inputs: arrays to fill;
+    run: does one inference and gives the stamps, uint64 [calls + 1], of a counter of any frequency.
+    """
+
+    calls: list[tuple[str, str]]
+    same_code: bool
+    inputs: list[np.ndarray]
+    run: Callable[[], np.ndarray]
 
 
 class Backend(Protocol):
@@ -42,11 +59,21 @@ class Backend(Protocol):
     def emit(self, plan: ExecutionPlan) -> Generated:
         """A plan as code."""
 
+    def facts(self, spec: ArtifactSpec) -> dict[str, object]:
+        """What the manifest says of this kind of machine only, for the runtime's opener."""
+
+    def link(self, spec: ArtifactSpec, content_hash: str) -> tuple[bytes, str, Proof]:
+        """(library, header, what was proved of the library): the same bytes for the same spec. CompileError where it
+        cannot be linked, or is not made of integer instructions alone."""
+
     def cycles(self, layer: Layer, bits: LayerBits) -> float:
         """What a layer of a float network costs with weights and data of `bits`, by the target's cost model."""
 
     def repeated(self, artifact: Path) -> Callable[[], object]:
         """What runs an artifact once more on the same input, for those who measure; this machine must be able to."""
+
+    def timed(self, program: Program, manifest: Any, threads: int) -> Timed:
+        """The program of an artifact, after the passes, with time stamps; ArtifactError where it cannot run here."""
 
     def why_not_here(self) -> str:
         """Why this machine cannot run code for the target; empty where it can."""

@@ -15,7 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from qcompile.codegen import ExecutionPlan, Generated, emit
+from qcompile.artifact.linker import exported_symbols, link_library
+from qcompile.artifact.proof import Proof, prove
+from qcompile.artifact.spec import ArtifactSpec
+from qcompile.backends import Timed
+from qcompile.backends.cpu_timed import timed
+from qcompile.codegen import ExecutionPlan, Generated, emit, plan_execution
 from qcompile.kernels.cpu import lower_node
 from qcompile.kernels.cpu.border import copy
 from qcompile.kernels.cpu.chain import fusable
@@ -30,6 +35,7 @@ from qcompile.passes.merge_groups import merge_groups
 from qcompile.passes.storage import unsigned_activations
 from qcompile.quantizer.bits import Layer, LayerBits
 from qcompile.runtime import load
+from qcompile.runtime.manifest import CpuManifest
 from qcompile.runtime.native import NativeEngine
 from qcompile.targets import CpuTarget, supports
 
@@ -64,6 +70,14 @@ class Backend:
     def emit(self, plan: ExecutionPlan) -> Generated:
         return emit(plan, self.target)
 
+    def facts(self, spec: ArtifactSpec) -> dict[str, object]:
+        t = self.target
+        return {"arch": t.arch, "cpu_flags": list(t.cpuinfo_flags), "emulation": t.emulation}
+
+    def link(self, spec: ArtifactSpec, content_hash: str) -> tuple[bytes, str, Proof]:
+        library, header = link_library(spec, content_hash)
+        return library, header, prove(library, self.target.arch, exported_symbols(spec.name))
+
     def cycles(self, layer: Layer, bits: LayerBits) -> float:
         k = layer.count // layer.channels
         shape = (layer.rows, layer.channels, k)
@@ -75,6 +89,9 @@ class Backend:
         engine = model.engine
         assert isinstance(engine, NativeEngine)
         return lambda: engine.function(*engine.arguments)  # holds the engine, which holds the library
+
+    def timed(self, program: Program, manifest: CpuManifest, threads: int) -> Timed:
+        return timed(self.emit(plan_execution(program, self)), self.target, manifest, threads)
 
     def why_not_here(self) -> str:
         return "" if supports(self.target) else f"this machine cannot run {self.target.name}"

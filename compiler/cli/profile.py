@@ -6,19 +6,19 @@ call. What a kernel fuses (bias, requantization, tables, a residual sum) is coun
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qcompile.cli.tables import add_row, new_table, print_tables
 from qcompile.kernels.dialect import MULTIPLYING, OPS
-from qcompile.runtime import Model, Tensor
-from qcompile.runtime.native import NativeEngine
+from qcompile.runtime import Model
+
+if TYPE_CHECKING:
+    from qcompile.backends import Timed
 
 WARM_UP = 3  # runs that are not counted
 LEAST = 5  # runs, however long they take
@@ -57,10 +57,10 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     neither convolution nor product, where attention's own products are taken to run as fast as the net's dense layers.
     Raises ArtifactError where the artifact has no program.npz.
     """
-    calls, same, engine = _timed_engine(model, threads)
-    for buffer, tensor in zip(engine.inputs, model.inputs):
+    calls, timed = _timed(model, threads)
+    for buffer, tensor in zip(timed.inputs, model.inputs):
         buffer[...] = inputs[tensor.name]
-    stamps, us_per_tick = _sample(engine, seconds)
+    stamps, us_per_tick = _sample(timed.run, seconds)
     spent = np.diff(stamps.astype(np.int64), axis=1) * us_per_tick  # [runs, calls]
     whole = float(np.median(spent.sum(1)))
     groups = [list(group) for _, group in groupby(calls, key=lambda c: (c["node"], c["kernel"]))]
@@ -72,7 +72,7 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     return {
         "runs": len(stamps),
         "threads": threads,
-        "same_code": same,
+        "same_code": timed.same_code,
         "total_us": round(whole, 3),
         "outside_matmuls": _outside_matmuls(ops),
         "kinds": _by_kind(ops),
@@ -80,35 +80,18 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     }
 
 
-def _timed_engine(model: Model, threads: int) -> tuple[list[dict[str, Any]], bool, NativeEngine]:
-    """(what each call is for, whether the code is the artifact's, the timed library in this process); the stamps are
-    its last output."""
-    from qcompile.artifact import ArtifactSpec, TensorInfo  # late: the compiler takes a second to import
-    from qcompile.artifact.linker import link_library
-    from qcompile.backends import backend_for, generate
-    from qcompile.codegen.timed import timed_objects
+def _timed(model: Model, threads: int) -> tuple[list[dict[str, Any]], Timed]:
+    """(what each call is for, the artifact's calls with a time stamp around each)."""
+    from qcompile.backends import backend_for  # late: the compiler takes a second to import
     from qcompile.kernels.program import Program
     from qcompile.targets import get_target
 
-    manifest = model.manifest
-    target = get_target(manifest.cpu)
-    program = Program.load(manifest.read_file(PROGRAM))
-    for _, run in backend_for(target).passes:
+    backend = backend_for(get_target(model.manifest.machine))
+    program = Program.load(model.manifest.read_file(PROGRAM))
+    for _, run in backend.passes:
         program = run(program)
-    code = generate(program, target)
-    stamps = Tensor("time stamps", "uint64", (len(code.listing) + 1,), None, 0)
-    ins, outs = ([TensorInfo(t.name, t.dtype, t.shape, t.scale, t.zero_point, t.axis) for t in tensors]
-                 for tensors in (manifest.inputs, manifest.outputs))
-    plain = ArtifactSpec(manifest.name, target, code.objects, code.weights, code.arena_bytes, ins, outs)
-    same = link_library(plain, manifest.content_hash)[0] == manifest.library.read_bytes()
-    spec = replace(plain, objects=timed_objects(code, len(outs), target),
-                   outputs=[*outs, TensorInfo(stamps.name, stamps.dtype, stamps.shape)])
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        library = Path(folder) / "timed.so"
-        library.write_bytes(link_library(spec, manifest.content_hash)[0])
-        timed = replace(manifest, library=library, library_sha256="", outputs=(*manifest.outputs, stamps))
-        engine = NativeEngine(timed, threads)
-    return _describe(program, [(c.node, c.kernel) for c in code.listing]), same, engine
+    timed = backend.timed(program, model.manifest, threads)
+    return _describe(program, timed.calls), timed
 
 
 def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -148,15 +131,15 @@ def _short(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _sample(engine: NativeEngine, seconds: float) -> tuple[np.ndarray, float]:
+def _sample(run: Callable[[], np.ndarray], seconds: float) -> tuple[np.ndarray, float]:
     """(time stamps [runs, calls + 1], microseconds in a tick of their counter)."""
+    first = 0
     for _ in range(WARM_UP):
-        engine.function(*engine.arguments)
-    began, first = time.perf_counter_ns(), int(engine.outputs[-1][-1])
+        first = int(run()[-1])
+    began = time.perf_counter_ns()
     runs: list[np.ndarray] = []
     while len(runs) < LEAST or time.perf_counter_ns() < began + seconds * 1e9:
-        engine.function(*engine.arguments)
-        runs.append(engine.outputs[-1].copy())
+        runs.append(run().copy())
     microseconds = (time.perf_counter_ns() - began) / 1e3
     return np.stack(runs), microseconds / max(1, int(runs[-1][-1]) - first)
 

@@ -96,7 +96,7 @@ def report_of(model: Model, threads: int, contenders: list[Peer], samples: list[
               "ratio": round(figures["median_us"] / own["median_us"], 4),
               "ratio_quartiles": _spread(samples[0], turns)}
              for peer, figures, turns in zip(contenders[1:], others, samples[1:])]
-    return {"name": model.manifest.name, "target": model.manifest.target, "cpu": model.manifest.cpu,
+    return {"name": model.manifest.name, "target": model.manifest.target, "cpu": model.manifest.machine,
             "threads": threads, **own, "peers": peers}
 
 

@@ -32,7 +32,7 @@ svg .dot { fill: var(--mark) } svg .pick { fill: none; stroke: var(--pick); stro
 </head>
 <body>
 <h1>{{ r.name }} for {{ r.target }}</h1>
-<div class="faint">{{ r.cpu }}, qcompile {{ r.tool_version }}, bits: {{ r.bits }}</div>
+<div class="faint">{{ r.machine }}, qcompile {{ r.tool_version }}, bits: {{ r.bits }}</div>
 <div class="facts">
 {% for label, value in (("weights, bytes", r.weights_bytes), ("code, bytes", r.code_bytes),
                         ("arena, bytes", r.arena_bytes), ("MACs", r.macs)) %}

@@ -30,7 +30,7 @@ def test_manifest_tells_everything(tmp_path):
     assert manifest["inputs"] == [
         {"name": "input/x", "dtype": "int8", "shape": [1, 24], "scale": 0.5, "zero_point": 3}]
     expected = {"name": "multiply", "target": "arm-a76", "library": "libmultiply.so", "arena_bytes": 96, "macs": 24,
-                "weights_bytes": 24, "bits": 8, "abi_version": 1}
+                "weights_bytes": 24, "bits": 8, "abi_version": 2, "kind": "cpu"}
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["proof"]["float_instructions"] == manifest["proof"]["undefined_symbols"] == 0
     assert manifest["library_bytes"] == len((artifact.path / "libmultiply.so").read_bytes()) < 20_000

@@ -39,6 +39,18 @@ def test_each_difference_is_named(tmp_path):
     }
 
 
+def test_libraries_of_the_same_parts_differ_by_the_hash_alone(tmp_path):
+    parts = {"objects_sha256": ["1"], "weights_sha256": "2", "library_bytes": 4, "code_bytes": 3, "header": "net.h"}
+    for side, weights in (("before", "2"), ("after", "2"), ("other", "3")):
+        artifact(tmp_path / side, "net", **parts | {"weights_sha256": weights, "content_hash": f"hash of {side:>6}"})
+        (tmp_path / side / "net" / "net.h").write_text(f'#define HASH "hash of {side:>6}"')
+        (tmp_path / side / "net" / "libnet.so").write_bytes(side.encode())
+    found = compare.compare_folders(tmp_path / "before", tmp_path / "after")
+    assert [(d.file, d.detail) for d in found] == [("manifest.json", "entries that follow from others")]
+    found = compare.compare_folders(tmp_path / "before", tmp_path / "other")
+    assert "libnet.so" in [d.file for d in found]
+
+
 def test_a_linked_package_is_the_checkouts(tmp_path):
     package = compare.linked_package(ROOT, tmp_path)
     code = "import qcompile.targets as t, qcompile; print(qcompile.__file__, t.__file__)"

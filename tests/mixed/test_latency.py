@@ -82,7 +82,7 @@ def test_the_targets_own_code_is_measured(net, monkeypatch):
     begin = native.NativeEngine.__init__
 
     def noted(engine, manifest, threads):
-        made.append(manifest.cpu)
+        made.append(manifest.machine)
         begin(engine, manifest, threads)
 
     monkeypatch.setattr(native.NativeEngine, "__init__", noted)

@@ -269,7 +269,7 @@ def test_traces_decide_where_they_are_given(net, data):
 def test_the_page_is_whole(net, data):
     plan = plan_of(net, data, budget={"size": 0.7})
     facts = {
-        "name": "<net>", "target": "host", "cpu": "x", "tool_version": "1", "bits": "mixed", "weights_bytes": 5,
+        "name": "<net>", "target": "host", "machine": "x", "tool_version": "1", "bits": "mixed", "weights_bytes": 5,
         "code_bytes": 6, "arena_bytes": 7, "macs": 8, "proof": {"float_instructions": 0}, "notes": ["a & b"],
         "agreement_db": {"y": 33.25}, "agreement_of": "samples",
     }  # fmt: skip

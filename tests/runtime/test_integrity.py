@@ -36,6 +36,9 @@ def artifact(tmp_path_factory):
     return build_artifact(spec, tmp_path_factory.mktemp("artifact")).path
 
 
+SECTION = {"arch": "x86_64", "cpu_flags": ["avx2"], "emulation": "max"}  # what is true of CPUs only
+
+
 @pytest.fixture
 def copy(artifact, tmp_path):
     return shutil.copytree(artifact, tmp_path / "copy")
@@ -75,9 +78,11 @@ def test_tensors_that_are_not_the_librarys_are_refused(copy, kind, changes, seal
 @pytest.mark.parametrize("sealed", [False, True], ids=["edited", "sealed"])
 @pytest.mark.parametrize("changes", [
     {"inputs": []}, {"outputs": []}, {"arena_bytes": 0}, {"arena_bytes": -1}, {"arena_bytes": 1 << 60},
-    {"arena_bytes": True}, {"states": [["x", "y"]]}, {"states": [["x"]]}, {"states": 3}, {"cpu_flags": [1]},
+    {"arena_bytes": True}, {"states": [["x", "y"]]}, {"states": [["x"]]}, {"states": 3},
+    {"cpu": {**SECTION, "cpu_flags": [1]}},
     {"files": {"../x": "0"}}, {"files": ["program.npz"]}, {"name": "../net"}, {"name": "other"},
-    {"library": "/etc/passwd"}, {"inputs": [[]]}, {"outputs": {}}, {"emulation": "cortex-a53"}, {"cpu": "x86-avx2"}])
+    {"library": "/etc/passwd"}, {"inputs": [[]]}, {"outputs": {}},
+    {"cpu": {**SECTION, "emulation": "cortex-a53"}}, {"cpu": {}}, {"cpu": 3}, {"machine": "x86-avx2"}])
 def test_facts_that_are_not_the_librarys_are_refused(copy, changes, sealed):
     edit(copy, sealed, **changes)
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
@@ -95,7 +100,7 @@ def test_facts_known_after_linking_are_refused_too(copy, changes):
 
 def test_a_library_replaced_after_the_check_does_not_run(copy, tmp_path, monkeypatch):
     """As when a compile ends while the artifact is being loaded: the buffers are those of the other model."""
-    from qcompile.runtime import model as module
+    from qcompile.runtime import cpu as module
     from sample_artifacts import build_multiply
 
     other = (build_multiply(tmp_path).path / "libmultiply.so").read_bytes()

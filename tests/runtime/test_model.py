@@ -139,11 +139,14 @@ def test_wider_integers_are_narrowed_and_floats_are_no_integers(host):
 
 
 @pytest.mark.parametrize(("changes", "fault"), [
-    ({"abi_version": 99}, "ABI version 99, this loader 1"), ({"library_sha256": "0" * 64}, "is not what was written"),
+    ({"abi_version": 99}, "ABI version 99, this loader 2"), ({"library_sha256": "0" * 64}, "is not what was written"),
     ({"library": "../x.so"}, "is damaged: ValueError.*'../x.so'"), ({"library": "none.so"}, "is damaged.*'none.so'"),
     ({"arena_bytes": None}, "'arena_bytes' is missing"), ({"inputs": [{"name": "x"}]}, "is damaged: KeyError.*dtype"),
-    ({"inputs": "x"}, "'inputs' is wrong"), ({"arch": "riscv64"}, "is not what was written"),
-    ({"cpu_flags": ["avx9000"]}, "is not what was written"), ({"name": "other"}, "is damaged: ValueError.*'other'")])
+    ({"inputs": "x"}, "'inputs' is wrong"), ({"cpu": {"arch": "riscv64"}}, "is not what was written"),
+    ({"cpu": {"cpu_flags": ["avx9000"]}}, "is not what was written"),
+    ({"abi_version": 1}, "ABI version 1, this loader 2; compile the model again"),
+    ({"kind": "abacus"}, "of kind 'abacus', which this loader does not know .it opens cpu."),
+    ({"name": "other"}, "is damaged: ValueError.*'other'")])
 def test_damaged_or_foreign_manifest_is_refused(copy, changes, fault):
     edit(copy, **changes)
     with pytest.raises(ArtifactError, match=fault):
