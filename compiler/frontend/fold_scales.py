@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import numpy as np
 from onnx import NodeProto
+from qcompile.frontend.blocks import dequantized
 from qcompile.frontend.graph import Graph, attribute
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def batch_norm_to_affine(graph: Graph) -> None:
-    """BatchNormalization with constant statistics becomes Mul and Add by [C, 1, ...] constants."""
+    """BatchNormalization with statistics that are constants, dequantized too, becomes Mul and Add by [C, 1, ...]."""
     for node in list(graph.nodes):
-        if node.op_type != "BatchNormalization" or any(i not in graph.constants for i in node.input[1:5]):
+        if node.op_type != "BatchNormalization":
+            continue
+        known = [_known(graph, i) for i in node.input[1:5]]
+        given = [v.astype(np.float64) for v in known if v is not None]
+        if len(given) < 4:
             continue
         rank = graph.rank(node.input[0])
         if rank is None or attribute(node, "training_mode", 0):
             continue
-        gamma, beta, mean, var = (graph.constants[i].astype(np.float64) for i in node.input[1:5])
+        gamma, beta, mean, var = given
         factor = gamma / np.sqrt(var + attribute(node, "epsilon", 1e-5))
         shape = (-1,) + (1,) * max(rank - 2, 0)
         y = node.output[0]
@@ -32,11 +37,19 @@ def batch_norm_to_affine(graph: Graph) -> None:
             graph.statistics[node.input[0]] = mean.astype(np.float32), np.sqrt(var).astype(np.float32)
         scaled = graph.add("Mul", [node.input[0], graph.constant(f"{y}_factor", _f32(factor, shape))], f"{y}_scaled")
         tables: tuple[dict, ...] = (graph.shapes, graph.dtypes)
-        for known in tables:
-            if y in known:
-                known[scaled] = known[y]
+        for table in tables:
+            if y in table:
+                table[scaled] = table[y]
         graph.replace(node, "Add", [scaled, graph.constant(f"{y}_shift", _f32(beta - mean * factor, shape))])
         graph.update(node)
+
+
+def _known(graph: Graph, name: str) -> np.ndarray | None:
+    """The value of a constant, or of what a DequantizeLinear makes of constants."""
+    node = graph.producer(name, "DequantizeLinear")
+    if node is not None and all(i in graph.constants for i in node.input if i):
+        return dequantized(node, graph.constants)
+    return graph.constants.get(name)
 
 
 def _f32(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

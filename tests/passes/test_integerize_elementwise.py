@@ -182,3 +182,11 @@ def test_computed_row_numbers():
     )
     ids = g.op("Add", g.input("ids", 2, 5, dtype=INT64), g.const(np.array(2)))
     check(g.model(g.q(g.op("Gather", table, ids), scale=0.1)), mean=1e-4)
+
+
+def test_quantized_parameters_of_batch_normalization():
+    """ONNX Runtime's tool puts Q/DQ pairs on them: "nn.batch_norm has no integer form"."""
+    g = Graph()
+    x = g.data("x", 1, 8, 5, 5)
+    parameters = [g.weight(8), g.weight(8), g.const(g.normal(8)), g.const(np.square(g.normal(8)) + 0.5)]
+    check(g.model(g.q(g.op("BatchNormalization", x, *parameters), 0.02)), 1)
