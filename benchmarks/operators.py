@@ -19,7 +19,7 @@ its tensor.
   `select_last_index`).
 - **Gather and scatter by computed numbers**: numbers outside of their axis are clamped to it, so that no
   foreign memory is reached. ScatterND and ScatterElements write in order: of equal places the last counts.
-- **CumSum, CumProd** along a constant axis are exact on integers. **LpPool**: p from 1 to 3.
+- **CumSum, CumProd** along a constant axis are exact on integers. **LpPool**: p = 1 and 2.
 - **NonMaxSuppression** has as many rows as it can select, the others are -1: see [detection](detection.md).
 - **Dropout** at inference gives its input and a mask of ones; one that drops at random is refused.
 - **Outputs** may be constants or inputs; an output of an input's name is called NAME_output.

@@ -11,7 +11,7 @@ REFUSED = {  # forms of operators that have no integer form
     "RoiAlign": "its number of samples depends on the boxes, or it takes maxima; export it with mode avg and a "
     "sampling_ratio above 0",
     "DeformConv": "it has computed weights or other than two axes; export it with constant weights",
-    "LpPool": "with p above 3, roots of small sums need more than 16 bits; use p from 1 to 3",
+    "LpPool": "with p above 2, roots of small sums need more than 16 bits; use p = 1 or 2",
 }
 
 CONSTANT = {"CumSum": {1: "axis"}, "CumProd": {1: "axis"}}  # inputs that must be known

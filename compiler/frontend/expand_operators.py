@@ -197,21 +197,17 @@ def _eye_like(graph: Graph, node: NodeProto) -> None:
 
 
 def _lp_pool(graph: Graph, node: NodeProto) -> None:
-    """p up to 3: sums of |x|^p over windows as averages, and their roots."""
+    """p = 1 or 2: sums of |x| or x^2 over windows as averages, and for 2 their roots."""
     p, x, y = attribute(node, "p", 2), node.input[0], node.output[0]
-    if p not in (1, 2, 3) or graph.shape(x) is None:
+    if p not in (1, 2) or graph.shape(x) is None:
         return
-    powers = graph.add("Mul", [x, x], f"{y}_powers") if p == 2 else graph.add("Abs", [x], f"{y}_powers")
-    if p == 3:
-        powers = graph.add("Pow", [powers, _float(graph, node, p, "p")], f"{y}_power")
+    powers = graph.add("Abs", [x], f"{y}_powers") if p == 1 else graph.add("Mul", [x, x], f"{y}_powers")
     names = ("kernel_shape", "strides", "dilations")
     attrs = {name: attribute(node, name) for name in names if attribute(node, name) is not None}
     attrs["pads"] = covering_pads(graph, node)  # what ceil_mode reads behind the pads counts in the average
     root = graph.add("AveragePool", [powers], f"{y}_average", count_include_pad=1, **attrs)
     if p == 2:
         root = graph.add("Sqrt", [root], f"{y}_root")
-    elif p == 3:
-        root = graph.add("Pow", [root, _float(graph, node, 1 / p, "inverse")], f"{y}_root")
     count = np.prod(attribute(node, "kernel_shape")) ** (1.0 / p)
     graph.replace(node, "Mul", [root, _float(graph, node, count, "count")])
 
