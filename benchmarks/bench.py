@@ -53,12 +53,13 @@ class Contender:
 def step(*command: str) -> dict[str, Any]:
     """The JSON that a Python module prints in a process of its own."""
     try:
-        done = subprocess.run([sys.executable, "-m", *command], cwd=HERE, capture_output=True, text=True,
-                              timeout=TIME_LIMIT, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=HERE, capture_output=True, text=True, timeout=TIME_LIMIT, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise StepFailed(f"{command[0]}: more than {TIME_LIMIT} s") from error
     try:
-        return json.loads(done.stdout[done.stdout.index("{"):])
+        return json.loads(done.stdout[done.stdout.index("{") :])
     except ValueError as error:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
         raise StepFailed(lines[-1][:300]) from error
@@ -70,8 +71,11 @@ def measure(net: BenchNet, options: argparse.Namespace, say: Any) -> dict[str, A
     built = step("host.worker", "compile", net.name, options.target)
     manifest = json.loads((Path(built["path"]) / "manifest.json").read_text())
     row: dict[str, Any] = {key: manifest[key] for key in SIZES} | {
-        "compile": {key: built[key] for key in ("seconds", "total_s", "peak_bytes")}, "memory": {}, "failed": {},
-        "threads": {}}
+        "compile": {key: built[key] for key in ("seconds", "total_s", "peak_bytes")},
+        "memory": {},
+        "failed": {},
+        "threads": {},
+    }
     ours, rivals = Contender("qcompile", "qcompile", built["path"]), []
     for contender in (ours, *([] if options.skip_peers else _rivals(net, built, row["failed"], say))):
         say(f"memory of {contender.label}")
@@ -90,8 +94,10 @@ def measure(net: BenchNet, options: argparse.Namespace, say: Any) -> dict[str, A
 
 
 def _rivals(net: BenchNet, built: dict[str, Any], failed: dict[str, str], say: Any) -> list[Contender]:
-    rivals = [Contender("ORT fp32", "onnxruntime", built["model"]),
-              Contender("ORT S8S8", "onnxruntime", str(Path(built["path"]) / "model.qdq.onnx"))]
+    rivals = [
+        Contender("ORT fp32", "onnxruntime", built["model"]),
+        Contender("ORT S8S8", "onnxruntime", str(Path(built["path"]) / "model.qdq.onnx")),
+    ]
     say("quantize for ONNX Runtime")
     try:
         rivals.append(Contender("ORT U8S8", "onnxruntime", step("host.worker", "quantize", net.name)["path"]))
@@ -100,18 +106,37 @@ def _rivals(net: BenchNet, built: dict[str, Any], failed: dict[str, str], say: A
     return rivals + ([Contender("LiteRT", "litert", str(net.tflite))] if net.tflite else [])
 
 
-def _latency(ours: Contender, rivals: list[Contender], threads: int, options: argparse.Namespace, profile: bool,
-             row: dict[str, Any]) -> dict[str, Any]:
+def _latency(
+    ours: Contender,
+    rivals: list[Contender],
+    threads: int,
+    options: argparse.Namespace,
+    profile: bool,
+    row: dict[str, Any],
+) -> dict[str, Any]:
     """qbench's figures, the peers under their labels; the profile, summed up, goes to the row."""
     against = [part for rival in rivals for part in ("--against", rival.against)]
-    report = step("qcompile.cli.qbench", ours.file, *against, "--threads", str(threads), "--seconds",
-                  str(options.seconds), *(["--profile"] if profile else []), "--json", "-")
+    report = step(
+        "qcompile.cli.qbench",
+        ours.file,
+        *against,
+        "--threads",
+        str(threads),
+        "--seconds",
+        str(options.seconds),
+        *(["--profile"] if profile else []),
+        "--json",
+        "-",
+    )
     if profile:
         row["profile"] = {key: report["profile"][key] for key in ("total_us", "outside_matmuls", "kinds")}
     times = [key for key in ("median_us", "min_us", "p95_us", "cpu_us") if key in report]
     return {key: report[key] for key in times} | {
-        "peers": {rival.label: {key: peer[key] for key in (*times, "ratio", "ratio_quartiles")}
-                  for rival, peer in zip(rivals, report["peers"])}}
+        "peers": {
+            rival.label: {key: peer[key] for key in (*times, "ratio", "ratio_quartiles")}
+            for rival, peer in zip(rivals, report["peers"])
+        }
+    }
 
 
 def main() -> None:
@@ -140,15 +165,21 @@ def main() -> None:
     results = _begin(options, target)
     todo = [n for n in options.nets or nets if "error" in results["nets"].get(n, {"error": ""})]
     console = Console()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=len(todo))
         for name in todo:
             began = time.perf_counter()
             try:
-                row = measure(nets[name], options,
-                              lambda what, name=name: bar.update(task, description=f"{name}: {what}"))
+                row = measure(
+                    nets[name], options, lambda what, name=name: bar.update(task, description=f"{name}: {what}")
+                )
             except StepFailed as error:
                 row = {"error": str(error)}
             row["bench_s"] = round(time.perf_counter() - began, 1)
@@ -187,8 +218,10 @@ def _line(name: str, row: dict[str, Any], results: dict[str, Any]) -> str:
     parts = []
     for count, figures in row["threads"].items():
         peers = ", ".join(f"{label} {p['ratio']:.2f}" for label, p in figures["peers"].items())
-        parts.append(f"{count} thread{'s' * (count != '1')} {figures['median_us']:.0f} µs, "
-                     f"{share_of_peak(row, count, results):.0%} of peak; {peers}")
+        parts.append(
+            f"{count} thread{'s' * (count != '1')} {figures['median_us']:.0f} µs, "
+            f"{share_of_peak(row, count, results):.0%} of peak; {peers}"
+        )
     return f"{name}: " + " | ".join(parts + [f"{k} failed: {v}" for k, v in row["failed"].items()])
 
 
@@ -202,8 +235,11 @@ def table(results: dict[str, Any]) -> Table:
         cells = []
         for c in counts:
             best = fastest(row["threads"][c]) if c in row["threads"] else None
-            cells += [f"{row['threads'][c]['median_us']:.1f}", f"{share_of_peak(row, c, results):.0%}"
-                      ] if c in row["threads"] else ["-", "-"]
+            cells += (
+                [f"{row['threads'][c]['median_us']:.1f}", f"{share_of_peak(row, c, results):.0%}"]
+                if c in row["threads"]
+                else ["-", "-"]
+            )
             cells.append(f"{best[1]:.2f} {best[0].removeprefix('ORT ')}" if best else "-")
         out.add_row(name, *cells)
     return out

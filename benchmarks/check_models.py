@@ -67,9 +67,7 @@ def check(name: str, case: Any, source: str, folder: str, limit: int | None, bit
     def meaning(x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return model.reference_integer(model.quantize(feed(model, x)))
 
-    row["equal"] = {
-        "reference": f"{sum(_same(meaning(inputs[i]), integers[i]) for i in few)}/{len(few)}"
-    }
+    row["equal"] = {"reference": f"{sum(_same(meaning(inputs[i]), integers[i]) for i in few)}/{len(few)}"}
     for target, backend, core in EMULATED:
         try:
             arm_built = qcompile.compile(path, target, calibration=calibration, output=folder, name=f"{name}_{source}")

@@ -55,15 +55,28 @@ def geometric_mean(values: Iterable[float]) -> float:
 def speed_table(results: Row) -> str:
     """Latency with one thread and with all, and the ratio to every peer."""
     many = [c for c in _counts(results) if c != "1"]
-    head = ["net", "GMAC", "µs", "of peak", *(f"vs {p}" for p in PEERS), "vs fastest ORT",
-            *(h for c in many for h in (f"µs, {c} threads", "scaling", "vs fastest ORT"))]
+    head = [
+        "net",
+        "GMAC",
+        "µs",
+        "of peak",
+        *(f"vs {p}" for p in PEERS),
+        "vs fastest ORT",
+        *(h for c in many for h in (f"µs, {c} threads", "scaling", "vs fastest ORT")),
+    ]
     rows = []
     for name, row in measured(results).items():
         if "1" not in row["threads"]:
             continue
         one = row["threads"]["1"]
-        cells = [name, f"{row['macs'] / 1e9:.3g}", _number(one["median_us"]), f"{share_of_peak(row, '1', results):.0%}",
-                 *(_ratio(one["peers"].get(p)) for p in PEERS), _best(one)]
+        cells = [
+            name,
+            f"{row['macs'] / 1e9:.3g}",
+            _number(one["median_us"]),
+            f"{share_of_peak(row, '1', results):.0%}",
+            *(_ratio(one["peers"].get(p)) for p in PEERS),
+            _best(one),
+        ]
         for count in many:
             figures = row["threads"][count]
             cells += [_number(figures["median_us"]), f"{one['median_us'] / figures['median_us']:.2f}", _best(figures)]
@@ -73,20 +86,38 @@ def speed_table(results: Row) -> str:
 
 def size_table(results: Row) -> str:
     """Memory, artifact, compilation, and what the time goes into."""
-    head = ["net", "weights MB", "code KB", "arena KB", "over live set", "process MB", *(f"{p} MB" for p in PEERS),
-            "compile s", "of it calibration", "compile MB", "outside matmuls", "memory floor µs"]
+    head = [
+        "net",
+        "weights MB",
+        "code KB",
+        "arena KB",
+        "over live set",
+        "process MB",
+        *(f"{p} MB" for p in PEERS),
+        "compile s",
+        "of it calibration",
+        "compile MB",
+        "outside matmuls",
+        "memory floor µs",
+    ]
     rows = []
     for name, row in measured(results).items():
         seconds = row["compile"]["seconds"]
-        rows.append([
-            name, f"{row['weights_bytes'] / MEGABYTE:.2f}", f"{row['code_bytes'] / 1024:.0f}",
-            f"{row['arena_bytes'] / 1024:.0f}",
-            f"{row['arena_bytes'] / row['live_bytes'] - 1:+.1%}" if row["live_bytes"] else "-",
-            *(f"{row['memory'][p] / MEGABYTE:.0f}" if p in row["memory"] else "-" for p in ("qcompile", *PEERS)),
-            f"{row['compile']['total_s']:.1f}", f"{seconds.get('calibrate and quantize', 0):.1f}",
-            f"{row['compile']['peak_bytes'] / MEGABYTE:.0f}",
-            f"{row['profile']['outside_matmuls']:.0%}" if "profile" in row else "-",
-            _number(memory_floor_us(row, results))])
+        rows.append(
+            [
+                name,
+                f"{row['weights_bytes'] / MEGABYTE:.2f}",
+                f"{row['code_bytes'] / 1024:.0f}",
+                f"{row['arena_bytes'] / 1024:.0f}",
+                f"{row['arena_bytes'] / row['live_bytes'] - 1:+.1%}" if row["live_bytes"] else "-",
+                *(f"{row['memory'][p] / MEGABYTE:.0f}" if p in row["memory"] else "-" for p in ("qcompile", *PEERS)),
+                f"{row['compile']['total_s']:.1f}",
+                f"{seconds.get('calibrate and quantize', 0):.1f}",
+                f"{row['compile']['peak_bytes'] / MEGABYTE:.0f}",
+                f"{row['profile']['outside_matmuls']:.0%}" if "profile" in row else "-",
+                _number(memory_floor_us(row, results)),
+            ]
+        )
     return _markdown(head, rows)
 
 
@@ -95,52 +126,88 @@ def summary(results: Row) -> str:
     lines = []
     for count in _counts(results):
         rows = {n: row["threads"][count] for n, row in measured(results).items() if count in row["threads"]}
-        best, cpu = ({n: f[1] for n, row in rows.items() if key in row and (f := fastest(row, key=key))}
-                     for key in ("median_us", "cpu_us"))
+        best, cpu = (
+            {n: f[1] for n, row in rows.items() if key in row and (f := fastest(row, key=key))}
+            for key in ("median_us", "cpu_us")
+        )
         if best:
             worst = min(best, key=lambda n: best[n])
-            lines.append(f"{count} thread{'s' * (count != '1')}: {geometric_mean(best.values()):.2f} times faster than "
-                         f"the fastest of ONNX Runtime's, geometric mean of {len(best)} nets; least {best[worst]:.2f} "
-                         f"({worst})."
-                         + (f" By CPU time, which leaves interruptions out: {geometric_mean(cpu.values()):.2f}."
-                            if cpu else ""))
+            lines.append(
+                f"{count} thread{'s' * (count != '1')}: {geometric_mean(best.values()):.2f} times faster than "
+                f"the fastest of ONNX Runtime's, geometric mean of {len(best)} nets; least {best[worst]:.2f} "
+                f"({worst})."
+                + (f" By CPU time, which leaves interruptions out: {geometric_mean(cpu.values()):.2f}." if cpu else "")
+            )
     return "\n".join(lines)
 
 
 def machine_line(results: Row) -> str:
     m, one = results["machine"], results["ceilings"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
-    peaks = "; ".join(f"{c} thread{'s' * (c != '1')} {v['gmacs_per_s']:.0f} GMAC/s, {v['read_gb_per_s']:.0f} GB/s"
-                      for c, v in one.items())
-    return (f"{m['cpu']} (family/model {m['family_model']}), {m['threads']} processors, {m['memory_gib']} GiB, "
-            f"{m['system']}; target {results['target']}; {versions}. Measured ceilings: {peaks}.")
+    peaks = "; ".join(
+        f"{c} thread{'s' * (c != '1')} {v['gmacs_per_s']:.0f} GMAC/s, {v['read_gb_per_s']:.0f} GB/s"
+        for c, v in one.items()
+    )
+    return (
+        f"{m['cpu']} (family/model {m['family_model']}), {m['threads']} processors, {m['memory_gib']} GiB, "
+        f"{m['system']}; target {results['target']}; {versions}. Measured ceilings: {peaks}."
+    )
 
 
 def document(results: Row, plot: str) -> str:
     """All tables, with how they were measured."""
     failures = [f"- {name}: {row['error']}" for name, row in results["nets"].items() if "error" in row]
-    failures += [f"- {name}, {label}: {text}" for name, row in measured(results).items()
-                 for label, text in row["failed"].items()]
-    return "\n".join([
-        "# Whole nets on x86", "", machine_line(results), "", summary(results).replace("\n", "\n\n"), "",
-        f"![ratios]({plot})", "", "## Speed", "", speed_table(results), "",
-        "Medians; ratio = the peer's median / ours, in brackets its quartiles over the turns. All contenders of a net "
-        "run in one process in turns of 5 ms or one call, with the same inputs. S8S8 is the QDQ model that the "
-        "artifact was compiled from, U8S8 ONNX Runtime's own static quantization of the float model with the same "
-        "calibration data. \"of peak\" is MACs over time over the rate of a loop of nothing but dot products.", "",
-        "## Size, memory, compilation", "", size_table(results), "",
-        "Process: peak resident memory of a Python process that loads one contender and runs it three times with one "
-        f"thread; Python with numpy alone takes {results['python_bytes'] / MEGABYTE:.0f} MB. \"over live set\": arena "
-        "over the most that is alive at any step. Compilation: all stages from the float model, calibration included. "
-        "\"outside matmuls\": share of time that is neither convolution nor product; attention's products are taken "
-        "to run at the rate of the net's dense layers, and what a product's kernel does to its own result counts as "
-        "the product's. \"memory floor\": reading weights and arena once at the measured bandwidth.",
-        *(["", "## Failures", "", *failures] if failures else []), ""])
+    failures += [
+        f"- {name}, {label}: {text}" for name, row in measured(results).items() for label, text in row["failed"].items()
+    ]
+    return "\n".join(
+        [
+            "# Whole nets on x86",
+            "",
+            machine_line(results),
+            "",
+            summary(results).replace("\n", "\n\n"),
+            "",
+            f"![ratios]({plot})",
+            "",
+            "## Speed",
+            "",
+            speed_table(results),
+            "",
+            "Medians; ratio = the peer's median / ours, in brackets its quartiles over the turns. All contenders of a "
+            "net run in one process in turns of 5 ms or one call, with the same inputs. S8S8 is the QDQ model that the "
+            "artifact was compiled from, U8S8 ONNX Runtime's own static quantization of the float model with the same "
+            'calibration data. "of peak" is MACs over time over the rate of a loop of nothing but dot products.',
+            "",
+            "## Size, memory, compilation",
+            "",
+            size_table(results),
+            "",
+            "Process: peak resident memory of a Python process that loads one contender and runs it three times with "
+            f"one thread; Python with numpy alone takes {results['python_bytes'] / MEGABYTE:.0f} MB. "
+            '"over live set": arena over the most that is alive at any step. Compilation: all stages from the float '
+            "model, calibration included. "
+            '"outside matmuls": share of time that is neither convolution nor product; attention\'s products are taken '
+            "to run at the rate of the net's dense layers, and what a product's kernel does to its own result counts "
+            "as the product's. "
+            '"memory floor": reading weights and arena once at the measured bandwidth.',
+            *(["", "## Failures", "", *failures] if failures else []),
+            "",
+        ]
+    )
 
 
 def readme_part(results: Row, folder: str) -> str:
-    return "\n".join([summary(results).replace("\n", "\n\n"), "", f"![ratio of each peer's time to ours]({folder}/"
-                      "x86.svg)", "", machine_line(results), f"All figures: [{folder}/x86.md]({folder}/x86.md)."])
+    return "\n".join(
+        [
+            summary(results).replace("\n", "\n\n"),
+            "",
+            f"![ratio of each peer's time to ours]({folder}/x86.svg)",
+            "",
+            machine_line(results),
+            f"All figures: [{folder}/x86.md]({folder}/x86.md).",
+        ]
+    )
 
 
 def replace_part(text: str, name: str, part: str) -> str:
@@ -167,8 +234,10 @@ def plot(results: Row, file: Path) -> None:
             continue
         heights = [i + (offset - 1.5) * 0.17 for i, _ in points]
         ratios = [p["ratio"] for _, p in points]
-        spread = [[max(0, r - p["ratio_quartiles"][0]) for r, (_, p) in zip(ratios, points)],
-                  [max(0, p["ratio_quartiles"][1] - r) for r, (_, p) in zip(ratios, points)]]
+        spread = [
+            [max(0, r - p["ratio_quartiles"][0]) for r, (_, p) in zip(ratios, points)],
+            [max(0, p["ratio_quartiles"][1] - r) for r, (_, p) in zip(ratios, points)],
+        ]
         axes.errorbar(ratios, heights, xerr=spread, fmt="o", markersize=4, color=colour, label=label, linewidth=1)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")

@@ -27,8 +27,11 @@ def read_npz(path: str | os.PathLike[str], what: str = "") -> dict[str, np.ndarr
     except CompileError:
         raise
     except Exception as e:  # zip, header and pickle errors each have their own type
-        reason = f"cannot be read ({e.strerror})" if isinstance(e, OSError) and e.strerror else (
-            f"not a readable npz file of plain arrays ({type(e).__name__}); write it with numpy.savez")
+        reason = (
+            f"cannot be read ({e.strerror})"
+            if isinstance(e, OSError) and e.strerror
+            else (f"not a readable npz file of plain arrays ({type(e).__name__}); write it with numpy.savez")
+        )
         raise CompileError(f"{label}: {reason}") from e
 
 

@@ -1,6 +1,6 @@
 """The page of the integer ops, docs/ops.md, made from their declarations.
 
-    python -m qcompile.kernels.reference docs/ops.md
+python -m qcompile.kernels.reference docs/ops.md
 """
 
 from __future__ import annotations

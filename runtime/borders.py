@@ -51,16 +51,18 @@ def as_integers(tensor: Tensor, values: np.ndarray) -> np.ndarray:
         limits = np.iinfo(tensor.dtype)
         low, high = int(values.min()), int(values.max())
         if low < limits.min or high > limits.max:
-            raise ArtifactError(f"input {tensor.name!r} holds {low if low < limits.min else high}, "
-                                f"which {tensor.dtype} cannot hold")
+            raise ArtifactError(
+                f"input {tensor.name!r} holds {low if low < limits.min else high}, which {tensor.dtype} cannot hold"
+            )
     return values.astype(tensor.dtype)
 
 
 def check_shape(tensor: Tensor, values: np.ndarray) -> None:
     """Raises ArtifactError unless ``values`` has the tensor's shape."""
     if values.shape != tensor.shape:
-        raise ArtifactError(f"input {tensor.name!r} has shape {list(values.shape)}, the model takes "
-                            f"{list(tensor.shape)}")
+        raise ArtifactError(
+            f"input {tensor.name!r} has shape {list(values.shape)}, the model takes {list(tensor.shape)}"
+        )
 
 
 def _along_axis(tensor: Tensor) -> np.ndarray:

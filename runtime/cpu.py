@@ -22,11 +22,13 @@ def open_engine(manifest: CpuManifest, threads: int, backend: str, core: str | N
         return NativeEngine(manifest, threads)
     if backend == "qemu":
         from qcompile.runtime.qemu_engine import QemuEngine
+
         return QemuEngine(manifest, core)
     reason = why_not_unicorn(manifest)
     if reason:
         raise ArtifactError(f"{manifest.folder} cannot be emulated: {reason}")
     from qcompile.runtime.unicorn_engine import UnicornEngine
+
     return UnicornEngine(manifest)
 
 
@@ -34,6 +36,7 @@ def _choose(manifest: CpuManifest) -> str:
     reasons = {"native": why_not_native(manifest)}
     if reasons["native"]:
         from qcompile.runtime.qemu_engine import why_not_qemu
+
         reasons |= {"unicorn": why_not_unicorn(manifest), "qemu": why_not_qemu(manifest)}
     usable = [backend for backend, reason in reasons.items() if reason is None]
     if not usable:

@@ -50,17 +50,23 @@ def check_library(manifest: CpuManifest) -> None:
     would mean something else."""
     info = read_info(manifest)
     file = manifest.folder / MANIFEST
-    for what, says, is_ in (("name", manifest.name, info.name), ("arena_bytes", manifest.arena_bytes, info.arena_bytes),
-                            ("number of inputs", len(manifest.inputs), len(info.inputs)),
-                            ("number of outputs", len(manifest.outputs), len(info.outputs))):
+    for what, says, is_ in (
+        ("name", manifest.name, info.name),
+        ("arena_bytes", manifest.arena_bytes, info.arena_bytes),
+        ("number of inputs", len(manifest.inputs), len(info.inputs)),
+        ("number of outputs", len(manifest.outputs), len(info.outputs)),
+    ):
         if says != is_:
-            raise ArtifactError(f"{file} is damaged: its {what} is {says!r}, the library's {is_!r}; compile the model "
-                                "again")
+            raise ArtifactError(
+                f"{file} is damaged: its {what} is {says!r}, the library's {is_!r}; compile the model again"
+            )
     for kind, tensors, known in (("input", manifest.inputs, info.inputs), ("output", manifest.outputs, info.outputs)):
         for tensor, facts in zip(tensors, known):
             if TensorFacts.of(tensor) != facts:
-                raise ArtifactError(f"{file} is damaged: it has {kind} {TensorFacts.of(tensor)}, the library {facts}; "
-                                    "compile the model again")
+                raise ArtifactError(
+                    f"{file} is damaged: it has {kind} {TensorFacts.of(tensor)}, the library {facts}; "
+                    "compile the model again"
+                )
     if manifest.content_hash != info.content_hash:
         raise ArtifactError(f"{file} is damaged: it is not what was written with the library; compile the model again")
 
@@ -75,12 +81,15 @@ def read_info(manifest: CpuManifest) -> LibraryInfo:
         abi, name, _, digest, arena, _, *counts, inputs, outputs = memory.unpack(_INFO, image.objects[INFO])
         if abi != ABI_VERSION or not all(0 <= n <= _MOST_TENSORS for n in counts):
             raise ValueError(f"ABI version {abi}, {counts} tensors")
-        ends = [tuple(memory.tensor(start + i * _TENSOR.size) for i in range(count))
-                for start, count in zip((inputs, outputs), counts)]
+        ends = [
+            tuple(memory.tensor(start + i * _TENSOR.size) for i in range(count))
+            for start, count in zip((inputs, outputs), counts)
+        ]
         return LibraryInfo(memory.text(name), memory.text(digest), arena, *ends)
     except (KeyError, ValueError, IndexError, struct.error) as error:
-        raise ArtifactError(f"{manifest.library} is damaged: what {manifest.name}_info returns cannot be read "
-                            f"({error})") from error
+        raise ArtifactError(
+            f"{manifest.library} is damaged: what {manifest.name}_info returns cannot be read ({error})"
+        ) from error
 
 
 class _Memory:

@@ -21,9 +21,22 @@ DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"
 SEAL = "manifest_sha256"
 # what is known only when the library has been linked; all else goes into the hash that the library holds
 AFTER_LINKING = ("content_hash", "library_sha256", "library_bytes", "code_bytes", "proof", SEAL)
-_REQUIRED = {"abi_version": int, "kind": str, "name": str, "target": str, "machine": str, "library": str,
-             "arena_bytes": int, "inputs": list, "outputs": list, "library_sha256": str, "content_hash": str,
-             "states": list, "files": dict, SEAL: str}
+_REQUIRED = {
+    "abi_version": int,
+    "kind": str,
+    "name": str,
+    "target": str,
+    "machine": str,
+    "library": str,
+    "arena_bytes": int,
+    "inputs": list,
+    "outputs": list,
+    "library_sha256": str,
+    "content_hash": str,
+    "states": list,
+    "files": dict,
+    SEAL: str,
+}
 _MOST_BYTES = 1 << 40
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
@@ -128,9 +141,21 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: {error!r}") from error
     if not whole:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: it is not what was written; compile the model again")
-    common = Manifest(folder, (folder / raw["library"]).resolve(), raw["name"], raw["target"], raw["machine"],
-                      raw["arena_bytes"], inputs, outputs, states, raw["content_hash"], raw["files"],
-                      raw["library_sha256"], raw["kind"])
+    common = Manifest(
+        folder,
+        (folder / raw["library"]).resolve(),
+        raw["name"],
+        raw["target"],
+        raw["machine"],
+        raw["arena_bytes"],
+        inputs,
+        outputs,
+        states,
+        raw["content_hash"],
+        raw["files"],
+        raw["library_sha256"],
+        raw["kind"],
+    )
     try:
         return _SECTIONS[raw["kind"]](common, raw[raw["kind"]])
     except (KeyError, TypeError, ValueError) as error:
@@ -160,11 +185,15 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ArtifactError(f"{file} is damaged: not a JSON object")
     if raw.get("abi_version", MANIFEST_ABI) != MANIFEST_ABI:
-        raise ArtifactError(f"{file} has ABI version {raw['abi_version']}, this loader {MANIFEST_ABI}; "
-                            "compile the model again or use the loader it came with")
+        raise ArtifactError(
+            f"{file} has ABI version {raw['abi_version']}, this loader {MANIFEST_ABI}; "
+            "compile the model again or use the loader it came with"
+        )
     if isinstance(raw.get("kind"), str) and raw["kind"] not in _SECTIONS:
-        raise ArtifactError(f"{file} is for a machine of kind {raw['kind']!r}, which this loader does not know "
-                            f"(it opens {', '.join(_SECTIONS)}); use a newer one")
+        raise ArtifactError(
+            f"{file} is for a machine of kind {raw['kind']!r}, which this loader does not know "
+            f"(it opens {', '.join(_SECTIONS)}); use a newer one"
+        )
     for key, kind in _REQUIRED.items():
         if type(raw.get(key)) is not kind:
             raise ArtifactError(f"{file} is damaged: {key!r} is {'wrong' if key in raw else 'missing'}")

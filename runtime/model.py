@@ -88,8 +88,9 @@ class Model:
 
     def quantize(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The integers that ``run`` gives to the model."""
-        return {tensor.name: self.quantize_one(tensor, array)
-                for tensor, array in zip(self.inputs, self._in_order(inputs))}
+        return {
+            tensor.name: self.quantize_one(tensor, array) for tensor, array in zip(self.inputs, self._in_order(inputs))
+        }
 
     @staticmethod
     def quantize_one(tensor: Tensor, array: np.ndarray) -> np.ndarray:
@@ -123,11 +124,14 @@ class Model:
         if self._program is None:
             data = self.manifest.read_file(PROGRAM)
             from qcompile.kernels.program import Program  # only where asked for: running needs no compiler
+
             try:
                 program = Program.load(data)
                 known = program.types()
-                ends = [(t.shape, t.dtype) for t in program.inputs.values()], [
-                    (known[name].shape, known[name].dtype) for name in program.outputs]
+                ends = (
+                    [(t.shape, t.dtype) for t in program.inputs.values()],
+                    [(known[name].shape, known[name].dtype) for name in program.outputs],
+                )
             except ValueError as error:
                 raise ArtifactError(f"{self.manifest.folder / PROGRAM} is damaged: {error}") from error
             if ends != tuple([(t.shape, t.dtype) for t in tensors] for tensors in (self.inputs, self.outputs)):

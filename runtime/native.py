@@ -47,7 +47,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     raw = np.empty(count + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start:start + count].view(dtype).reshape(shape)
+    return raw[start : start + count].view(dtype).reshape(shape)
 
 
 class Buffers:

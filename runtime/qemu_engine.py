@@ -60,7 +60,10 @@ class QemuEngine:
             self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
             self._process = subprocess.Popen(
                 [program, "-cpu", _MAX if self._core == "max" else self._core, str(folder / "runner")],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
             assert self._process.stdin and self._process.stdout
             self._in, self._out = self._process.stdin, self._process.stdout
             self._finalize = weakref.finalize(self, _end, self._process)
@@ -79,9 +82,15 @@ class QemuEngine:
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         self._send(b"".join(np.ascontiguousarray(values).tobytes() for values in inputs))
         status = struct.unpack("<i", self._receive(4))[0]
-        outputs = [np.frombuffer(self._receive(int(np.prod(tensor.shape, dtype=np.int64))
-                                               * np.dtype(tensor.dtype).itemsize), tensor.dtype)
-                   .reshape(tensor.shape).copy() for tensor in self._outputs]
+        outputs = [
+            np.frombuffer(
+                self._receive(int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize),
+                tensor.dtype,
+            )
+            .reshape(tensor.shape)
+            .copy()
+            for tensor in self._outputs
+        ]
         if status:
             raise ArtifactError(f"the model returned error {status}")
         return outputs
@@ -119,10 +128,20 @@ def _opening(manifest: CpuManifest) -> bytes:
     run = image.exports.get(f"{manifest.name}_run")
     if run is None:
         raise ArtifactError(f"{manifest.library} has no function {manifest.name}_run")
-    sizes = [int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
-             for tensor in manifest.inputs + manifest.outputs]
-    words = (len(image.data), len(image.relocations), run, manifest.arena_bytes, len(manifest.inputs),
-             len(manifest.outputs), *sizes, *(word for pair in image.relocations for word in pair))
+    sizes = [
+        int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+        for tensor in manifest.inputs + manifest.outputs
+    ]
+    words = (
+        len(image.data),
+        len(image.relocations),
+        run,
+        manifest.arena_bytes,
+        len(manifest.inputs),
+        len(manifest.outputs),
+        *sizes,
+        *(word for pair in image.relocations for word in pair),
+    )
     return struct.pack(f"<{len(words)}Q", *words) + image.data
 
 

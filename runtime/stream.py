@@ -67,25 +67,27 @@ class Stream:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One call, real numbers in and out."""
         known = {t.name: t for t in self.model.inputs}  # what is unknown goes on, and is refused there
-        results = self.run_integer({n: self.model.quantize_one(known[n], as_array(n, x)) if n in known else x
-                                    for n, x in inputs.items()})
-        return {t.name: self.model.dequantize_one(t, results[t.name])
-                for t in self.model.outputs if t.name in results}
+        results = self.run_integer(
+            {n: self.model.quantize_one(known[n], as_array(n, x)) if n in known else x for n, x in inputs.items()}
+        )
+        return {t.name: self.model.dequantize_one(t, results[t.name]) for t in self.model.outputs if t.name in results}
 
     def run_integer(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One call, integers in and out."""
         with self._alone():
             self._owner = self._owner or threading.get_ident()
             if self._owner != threading.get_ident():
-                raise ArtifactError("this stream belongs to another thread; make a stream for each, or begin anew with "
-                                    "reset")
+                raise ArtifactError(
+                    "this stream belongs to another thread; make a stream for each, or begin anew with reset"
+                )
             return self._run(inputs)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
-            raise ArtifactError("a call of this stream still runs, so it belongs to another thread; make a stream for "
-                                "each")
+            raise ArtifactError(
+                "a call of this stream still runs, so it belongs to another thread; make a stream for each"
+            )
         try:
             yield
         finally:

@@ -16,9 +16,22 @@ class ToolError(Exception):
 
 
 # Freestanding, position-independent, integer code that never turns its own loops into calls of memcpy
-C_FLAGS = ("-std=c11", "-O2", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-unwind-tables",
-           "-fno-asynchronous-unwind-tables", "-fvisibility=hidden", "-fPIC", "-ffunction-sections",
-           "-fdata-sections", "-Wall", "-Wextra", "-Werror")
+C_FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-ffreestanding",
+    "-fno-builtin",
+    "-fno-stack-protector",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+    "-fvisibility=hidden",
+    "-fPIC",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
 
 
 @cache
@@ -35,8 +48,15 @@ def zig(*arguments: str, folder: Path) -> None:
     """Runs zig with ``arguments`` in ``folder``; ToolError with its message where it fails."""
     program = zig_folder() / ("zig.exe" if os.name == "nt" else "zig")
     try:
-        done = subprocess.run([str(program), *arguments], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, errors="replace", check=False)
+        done = subprocess.run(
+            [str(program), *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     except OSError as error:
         raise ToolError(f"the C compiler {program.name} does not start: {error.strerror or error}") from error
     if done.returncode:
@@ -45,8 +65,21 @@ def zig(*arguments: str, folder: Path) -> None:
 
 def compile_c(folder: Path, source: str, output: str, triple: str, cpu_flags: Sequence[str] = ()) -> None:
     """Compiles the C file ``source`` to the object ``output``, both relative to ``folder``, without a libc."""
-    zig("clang", "-target", triple, *cpu_flags, *C_FLAGS, "-nostdinc", "-isystem", str(zig_folder() / "lib/include"),
-        "-c", source, "-o", output, folder=folder)
+    zig(
+        "clang",
+        "-target",
+        triple,
+        *cpu_flags,
+        *C_FLAGS,
+        "-nostdinc",
+        "-isystem",
+        str(zig_folder() / "lib/include"),
+        "-c",
+        source,
+        "-o",
+        output,
+        folder=folder,
+    )
 
 
 def link(folder: Path, *arguments: str) -> None:

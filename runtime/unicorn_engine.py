@@ -42,7 +42,7 @@ class UnicornEngine:
         self._base, code = self._map(len(self._image.data), uc.UC_PROT_ALL)
         code[:] = np.frombuffer(self._image.data, np.uint8)
         for offset, value in self._image.relocations:
-            code[offset:offset + 8].view(np.uint64)[0] = self._base + value
+            code[offset : offset + 8].view(np.uint64)[0] = self._base + value
         self._return, _ = self._map(_PAGE, uc.UC_PROT_ALL)
         stack, _ = self._map(_STACK_BYTES)
         self._stack_top = stack + _STACK_BYTES
@@ -91,7 +91,7 @@ class UnicornEngine:
         self._engine.mem_map_ptr(start, size, rights, view.ctypes.data)
         self._next += size + _GAP
         offset = 0 if rights == uc.UC_PROT_ALL else (size - count) // _ALIGNMENT * _ALIGNMENT
-        return start + offset, view[offset:offset + count]
+        return start + offset, view[offset : offset + count]
 
     def _map_tensors(self, tensors: tuple[Tensor, ...]) -> tuple[list[np.ndarray], int]:
         """(arrays that share memory with the core, address of the table of their addresses)."""

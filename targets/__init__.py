@@ -44,7 +44,8 @@ def get_target(name: str) -> CpuTarget:
         if entry is None:
             raise CompileError(
                 "this machine is none of the CPUs that qcompile knows (x86 needs AVX2, ARM needs 64-bit Linux); "
-                f"name one with --target: {', '.join(TARGETS)}")
+                f"name one with --target: {', '.join(TARGETS)}"
+            )
         return replace(entry, name="host", cpu=entry.name)
     if key not in TARGETS:
         raise CompileError(f"unknown target {name!r}; known targets are {', '.join(target_names())}")

@@ -30,15 +30,19 @@ def host_flags() -> frozenset[str]:
 def host_parts() -> tuple[str, ...]:
     """'implementer:part' of each ARM core, as '0x41:0xd0b'."""
     text = _cpuinfo()
-    return tuple(f"{implementer}:{part}" for implementer, part in zip(
-        re.findall(r"^CPU implementer\s*:\s*(\S+)", text, re.MULTILINE),
-        re.findall(r"^CPU part\s*:\s*(\S+)", text, re.MULTILINE), strict=False))
+    return tuple(
+        f"{implementer}:{part}"
+        for implementer, part in zip(
+            re.findall(r"^CPU implementer\s*:\s*(\S+)", text, re.MULTILINE),
+            re.findall(r"^CPU part\s*:\s*(\S+)", text, re.MULTILINE),
+            strict=False,
+        )
+    )
 
 
 def supports(target: CpuTarget) -> bool:
     """True where this machine can run the target's code itself, without emulation."""
-    return (platform.system() == "Linux" and host_arch() == target.arch
-            and host_flags().issuperset(target.cpuinfo_flags))
+    return platform.system() == "Linux" and host_arch() == target.arch and host_flags().issuperset(target.cpuinfo_flags)
 
 
 def best_entry(entries: Iterable[CpuTarget]) -> CpuTarget | None:

@@ -3,19 +3,49 @@
 from qcompile.targets.architecture import Architecture, Kind, words
 
 _INSTRUCTIONS = (
-    (Kind.MOVE, words(
-        r"v?mov([aulh]|nt|hl|lh|msk)p[sd]", r"v?mov(ss|sd|ddup|s[hl]dup)", r"v?(and|andn|or|xor)p[sd]",
-        r"v?(shuf|unpck[lh]|blend|blendv)p[sd]", r"vblendmp[sd]", r"v?(insert|extract)ps", r"vbroadcasts[sd]",
-        r"v(broadcast|insert|extract)f\d+(x\d)?", r"vshuff(32x4|64x2)", r"vperm(il2?|i2|t2)?p[sd]", r"vperm2f128",
-        r"vmaskmovp[sd]", r"v(compress|expand)p[sd]", r"v(gather|scatter)[dq]p[sd]",
-        r"vtestp[sd]")),  # looks at sign bits only
+    (
+        Kind.MOVE,
+        words(
+            r"v?mov([aulh]|nt|hl|lh|msk)p[sd]",
+            r"v?mov(ss|sd|ddup|s[hl]dup)",
+            r"v?(and|andn|or|xor)p[sd]",
+            r"v?(shuf|unpck[lh]|blend|blendv)p[sd]",
+            r"vblendmp[sd]",
+            r"v?(insert|extract)ps",
+            r"vbroadcasts[sd]",
+            r"v(broadcast|insert|extract)f\d+(x\d)?",
+            r"vshuff(32x4|64x2)",
+            r"vperm(il2?|i2|t2)?p[sd]",
+            r"vperm2f128",
+            r"vmaskmovp[sd]",
+            r"v(compress|expand)p[sd]",
+            r"v(gather|scatter)[dq]p[sd]",
+            r"vtestp[sd]",
+        ),
+    ),  # looks at sign bits only
     (Kind.FLOAT, words(r"pf(?!.*etch).*", r"pi2f[dw]")),  # 3DNow!
-    (Kind.INTEGER, words(
-        r"v?p.*",  # every SIMD integer instruction begins so, and push, pop, popcnt, pdep, pext, prefetch
-        r"clflush", r"(lod|sto|sca|in|out)sd", r"lss", r"(inc|rd|wr|wru)ss[pd]?[dq]?")),  # names that end like floats
-    (Kind.FLOAT, words(
-        r"f.*", r"wait", r"emms",  # x87 and what serves it
-        r".*cvt.*", r".*([sp][sdh]|bf16)[xyz]?", r"vcmp", r"v?(ld|st)mxcsr")),
+    (
+        Kind.INTEGER,
+        words(
+            r"v?p.*",  # every SIMD integer instruction begins so, and push, pop, popcnt, pdep, pext, prefetch
+            r"clflush",
+            r"(lod|sto|sca|in|out)sd",
+            r"lss",
+            r"(inc|rd|wr|wru)ss[pd]?[dq]?",
+        ),
+    ),  # names that end like floats
+    (
+        Kind.FLOAT,
+        words(
+            r"f.*",
+            r"wait",
+            r"emms",  # x87 and what serves it
+            r".*cvt.*",
+            r".*([sp][sdh]|bf16)[xyz]?",
+            r"vcmp",
+            r"v?(ld|st)mxcsr",
+        ),
+    ),
     (Kind.INTEGER, words(r".*")),
 )
 

@@ -52,8 +52,8 @@ class Region:
             if _LIBC.mprotect(ctypes.c_void_p(guard), PAGE, 0):
                 raise OSError("mprotect failed")
         start = PAGE + ((room - nbytes) // ALIGNMENT * ALIGNMENT if at_end else 0)
-        slack = whole[PAGE:start], whole[start + nbytes:PAGE + room]
-        return cls(name, base + start, whole[start:start + nbytes], slack, memory)
+        slack = whole[PAGE:start], whole[start + nbytes : PAGE + room]
+        return cls(name, base + start, whole[start : start + nbytes], slack, memory)
 
 
 def run_guarded(manifest: Manifest, inputs: list[np.ndarray], threads: int = 1) -> list[np.ndarray]:
@@ -72,9 +72,7 @@ def run_guarded(manifest: Manifest, inputs: list[np.ndarray], threads: int = 1) 
     return results[0]
 
 
-def _in_child(
-    manifest: Manifest, inputs: list[np.ndarray], threads: int, at_end: bool, junk: int
-) -> list[np.ndarray]:
+def _in_child(manifest: Manifest, inputs: list[np.ndarray], threads: int, at_end: bool, junk: int) -> list[np.ndarray]:
     where = f"{manifest.name} ({manifest.target}), buffers at the {'end' if at_end else 'beginning'} of their pages"
     receive, send = os.pipe()
     child = os.fork()
@@ -99,7 +97,7 @@ def _in_child(
 def _answer(pipe: int, kind: str, value: object) -> None:
     data = pickle.dumps((kind, value))
     while data:
-        data = data[os.write(pipe, data):]
+        data = data[os.write(pipe, data) :]
     os._exit(0)
 
 
@@ -144,8 +142,9 @@ def _report_faults(manifest: Manifest, function: ctypes._CFuncPtr, regions: list
     with manifest.library.open("rb") as file:
         elf = ELFFile(file)
         known = functions(elf)
-        entry = next(s["st_value"] for s in elf.get_section_by_name(".dynsym").iter_symbols()
-                     if s.name == f"{manifest.name}_run")
+        entry = next(
+            s["st_value"] for s in elf.get_section_by_name(".dynsym").iter_symbols() if s.name == f"{manifest.name}_run"
+        )
     base = ctypes.cast(function, ctypes.c_void_p).value - entry
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)

@@ -51,21 +51,29 @@ def c_object(source: str, folder: Path, target: str = "host", flags: tuple[str, 
     return (folder / "main.o").read_bytes()
 
 
-def multiply_spec(folder: Path, target: str = "host", source: str = MULTIPLY, name: str = "multiply",
-                  flags: tuple[str, ...] = ()) -> ArtifactSpec:
+def multiply_spec(
+    folder: Path, target: str = "host", source: str = MULTIPLY, name: str = "multiply", flags: tuple[str, ...] = ()
+) -> ArtifactSpec:
     """An int8 model of one input and one output of 24 elements."""
-    return ArtifactSpec(name, get_target(target), [c_object(source, folder, target, flags)], WEIGHTS, 96, [INPUT],
-                        [OUTPUT], macs=24)
+    return ArtifactSpec(
+        name, get_target(target), [c_object(source, folder, target, flags)], WEIGHTS, 96, [INPUT], [OUTPUT], macs=24
+    )
 
 
-def build_multiply(folder: Path, target: str = "host", source: str = MULTIPLY,
-                   flags: tuple[str, ...] = ()) -> Artifact:
+def build_multiply(folder: Path, target: str = "host", source: str = MULTIPLY, flags: tuple[str, ...] = ()) -> Artifact:
     """Writes the artifact of `multiply_spec` below ``folder``."""
     return build_artifact(multiply_spec(folder / "objects", target, source, flags=flags), folder / "build")
 
 
 def build_parallel(folder: Path, target: str = "host") -> Artifact:
     """Writes an artifact with parallel loops: y = x squared, 4096 elements."""
-    spec = ArtifactSpec("squares", get_target(target), [c_object(PARALLEL, folder, target)], b"", 0,
-                        [TensorInfo("x", "uint8", (4096,))], [TensorInfo("y", "int32", (4096,))])
+    spec = ArtifactSpec(
+        "squares",
+        get_target(target),
+        [c_object(PARALLEL, folder, target)],
+        b"",
+        0,
+        [TensorInfo("x", "uint8", (4096,))],
+        [TensorInfo("y", "int32", (4096,))],
+    )
     return build_artifact(spec, folder / "build")

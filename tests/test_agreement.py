@@ -28,8 +28,12 @@ def net(spread):
     rng = np.random.default_rng(0)
     w = rng.standard_normal((8, 2)).astype(np.float32)
     w[:, 1] = w[:, 0] * (1 + 1 / spread)
-    return model(("MatMul", ["x", "w"], ["a"], {}), ("MatMul", ["a", "d"], ["y"], {}), inputs={"x": [1, 8]},
-                 constants={"w": w, "d": np.array([[-1.0], [1.0]], np.float32)})
+    return model(
+        ("MatMul", ["x", "w"], ["a"], {}),
+        ("MatMul", ["a", "d"], ["y"], {}),
+        inputs={"x": [1, 8]},
+        constants={"w": w, "d": np.array([[-1.0], [1.0]], np.float32)},
+    )
 
 
 def feeds(count=16):
@@ -80,6 +84,7 @@ def test_the_table_says_what_was_measured(tmp_path):
 
 def test_faults_of_the_frontend_show(tmp_path, monkeypatch):
     """Both sides were measured behind the normalisation, so that its faults were on both."""
+
     def wrong(graph, *args):
         for node in graph.nodes:
             node.op_type = node.op_type.replace("Cos", "Sin")
@@ -93,9 +98,12 @@ def test_faults_of_the_frontend_show(tmp_path, monkeypatch):
 def test_the_model_is_run_as_it_was_given(tmp_path):
     """From its file, with the fixed inputs, in its own types, with an input that nothing reads."""
     made = model(
-        ("Mul", ["x", "gain"], ["a"], {}), ("MatMul", ["a", "w"], ["y"], {}),
-        inputs={"x": ["batch", 8], "gain": [1], "idle": [2]}, constants={"w": np.ones((8, 4), np.float16)},
-        dtypes=dict.fromkeys(["x", "gain", "y"], TensorProto.FLOAT16))
+        ("Mul", ["x", "gain"], ["a"], {}),
+        ("MatMul", ["a", "w"], ["y"], {}),
+        inputs={"x": ["batch", 8], "gain": [1], "idle": [2]},
+        constants={"w": np.ones((8, 4), np.float16)},
+        dtypes=dict.fromkeys(["x", "gain", "y"], TensorProto.FLOAT16),
+    )
     path = tmp_path / "net.onnx"
     onnx.save(made, path)
     data = [{"x": f["x"], "idle": np.zeros(2, np.float32)} for f in feeds()]
@@ -107,8 +115,10 @@ def test_a_model_that_onnxruntime_does_not_know_is_measured_behind_the_frontend(
     w = np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4)
     made = model(
         ("Quant", ["w", "s", "z", "b"], ["q"], {"signed": 1, "narrow": 1, "rounding_mode": "ROUND"}),
-        ("MatMul", ["x", "q"], ["y"], {}), inputs={"x": [1, 8]},
-        constants={"w": w, "s": np.float32(1 / 127), "z": np.float32(0), "b": np.float32(8)})
+        ("MatMul", ["x", "q"], ["y"], {}),
+        inputs={"x": [1, 8]},
+        constants={"w": w, "s": np.float32(1 / 127), "z": np.float32(0), "b": np.float32(8)},
+    )
     made.graph.node[0].domain = "qonnx.custom_op.general"
     made.opset_import.append(helper.make_opsetid("qonnx.custom_op.general", 1))
     built, found = compiled(tmp_path, made, feeds())
@@ -125,8 +135,12 @@ def test_parts_of_an_output_are_judged_alone(tmp_path):
         ("MatMul", ["a", "d"], ["scores"], {}),
         ("Concat", ["boxes", "scores"], ["y"], {"axis": 1}),
         inputs={"x": [1, 8]},
-        constants={"b": 300 * rng.standard_normal((8, 4)).astype(np.float32),
-                   "w": np.concatenate([w, w * 1.000003], 1), "d": np.array([[-1.0], [1.0]], np.float32)})
+        constants={
+            "b": 300 * rng.standard_normal((8, 4)).astype(np.float32),
+            "w": np.concatenate([w, w * 1.000003], 1),
+            "d": np.array([[-1.0], [1.0]], np.float32),
+        },
+    )
     built, found = compiled(tmp_path, made, feeds())
     assert found["y"] < 10 and [n for n in built.notes if "output 'y' is noisy" in n]
 

@@ -24,12 +24,16 @@ def test_threads(tmp_path):
     np.testing.assert_array_equal(run_guarded(manifest, [x], threads=3)[0], x.astype(np.int32) ** 2)
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (("y[i] = products[i]", "y[i] = products[i] + ((volatile int8_t *)x)[i + 48] * 0"), "of input input/x"),
-    (("y[i] = products[i]", "y[i] = products[i] + ((volatile int8_t *)x)[i - 24] * 0"), "of input input/x"),
-    (("y[i] = products[i]", "y[i] = products[i], ((volatile int32_t *)y)[i - 24] = 1"), "output y"),
-    (("y[i] = products[i]", "y[i] = products[i], ((volatile int32_t *)y)[i + 24] = 1"), "output y"),
-    (("(int32_t *)arena", "(int32_t *)arena - 8"), "the arena")])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("y[i] = products[i]", "y[i] = products[i] + ((volatile int8_t *)x)[i + 48] * 0"), "of input input/x"),
+        (("y[i] = products[i]", "y[i] = products[i] + ((volatile int8_t *)x)[i - 24] * 0"), "of input input/x"),
+        (("y[i] = products[i]", "y[i] = products[i], ((volatile int32_t *)y)[i - 24] = 1"), "output y"),
+        (("y[i] = products[i]", "y[i] = products[i], ((volatile int32_t *)y)[i + 24] = 1"), "output y"),
+        (("(int32_t *)arena", "(int32_t *)arena - 8"), "the arena"),
+    ],
+)
 def test_reads_and_writes_outside_of_buffers_are_seen(tmp_path, change, fault):
     with pytest.raises(AssertionError, match=fault):
         run(tmp_path, *change)
@@ -43,8 +47,9 @@ def test_the_function_that_leaves_its_buffers_is_named(tmp_path):
 STACK_READER = 'int32_t old[4096], *p = old; __asm__ volatile("" : "+r"(p)); y[0] = p[9]; return 0;'
 
 
-@pytest.mark.parametrize("change", [
-    ("products[i] = x[i]", "products[i] += x[i]"), ("return 0;", STACK_READER)], ids=["arena", "stack"])
+@pytest.mark.parametrize(
+    "change", [("products[i] = x[i]", "products[i] += x[i]"), ("return 0;", STACK_READER)], ids=["arena", "stack"]
+)
 def test_results_that_depend_on_old_memory_are_seen(tmp_path, change):
     with pytest.raises(AssertionError, match="depends on what memory held before"):
         run(tmp_path, *change)

@@ -81,7 +81,8 @@ def model(kind, form):
             out = "scanned"
             body.op("Squeeze", "h_out", "axes", out=out)
             graph = helper.make_graph(
-                body.nodes, "body", ends, [value("h_out", 1, UNITS), value("c_out", 1, UNITS), value(out, UNITS)])
+                body.nodes, "body", ends, [value("h_out", 1, UNITS), value("c_out", 1, UNITS), value(out, UNITS)]
+            )
             nodes.append(helper.make_node("Scan", ["zero", "zero", "x"], ["h_end", "c_end", "y"], body=graph,
                                           num_scan_inputs=1))  # fmt: skip
         else:

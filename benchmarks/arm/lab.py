@@ -74,9 +74,7 @@ class Tally:
     @staticmethod
     def of(blocks: Iterable[Block]) -> Tally:
         kept = list(blocks)
-        return Tally(
-            sum(b.count * len(b.text) for b in kept), sum(b.count * b.cycles for b in kept), kept
-        )
+        return Tally(sum(b.count * len(b.text) for b in kept), sum(b.count * b.cycles for b in kept), kept)
 
 
 class LabError(SystemExit):

@@ -119,9 +119,7 @@ def _kind(node: Node, types: dict[str, Type], target: CpuTarget) -> str:
     return op
 
 
-def _calls(
-    bench: _Bench, library: bytes, listing: list[ListedCall], heads: dict[str, tuple[str, int]]
-) -> list[Call]:
+def _calls(bench: _Bench, library: bytes, listing: list[ListedCall], heads: dict[str, tuple[str, int]]) -> list[Call]:
     calls: list[Call] = []
     for first in range(0, len(listing), WINDOW):
         dump, base = bench.run(library, first)
@@ -171,9 +169,7 @@ class _Bench:
             (self.folder / f"x{i}").write_bytes(np.ascontiguousarray(x).tobytes())
             plan["inputs"].append((str(self.folder / f"x{i}"), x.nbytes))
         (self.folder / "plan.json").write_text(json.dumps(plan))
-        dump = self.lab.run(
-            self.core, "-", Path(__file__).with_name("guest_artifact.py"), self.folder / "plan.json"
-        )
+        dump = self.lab.run(self.core, "-", Path(__file__).with_name("guest_artifact.py"), self.folder / "plan.json")
         return dump, int(dump.output.split()[-1])
 
     def equal(self) -> bool:

@@ -57,8 +57,13 @@ def ceilings(target: CpuTarget, counts: list[int]) -> dict[str, dict[str, float]
     loops = _dot_loops(target)
     best = max(loops, key=lambda loop: _rate(loop, 1, 0.01))  # which tile keeps this CPU's multipliers busiest
     memory = np.ones(READ_BYTES, np.uint8)  # zeros would all be one page
-    return {str(n): {"gmacs_per_s": round(_rate(best, n, n) / 1e9, 1),
-                     "read_gb_per_s": round(_rate(_reader(target, memory, n), n, 0.5) / 1e9, 2)} for n in counts}
+    return {
+        str(n): {
+            "gmacs_per_s": round(_rate(best, n, n) / 1e9, 1),
+            "read_gb_per_s": round(_rate(_reader(target, memory, n), n, 0.5) / 1e9, 2),
+        }
+        for n in counts
+    }
 
 
 Loop = tuple[Callable[[int], object], float]  # call(thread), and what one call gets done
@@ -115,8 +120,9 @@ def _dot_loop(dot: Dot, rows: int, columns: int, dtype: str) -> Any:
             for j, vector in enumerate(row):
                 y.store(i * columns + j * dot.lanes, vector)
 
-    return function(f"dot_{rows}x{columns}", [("x", dtype + "*"), ("w", "int8*"), ("y", "int32*"), ("steps", "int32")],
-                    body)
+    return function(
+        f"dot_{rows}x{columns}", [("x", dtype + "*"), ("w", "int8*"), ("y", "int32*"), ("steps", "int32")], body
+    )
 
 
 def _reader(target: CpuTarget, memory: np.ndarray, count: int) -> Loop:
@@ -134,8 +140,9 @@ def _reader(target: CpuTarget, memory: np.ndarray, count: int) -> Loop:
         for p in range(PIECES):
             y.store(p * lanes, sums.load(p * lanes, lanes))
 
-    entry = _library({"read": function("read", [("x", "int32*"), ("y", "int32*"), ("steps", "int32")], body)},
-                     target)["read"]
+    entry = _library({"read": function("read", [("x", "int32*"), ("y", "int32*"), ("steps", "int32")], body)}, target)[
+        "read"
+    ]
     part = memory.size // count
     steps = part // (PIECES * lanes * 4)
 

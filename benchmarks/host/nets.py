@@ -42,8 +42,12 @@ def bench_nets() -> dict[str, BenchNet]:
         return nets
     for name, case in load_cases().items():
         tflite = Path(case.model).with_name("int8.tflite")
-        nets[name] = BenchNet(name, lambda c=case: Path(c.model), lambda c=case: _few(c.calibration()),
-                              tflite if tflite.exists() else None)
+        nets[name] = BenchNet(
+            name,
+            lambda c=case: Path(c.model),
+            lambda c=case: _few(c.calibration()),
+            tflite if tflite.exists() else None,
+        )
     return nets
 
 

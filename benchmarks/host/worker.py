@@ -40,8 +40,14 @@ def compile(name: str, target: str) -> dict[str, Any]:
     model, calibration = net.model(), net.calibration()
     before = peak_bytes()
     built = qcompile.compile(model, target, calibration=calibration, output=net.folder, name=name)
-    return {"path": str(built.path), "model": str(model), "seconds": {k: round(v, 3) for k, v in built.seconds.items()},
-            "total_s": round(sum(built.seconds.values()), 2), "peak_bytes": peak_bytes(), "before_bytes": before}
+    return {
+        "path": str(built.path),
+        "model": str(model),
+        "seconds": {k: round(v, 3) for k, v in built.seconds.items()},
+        "total_s": round(sum(built.seconds.values()), 2),
+        "peak_bytes": peak_bytes(),
+        "before_bytes": before,
+    }
 
 
 def quantize(name: str) -> dict[str, Any]:
@@ -63,8 +69,15 @@ def quantize(name: str) -> dict[str, Any]:
         except Exception:  # its symbolic shape inference gives up on some nets, which then go as they are
             prepared = model
         fresh = result.with_suffix(".new")
-        quantize_static(str(prepared), str(fresh), _Reader(net.calibration()), quant_format=QuantFormat.QDQ,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_static(
+            str(prepared),
+            str(fresh),
+            _Reader(net.calibration()),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
         fresh.replace(result)
     return {"path": str(result)}
 
@@ -89,8 +102,10 @@ def run(runtime: str, file: str, artifact: str) -> dict[str, Any]:
 def _run_artifact(folder: Path, manifest: dict[str, Any]) -> None:
     """As a C program would: the library opened from its file, memory from the caller."""
     library = ctypes.CDLL(str(folder / manifest["library"]))
-    sides = [[np.ones(int(np.prod(t["shape"])) * np.dtype(t["dtype"]).itemsize + 64, np.uint8)
-              for t in manifest[side]] for side in ("inputs", "outputs")]
+    sides = [
+        [np.ones(int(np.prod(t["shape"])) * np.dtype(t["dtype"]).itemsize + 64, np.uint8) for t in manifest[side]]
+        for side in ("inputs", "outputs")
+    ]
     arena = np.empty(manifest["arena_bytes"] + 64, np.uint8)
 
     def address(array: np.ndarray) -> int:

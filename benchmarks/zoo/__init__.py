@@ -110,8 +110,15 @@ def _export(net: Net, file: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, example, str(fresh), input_names=list(net.inputs), output_names=["output"],
-                          opset_version=17, dynamo=False)
+        torch.onnx.export(
+            model,
+            example,
+            str(fresh),
+            input_names=list(net.inputs),
+            output_names=["output"],
+            opset_version=17,
+            dynamo=False,
+        )
     fresh.replace(file)
 
 

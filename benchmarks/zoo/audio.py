@@ -13,8 +13,10 @@ REPEATS = 3  # of each block
 
 def separable(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
     """Depthwise convolution over time, pointwise convolution, batch norm."""
-    return [nn.Conv1d(inputs, inputs, kernel, stride, dilation * (kernel - 1) // 2, dilation, inputs, bias=False),
-            *pointwise(inputs, outputs)]
+    return [
+        nn.Conv1d(inputs, inputs, kernel, stride, dilation * (kernel - 1) // 2, dilation, inputs, bias=False),
+        *pointwise(inputs, outputs),
+    ]
 
 
 def pointwise(inputs: int, outputs: int) -> list[nn.Module]:
@@ -43,6 +45,12 @@ def quartznet15x5() -> nn.Module:
         for _ in range(REPEATS):
             layers.append(Block(channels, outputs, kernel))
             channels = outputs
-    layers += [*separable(channels, 512, 87, dilation=2), nn.ReLU(), *pointwise(512, 1024), nn.ReLU(),
-               nn.Conv1d(1024, LETTERS, 1), nn.LogSoftmax(1)]
+    layers += [
+        *separable(channels, 512, 87, dilation=2),
+        nn.ReLU(),
+        *pointwise(512, 1024),
+        nn.ReLU(),
+        nn.Conv1d(1024, LETTERS, 1),
+        nn.LogSoftmax(1),
+    ]
     return nn.Sequential(*layers)

@@ -38,8 +38,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual sum; the norms before them (`pre`) or after."""
 
-    def __init__(self, attention: Attention, width: int, hidden: int, eps: float, pre: bool,
-                 gelu: str = "none") -> None:
+    def __init__(
+        self, attention: Attention, width: int, hidden: int, eps: float, pre: bool, gelu: str = "none"
+    ) -> None:
         super().__init__()
         self.attention, self.pre, self.gelu = attention, pre, partial(functional.gelu, approximate=gelu)
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
@@ -64,8 +65,9 @@ class Bert(nn.Module):
         self.words = nn.Embedding(vocabulary, width)
         self.positions, self.types = nn.Embedding(512, width), nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, 1e-12)
-        self.blocks = nn.ModuleList(Block(Attention(width, heads, False), width, hidden, 1e-12, False)
-                                    for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(Attention(width, heads, False), width, hidden, 1e-12, False) for _ in range(depth)
+        )
         self.pooler = nn.Linear(width, width)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +91,9 @@ class Vit(nn.Module):
         self.patches = nn.Conv2d(3, width, patch, patch)
         self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, (size // patch) ** 2 + 1, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(Attention(width, heads, True), width, 4 * width, 1e-6, True)
-                                    for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(Attention(width, heads, True), width, 4 * width, 1e-6, True) for _ in range(depth)
+        )
         self.norm, self.head = nn.LayerNorm(width, 1e-6), nn.Linear(width, 1000)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -108,14 +111,17 @@ def vit(width: int, heads: int) -> nn.Module:
 class Gpt2(nn.Module):
     """Token ids to the logits of every position; the head shares the embedding's weights."""
 
-    def __init__(self, width: int = 768, depth: int = 12, heads: int = 12, vocabulary: int = 50257,
-                 length: int = 1024) -> None:
+    def __init__(
+        self, width: int = 768, depth: int = 12, heads: int = 12, vocabulary: int = 50257, length: int = 1024
+    ) -> None:
         super().__init__()
         self.words, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         nn.init.normal_(self.words.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(Attention(width, heads, True, True, length), width, 4 * width, 1e-5, True,
-                                          "tanh") for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(Attention(width, heads, True, True, length), width, 4 * width, 1e-5, True, "tanh")
+            for _ in range(depth)
+        )
         self.norm, self.head = nn.LayerNorm(width, 1e-5), nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.words.weight
 

@@ -41,8 +41,12 @@ def build_artifact(
     library, header, proof = backend.link(spec, digest)
     manifest = {**facts, "content_hash": digest, **_after_linking(library, proof)}
     manifest[SEAL] = seal(manifest)
-    files = {**spec.files, f"lib{spec.name}.so": library, f"{spec.name}.h": header.encode(),
-             MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}
+    files = {
+        **spec.files,
+        f"lib{spec.name}.so": library,
+        f"{spec.name}.h": header.encode(),
+        MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode(),
+    }
     path = Path(output) / f"{label}-{spec.target.name}"
     if page:
         files[REPORT] = page(path, manifest).encode()
@@ -55,15 +59,24 @@ def _facts(spec: ArtifactSpec, section: dict[str, object]) -> dict[str, object]:
     hash."""
     kind = spec.target.kind
     facts = {
-        "abi_version": MANIFEST_ABI, "kind": kind, "name": spec.name, "target": spec.target.name,
-        "machine": spec.target.machine, kind: section, "library": f"lib{spec.name}.so", "header": f"{spec.name}.h",
+        "abi_version": MANIFEST_ABI,
+        "kind": kind,
+        "name": spec.name,
+        "target": spec.target.name,
+        "machine": spec.target.machine,
+        kind: section,
+        "library": f"lib{spec.name}.so",
+        "header": f"{spec.name}.h",
         "arena_bytes": spec.arena_bytes,
         "inputs": [tensor.to_manifest() for tensor in spec.inputs],
         "outputs": [tensor.to_manifest() for tensor in spec.outputs],
         "states": [list(pair) for pair in spec.states],
-        "macs": spec.macs, "tool_version": tool_version(), "weights_bytes": len(spec.weights),
+        "macs": spec.macs,
+        "tool_version": tool_version(),
+        "weights_bytes": len(spec.weights),
         "files": {name: _sha256(data) for name, data in spec.files.items()},
-        "weights_sha256": _sha256(spec.weights), "objects_sha256": [_sha256(data) for data in spec.objects],
+        "weights_sha256": _sha256(spec.weights),
+        "objects_sha256": [_sha256(data) for data in spec.objects],
     }
     if facts.keys() & spec.extra.keys():
         raise ValueError(f"{', '.join(facts.keys() & spec.extra.keys())}: the manifest has its own")
@@ -72,8 +85,12 @@ def _facts(spec: ArtifactSpec, section: dict[str, object]) -> dict[str, object]:
 
 def _after_linking(library: bytes, proof: Proof) -> dict[str, object]:
     counts = asdict(proof)
-    return {"library_sha256": _sha256(library), "library_bytes": len(library), "code_bytes": counts.pop("code_bytes"),
-            "proof": counts}
+    return {
+        "library_sha256": _sha256(library),
+        "library_bytes": len(library),
+        "code_bytes": counts.pop("code_bytes"),
+        "proof": counts,
+    }
 
 
 def _sha256(data: bytes) -> str:

@@ -16,9 +16,27 @@ from qcompile.targets import ARCHITECTURES, CompileError
 PARALLEL_SLOT = "__TVMBackendParallelLaunch"
 SEGMENT_ALIGNMENT = 16384  # Android 15 has pages of 16 KiB
 
-_LINK_FLAGS = ("-shared", "-nostdlib", "--gc-sections", "--no-undefined", "-Bsymbolic", "--build-id=none",
-               "--hash-style=both", "--strip-debug", "-z", f"max-page-size={SEGMENT_ALIGNMENT}", "-z", "text",
-               "-z", "noexecstack", "-z", "relro", "-z", "now", "--version-script=exports.map")
+_LINK_FLAGS = (
+    "-shared",
+    "-nostdlib",
+    "--gc-sections",
+    "--no-undefined",
+    "-Bsymbolic",
+    "--build-id=none",
+    "--hash-style=both",
+    "--strip-debug",
+    "-z",
+    f"max-page-size={SEGMENT_ALIGNMENT}",
+    "-z",
+    "text",
+    "-z",
+    "noexecstack",
+    "-z",
+    "relro",
+    "-z",
+    "now",
+    "--version-script=exports.map",
+)
 
 
 def exported_symbols(name: str) -> list[str]:
@@ -39,9 +57,13 @@ def link_library(spec: ArtifactSpec, content_hash: str = "") -> tuple[bytes, str
         folder = Path(temporary)
         objects = [f"{i}.o" for i in range(len(spec.objects))]
         exports = "".join(f" {symbol};" for symbol in exported_symbols(spec.name))
-        for file, data in (*zip(objects, spec.objects), ("weights.bin", spec.weights), ("shim.c", shim.encode()),
-                           (f"{spec.name}.h", header.encode()),
-                           ("exports.map", f"{{ global:{exports} local: *; }};\n".encode())):
+        for file, data in (
+            *zip(objects, spec.objects),
+            ("weights.bin", spec.weights),
+            ("shim.c", shim.encode()),
+            (f"{spec.name}.h", header.encode()),
+            ("exports.map", f"{{ global:{exports} local: *; }};\n".encode()),
+        ):
             (folder / file).write_bytes(data)
         try:
             compile_c(folder, "shim.c", "shim.o", spec.target.triple, spec.target.clang)

@@ -49,13 +49,16 @@ def prove(library: bytes, arch: str, exports: list[str]) -> Proof:
             kind = seen.get(mnemonic) or seen.setdefault(mnemonic, architecture.classify(mnemonic))
             kinds[kind] += 1
             if kind is Kind.FLOAT:
-                raise CompileError(f"floating-point instruction '{mnemonic} {operands}' at {address:#x} in "
-                                   f"{names.at(address)}: the artifact would not be integer-only")
+                raise CompileError(
+                    f"floating-point instruction '{mnemonic} {operands}' at {address:#x} in "
+                    f"{names.at(address)}: the artifact would not be integer-only"
+                )
     return Proof(kinds.total(), kinds[Kind.MOVE], code_bytes)
 
 
-def disassemble(code: bytes, address: int, arch: str,
-                names: "_Functions | None" = None) -> Iterator[tuple[int, str, str]]:
+def disassemble(
+    code: bytes, address: int, arch: str, names: "_Functions | None" = None
+) -> Iterator[tuple[int, str, str]]:
     """(address, mnemonic, operands) of every instruction in ``code``; CompileError at bytes that are none."""
     architecture = ARCHITECTURES[arch]
     engine = capstone.Cs(*(getattr(capstone, name) for name in architecture.disassembler))
@@ -69,8 +72,10 @@ def disassemble(code: bytes, address: int, arch: str,
         size = architecture.unknown_length(code[offset:])
         if not size:
             where = names.at(address + offset) if names else "the code"
-            raise CompileError(f"bytes {code[offset:offset + 8].hex(' ')} at {address + offset:#x} in {where} are no "
-                               "instruction that the disassembler knows, so nothing can be proved about them")
+            raise CompileError(
+                f"bytes {code[offset : offset + 8].hex(' ')} at {address + offset:#x} in {where} are no "
+                "instruction that the disassembler knows, so nothing can be proved about them"
+            )
         yield address + offset, "unknown", ""
         offset += size
 
@@ -91,11 +96,14 @@ def _prove_self_contained(elf: ELFFile, exports: list[str]) -> None:
     dynamic = [symbol for symbol in symbols(elf, ".dynsym") if symbol.name]
     undefined = sorted(symbol.name for symbol in dynamic if symbol["st_shndx"] == "SHN_UNDEF")
     exported = sorted(symbol.name for symbol in dynamic if symbol["st_shndx"] != "SHN_UNDEF")
-    tags = [tag for section in elf.iter_sections() if isinstance(section, DynamicSection)
-            for tag in section.iter_tags()]
+    tags = [
+        tag for section in elf.iter_sections() if isinstance(section, DynamicSection) for tag in section.iter_tags()
+    ]
     needed = sorted(str(getattr(tag, "needed", "?")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
-    text_relocations = any(tag.entry.d_tag == "DT_TEXTREL" or (
-        tag.entry.d_tag == "DT_FLAGS" and tag.entry.d_val & _DF_TEXTREL) for tag in tags)
+    text_relocations = any(
+        tag.entry.d_tag == "DT_TEXTREL" or (tag.entry.d_tag == "DT_FLAGS" and tag.entry.d_val & _DF_TEXTREL)
+        for tag in tags
+    )
     segments = list(elf.iter_segments())
     loads = [segment for segment in segments if segment["p_type"] == "PT_LOAD"]
     faults = (

@@ -15,7 +15,8 @@ _KEYWORDS = (
     "double else enum explicit export extern false float for friend goto if inline int long main mutable namespace new "
     "not operator or private protected public register requires restrict return short signed sizeof static struct "
     "switch template this thread_local throw true try typedef typeid typename union unsigned using virtual void "
-    "volatile while xor")
+    "volatile while xor"
+)
 
 
 LEAST_SCALE, LARGEST_SCALE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # of float32
@@ -28,10 +29,10 @@ def c_prefix(text: str, fallback: str = "model") -> str:
     long is cut, and ends with a hash of the whole."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     word = re.sub(r"_+", "_", re.sub(r"\W", "_", plain)).strip("_") or fallback
-    if word[0].isdigit() or word.startswith("qc_"):         # qc_ is ours
+    if word[0].isdigit() or word.startswith("qc_"):  # qc_ is ours
         word = f"{fallback}_{word}"
     if len(word) > LONGEST_NAME:
-        word = f"{word[:LONGEST_NAME - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        word = f"{word[: LONGEST_NAME - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return word
 
 
@@ -88,8 +89,13 @@ class TensorInfo:
     def to_manifest(self) -> dict[str, object]:
         """The entry of ``manifest.json``."""
         scale = self.scales if isinstance(self.scale, list | tuple) else self.scale and float(self.scale)
-        entry: dict[str, object] = {"name": self.name, "dtype": self.dtype, "shape": [int(n) for n in self.shape],
-                                    "scale": scale, "zero_point": int(self.zero_point)}
+        entry: dict[str, object] = {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": [int(n) for n in self.shape],
+            "scale": scale,
+            "zero_point": int(self.zero_point),
+        }
         entry |= {"declared": self.declared} if self.declared else {}
         return {**entry, "axis": self.axis} if isinstance(scale, list) else entry
 
@@ -139,8 +145,10 @@ def _check_names(kind: str, names: Iterable[str]) -> None:
         if name in seen:
             raise CompileError(f"two {kind}s are called {name!r}")
         if "\0" in name or len(name.encode()) > LONGEST_KEY:
-            raise CompileError(f"{kind} {name!r}: names of inputs and outputs are C strings and members of npz files; "
-                               f"rename it, without null characters and with at most {LONGEST_KEY} bytes")
+            raise CompileError(
+                f"{kind} {name!r}: names of inputs and outputs are C strings and members of npz files; "
+                f"rename it, without null characters and with at most {LONGEST_KEY} bytes"
+            )
         seen.add(name)
 
 
@@ -152,8 +160,11 @@ def _check_tensor(kind: str, tensor: TensorInfo) -> None:
         raise CompileError(f"{where} has shape {list(tensor.shape)}; every size must be known and at least 1")
     for scale in tensor.scales:
         if not LEAST_SCALE <= scale <= LARGEST_SCALE:
-            raise CompileError(f"{where} has scale {scale:g}; scales must be positive and finite in float32: "
-                               "let the model bound its values")
+            raise CompileError(
+                f"{where} has scale {scale:g}; scales must be positive and finite in float32: "
+                "let the model bound its values"
+            )
     if isinstance(tensor.scale, list | tuple) and not (
-            0 <= tensor.axis < len(tensor.shape) and len(tensor.scales) == tensor.shape[tensor.axis]):
+        0 <= tensor.axis < len(tensor.shape) and len(tensor.scales) == tensor.shape[tensor.axis]
+    ):
         raise CompileError(f"{where} has {len(tensor.scales)} scales along axis {tensor.axis} of {list(tensor.shape)}")

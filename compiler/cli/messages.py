@@ -27,8 +27,10 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if message is None:  # a defect of ours, but a user's terminal is no place for its traceback
                 if os.environ.get("QCOMPILE_DEBUG"):
                     raise
-                message = (f"unexpected {type(error).__name__}: {error}; this is a defect of qcompile "
-                           "(QCOMPILE_DEBUG=1 shows where)")
+                message = (
+                    f"unexpected {type(error).__name__}: {error}; this is a defect of qcompile "
+                    "(QCOMPILE_DEBUG=1 shows where)"
+                )
         print(f"{Path(sys.argv[0]).stem}: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 

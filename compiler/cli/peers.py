@@ -29,18 +29,23 @@ def open_peer(text: str, artifact: Model, inputs: Mapping[str, np.ndarray], thre
     """
     name, _, path = text.partition(":")
     if name not in _RUNTIMES or (name == "litert" and not path):
-        raise ArtifactError(f"unknown peer {text!r}; known are onnxruntime, onnxruntime:MODEL.onnx and "
-                            "litert:MODEL.tflite")
+        raise ArtifactError(
+            f"unknown peer {text!r}; known are onnxruntime, onnxruntime:MODEL.onnx and litert:MODEL.tflite"
+        )
     file = Path(path) if path else artifact.manifest.folder / KEPT_MODEL
     if not file.is_file():
-        raise ArtifactError(f"{file} does not exist" if path else
-                            f"{artifact.manifest.folder} has no {KEPT_MODEL}: compile with --keep, or name a model: "
-                            "--against onnxruntime:MODEL.onnx")
+        raise ArtifactError(
+            f"{file} does not exist"
+            if path
+            else f"{artifact.manifest.folder} has no {KEPT_MODEL}: compile with --keep, or name a model: "
+            "--against onnxruntime:MODEL.onnx"
+        )
     return Peer(name, str(file), _RUNTIMES[name](file, artifact, inputs, threads))
 
 
-def _onnxruntime_call(file: Path, artifact: Model, inputs: Mapping[str, np.ndarray],
-                      threads: int) -> Callable[[], object]:
+def _onnxruntime_call(
+    file: Path, artifact: Model, inputs: Mapping[str, np.ndarray], threads: int
+) -> Callable[[], object]:
     """One inference with inputs and outputs bound to fixed buffers, so that the call does nothing but compute."""
     import onnxruntime as ort  # 100 ms to import, and only needed here
 

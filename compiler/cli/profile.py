@@ -67,8 +67,10 @@ def profile(model: Model, inputs: Mapping[str, np.ndarray], seconds: float, thre
     ends = np.cumsum([len(rows) for rows in groups])
     medians = [float(np.median(part.sum(1))) for part in np.split(spent, ends[:-1], axis=1)]
     # shares of their sum: a whole run is interrupted more often than one call
-    ops = [OpTime(**rows[0], calls=len(rows), us=round(us, 3), share=round(us / sum(medians), 5))
-           for rows, us in zip(groups, medians)]
+    ops = [
+        OpTime(**rows[0], calls=len(rows), us=round(us, 3), share=round(us / sum(medians), 5))
+        for rows, us in zip(groups, medians)
+    ]
     return {
         "runs": len(stamps),
         "threads": threads,
@@ -105,8 +107,9 @@ def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, An
         kernels = [kernel for _, kernel in group]
         node = nodes.get(name)
         if node is None:  # the copy of an input or an output
-            calls += [{"node": name, "op": "copy", "kind": "copy", "shapes": "", "kernel": k, "macs": 0}
-                      for k in kernels]
+            calls += [
+                {"node": name, "op": "copy", "kind": "copy", "shapes": "", "kernel": k, "macs": 0} for k in kernels
+            ]
             continue
         head, macs = (node.body or (node,))[0], all_macs[name]
         kind = OPS[head.op].kind([types[i] for i in head.inputs], head.attrs)
@@ -115,10 +118,16 @@ def _describe(program: Any, listing: list[tuple[str, str]]) -> list[dict[str, An
         for index, kernel in enumerate(kernels):
             computes = not macs or _family(kernel) == _family(kernels[-1])
             first = computes and not any(_family(k) == _family(kernel) for k in kernels[:index])
-            calls.append({
-                "node": name, "op": "+".join(n.op for n in node.body) or node.op, "shapes": shapes, "kernel": kernel,
-                "kind": kind if computes else "layout", "macs": macs if first else 0,
-            })
+            calls.append(
+                {
+                    "node": name,
+                    "op": "+".join(n.op for n in node.body) or node.op,
+                    "shapes": shapes,
+                    "kernel": kernel,
+                    "kind": kind if computes else "layout",
+                    "macs": macs if first else 0,
+                }
+            )
     return calls
 
 
@@ -173,24 +182,61 @@ def _outside_matmuls(ops: list[OpTime]) -> float:
 
 def print_profile(report: dict[str, Any], least_share: float = 0.003) -> None:
     """Tables of the ops in order (those of at least `least_share` of the time) and of the kinds."""
-    table = new_table("node", "op", "shapes", "kernel", ">µs", ">share", ">GMAC/s",
-                      title=f"time per op, {report['threads']} thread(s), median of {report['runs']} runs: "
-                            f"{report['total_us']:.1f} µs")
+    table = new_table(
+        "node",
+        "op",
+        "shapes",
+        "kernel",
+        ">µs",
+        ">share",
+        ">GMAC/s",
+        title=f"time per op, {report['threads']} thread(s), median of {report['runs']} runs: "
+        f"{report['total_us']:.1f} µs",
+    )
     shown = [o for o in report["ops"] if o["share"] >= least_share]
     for o in shown:
-        add_row(table, o["node"], o["op"], o["shapes"], o["kernel"], f"{o['us']:.1f}", f"{o['share']:.1%}",
-                f"{o['gmacs_per_s']:.0f}" if o["gmacs_per_s"] else "")
+        add_row(
+            table,
+            o["node"],
+            o["op"],
+            o["shapes"],
+            o["kernel"],
+            f"{o['us']:.1f}",
+            f"{o['share']:.1%}",
+            f"{o['gmacs_per_s']:.0f}" if o["gmacs_per_s"] else "",
+        )
     if len(shown) < len(report["ops"]):
         rest = sum(o["us"] for o in report["ops"] if o["share"] < least_share)
-        add_row(table, f"{len(report['ops']) - len(shown)} smaller ones", "", "", "", f"{rest:.1f}",
-                f"{rest / report['total_us']:.1%}", "")
+        add_row(
+            table,
+            f"{len(report['ops']) - len(shown)} smaller ones",
+            "",
+            "",
+            "",
+            f"{rest:.1f}",
+            f"{rest / report['total_us']:.1%}",
+            "",
+        )
     kinds = new_table("kind", ">calls", ">µs", ">share", ">GMAC/s", title="by kind of op")
     for kind, row in report["kinds"].items():
-        add_row(kinds, kind, str(row["calls"]), f"{row['us']:.1f}", f"{row['share']:.1%}",
-                f"{row['gmacs_per_s']:.0f}" if row["gmacs_per_s"] else "")
+        add_row(
+            kinds,
+            kind,
+            str(row["calls"]),
+            f"{row['us']:.1f}",
+            f"{row['share']:.1%}",
+            f"{row['gmacs_per_s']:.0f}" if row["gmacs_per_s"] else "",
+        )
     rate = " (attention's products at the dense layers' rate)" if "attention" in report["kinds"] else ""
-    print_tables("", table, "", kinds, "", *([] if report["same_code"] else [CHANGED]),
-                 f"outside convolutions and products: {report['outside_matmuls']:.1%}{rate}")
+    print_tables(
+        "",
+        table,
+        "",
+        kinds,
+        "",
+        *([] if report["same_code"] else [CHANGED]),
+        f"outside convolutions and products: {report['outside_matmuls']:.1%}{rate}",
+    )
 
 
 __all__ = ["print_profile", "profile"]

@@ -10,21 +10,42 @@ from qcompile.files import output_file
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--against", multiple=True, metavar="PEER",
-              help="onnxruntime (the QDQ model in the artifact's folder), onnxruntime:MODEL.onnx or "
-                   "litert:MODEL.tflite; repeatable.")
-@click.option("--input", "input_file", type=click.Path(path_type=Path),
-              help="npz file whose first sample to run; by default made-up values.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="PEER",
+    help="onnxruntime (the QDQ model in the artifact's folder), onnxruntime:MODEL.onnx or "
+    "litert:MODEL.tflite; repeatable.",
+)
+@click.option(
+    "--input",
+    "input_file",
+    type=click.Path(path_type=Path),
+    help="npz file whose first sample to run; by default made-up values.",
+)
 @click.option("--repeat", type=click.IntRange(1), help="Measured calls of each; by default as many as fit --seconds.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Time for each contender.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, MOST_THREADS),
-              help="Threads, of the peers too.")
-@click.option("--profile", "with_profile", is_flag=True,
-              help="Also the time per op, from the same kernels with a time stamp around each.")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1, MOST_THREADS), help="Threads, of the peers too."
+)
+@click.option(
+    "--profile",
+    "with_profile",
+    is_flag=True,
+    help="Also the time per op, from the same kernels with a time stamp around each.",
+)
 @click.option("--json", "json_file", metavar="FILE", help="Also write the figures as JSON; '-' for standard output.")
 @one_line_errors
-def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repeat: int | None, seconds: float,
-         threads: int, with_profile: bool, json_file: str | None) -> None:
+def main(
+    artifact: Path,
+    against: tuple[str, ...],
+    input_file: Path | None,
+    repeat: int | None,
+    seconds: float,
+    threads: int,
+    with_profile: bool,
+    json_file: str | None,
+) -> None:
     """Measures the latency of the compiled ARTIFACT folder on this machine.
 
     Peers run in the same process in turns of a few milliseconds, so that a busy moment slows all alike; a ratio is
@@ -61,6 +82,7 @@ def main(artifact: Path, against: tuple[str, ...], input_file: Path | None, repe
             click.echo(text, nl=False)
         else:
             write_whole(Path(json_file), text.encode())
+
 
 if __name__ == "__main__":
     main()

@@ -22,11 +22,20 @@ def run_samples(model: Model, run: Callable[[Arrays], Arrays], arrays: Arrays) -
     if not counts:
         return run({name: arrays[name] for name in forms})
     if len(counts) > 1:
-        raise ArtifactError("the inputs have different numbers of samples: " + ", ".join(
-            f"{name} {count}" for name, (count, _) in forms.items() if count is not None))
+        raise ArtifactError(
+            "the inputs have different numbers of samples: "
+            + ", ".join(f"{name} {count}" for name, (count, _) in forms.items() if count is not None)
+        )
     along_batch = any(form == "batch" for _, form in forms.values())
-    results = [run({name: arrays[name] if count is None else arrays[name][i].reshape(_shape(model, name))
-                    for name, (count, _) in forms.items()}) for i in _progress(counts.pop())]
+    results = [
+        run(
+            {
+                name: arrays[name] if count is None else arrays[name][i].reshape(_shape(model, name))
+                for name, (count, _) in forms.items()
+            }
+        )
+        for i in _progress(counts.pop())
+    ]
     joined = {}
     for tensor in model.outputs:
         parts = [result[tensor.name] for result in results]
@@ -43,8 +52,10 @@ def _sample_form(tensor: Tensor, array: np.ndarray) -> tuple[int | None, str]:
         return array.shape[0], "stack"
     if array.ndim and array.shape[0] and tensor.shape[:1] == (1,) and array.shape[1:] == tensor.shape[1:]:
         return array.shape[0], "batch"
-    raise ArtifactError(f"input {tensor.name!r} has shape {list(array.shape)}; the model takes {list(tensor.shape)}, "
-                        "or that with samples in front")
+    raise ArtifactError(
+        f"input {tensor.name!r} has shape {list(array.shape)}; the model takes {list(tensor.shape)}, "
+        "or that with samples in front"
+    )
 
 
 def _shape(model: Model, name: str) -> tuple[int, ...]:

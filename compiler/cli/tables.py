@@ -7,8 +7,9 @@ from rich.table import Table
 
 def new_table(*headings: str, title: str | None = None) -> Table:
     """A table with these columns; those whose heading begins with ">" are aligned to the right."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False,
-                  show_header=any(headings))
+    table = Table(
+        title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(headings)
+    )
     for heading in headings:
         table.add_column(heading.removeprefix(">"), justify="right" if heading[:1] == ">" else "left", no_wrap=True)
     return table

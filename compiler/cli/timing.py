@@ -32,8 +32,11 @@ def measure(calls: list[Callable[[], object]], repeat: int | None, seconds: floa
     """
     samples: list[list[Turn]] = [[] for _ in calls]
     deadline = time.perf_counter() + seconds * len(calls)
-    while (min(sum(len(turn.ns) for turn in turns) for turns in samples) < repeat if repeat
-           else not samples[0] or time.perf_counter() < deadline):
+    while (
+        min(sum(len(turn.ns) for turn in turns) for turns in samples) < repeat
+        if repeat
+        else not samples[0] or time.perf_counter() < deadline
+    ):
         for call, kept in zip(calls, samples):
             kept.append(_turn(call))
     return samples
@@ -79,8 +82,13 @@ def _made_up(tensor: Tensor, random: np.random.Generator) -> np.ndarray:
 def _statistics(turns: list[Turn], repeat: int | None, threads: int) -> dict[str, float]:
     microseconds = np.concatenate([turn.ns for turn in turns])[:repeat] / 1000
     cpu = {"cpu_us": round(float(np.median([turn.cpu_ns for turn in turns])) / 1000, 3)} if threads == 1 else {}
-    return {"median_us": round(float(np.median(microseconds)), 3), "min_us": round(float(microseconds.min()), 3),
-            "p95_us": round(float(np.percentile(microseconds, 95)), 3), **cpu, "calls": len(microseconds)}
+    return {
+        "median_us": round(float(np.median(microseconds)), 3),
+        "min_us": round(float(microseconds.min()), 3),
+        "p95_us": round(float(np.percentile(microseconds, 95)), 3),
+        **cpu,
+        "calls": len(microseconds),
+    }
 
 
 def _spread(own: list[Turn], peer: list[Turn]) -> list[float]:
@@ -89,25 +97,54 @@ def _spread(own: list[Turn], peer: list[Turn]) -> list[float]:
     return [round(float(q), 4) for q in np.percentile(ratios, (25, 75))]
 
 
-def report_of(model: Model, threads: int, contenders: list[Peer], samples: list[list[Turn]],
-            repeat: int | None) -> dict[str, Any]:
+def report_of(
+    model: Model, threads: int, contenders: list[Peer], samples: list[list[Turn]], repeat: int | None
+) -> dict[str, Any]:
     own, *others = (_statistics(turns, repeat, threads) for turns in samples)
-    peers = [{"name": peer.name, "model": peer.model, **figures,
-              "ratio": round(figures["median_us"] / own["median_us"], 4),
-              "ratio_quartiles": _spread(samples[0], turns)}
-             for peer, figures, turns in zip(contenders[1:], others, samples[1:])]
-    return {"name": model.manifest.name, "target": model.manifest.target, "cpu": model.manifest.machine,
-            "threads": threads, **own, "peers": peers}
+    peers = [
+        {
+            "name": peer.name,
+            "model": peer.model,
+            **figures,
+            "ratio": round(figures["median_us"] / own["median_us"], 4),
+            "ratio_quartiles": _spread(samples[0], turns),
+        }
+        for peer, figures, turns in zip(contenders[1:], others, samples[1:])
+    ]
+    return {
+        "name": model.manifest.name,
+        "target": model.manifest.target,
+        "cpu": model.manifest.machine,
+        "threads": threads,
+        **own,
+        "peers": peers,
+    }
 
 
 def print_report(report: dict[str, Any]) -> None:
     """A row for the artifact and for each of its peers."""
     times = [key for key in ("median_us", "min_us", "p95_us", "cpu_us") if key in report]
-    table = new_table("", *(f">{key.removesuffix('_us')}" for key in times), ">calls", ">ratio", ">quartiles",
-                      title=f"{report['name']} on {report['cpu']}, {report['threads']} thread(s), microseconds")
-    for row, label in ((report, "qcompile"), *((peer, f"{peer['name']}: {Path(peer['model']).name}")
-                                               for peer in report["peers"])):
-        add_row(table, label, *(f"{row[key]:.1f}" for key in times), str(row["calls"]),
-                *([f"{row['ratio']:.2f}", "{:.2f} to {:.2f}".format(*row["ratio_quartiles"])]
-                  if "ratio" in row else ["", ""]))
+    table = new_table(
+        "",
+        *(f">{key.removesuffix('_us')}" for key in times),
+        ">calls",
+        ">ratio",
+        ">quartiles",
+        title=f"{report['name']} on {report['cpu']}, {report['threads']} thread(s), microseconds",
+    )
+    for row, label in (
+        (report, "qcompile"),
+        *((peer, f"{peer['name']}: {Path(peer['model']).name}") for peer in report["peers"]),
+    ):
+        add_row(
+            table,
+            label,
+            *(f"{row[key]:.1f}" for key in times),
+            str(row["calls"]),
+            *(
+                [f"{row['ratio']:.2f}", "{:.2f} to {:.2f}".format(*row["ratio_quartiles"])]
+                if "ratio" in row
+                else ["", ""]
+            ),
+        )
     print_tables(table)

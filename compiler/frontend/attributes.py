@@ -269,8 +269,10 @@ def _grid_sample(graph: Graph, node: NodeProto) -> Iterator[Fault]:
 
 def _suppression(graph: Graph, node: NodeProto) -> Iterator[Fault]:
     boxes, scores = (graph.shape(i) for i in node.input[:2])
-    if boxes is not None and scores is not None and (
-        len(boxes) != 3 or len(scores) != 3 or boxes[2] != 4 or boxes[0] != scores[0] or boxes[1] != scores[2]
+    if (
+        boxes is not None
+        and scores is not None
+        and (len(boxes) != 3 or len(scores) != 3 or boxes[2] != 4 or boxes[0] != scores[0] or boxes[1] != scores[2])
     ):
         yield "input", f"boxes and scores have shapes {list(boxes)} and {list(scores)}, not [n, k, 4] and [n, c, k]"
     if attribute(node, "center_point_box", 0) not in (0, 1):

@@ -71,8 +71,9 @@ def _reach(
             if attribute(node, "output_shape") is None and (size - 1) * strides[axis] + reach[axis] + extra <= whole:
                 yield "attribute 'pads'", f"is {pads}, which leaves nothing of its result along axis {axis + 2}"
         elif size + whole < reach[axis]:
-            yield "attribute 'dilations'" if dilations[axis] > 1 else "kernel", (
-                f"reaches over {reach[axis]} pixels along axis {axis + 2}; its input has {size + whole} with padding"
+            yield (
+                "attribute 'dilations'" if dilations[axis] > 1 else "kernel",
+                (f"reaches over {reach[axis]} pixels along axis {axis + 2}; its input has {size + whole} with padding"),
             )
         elif pool and dilations[axis] > 1:
             begins = np.arange((size + whole - reach[axis]) // strides[axis] + 1) * strides[axis] - pads[axis]

@@ -63,9 +63,7 @@ class TopK(Converter):
         if not 0 < k <= out[axis]:
             raise CompileError(f"TopK of {k} elements of an axis of {out[axis]}")
         out[axis] = k
-        numbers = bb.emit(
-            source_op("top_k", [x], out, "int64", axis=axis, k=k, largest=int(attr.get("largest", 1)))
-        )
+        numbers = bb.emit(source_op("top_k", [x], out, "int64", axis=axis, k=k, largest=int(attr.get("largest", 1))))
         values = bb.emit(source_op("gather_elements", [x, numbers], out, dtype, axis=axis))
         return relax.Tuple([values, numbers])
 

@@ -122,7 +122,7 @@ def parse_bits(bits: Bits) -> LayerBits | Path | Mapping[str, LayerBits] | str:
 
 
 def parse_budgets(budgets: Budget) -> dict[str, float]:
-    """"size=60%", several of these, or {"size": 0.6} as {"size": 0.6}: shares of the 8-bit model, of the output's
+    """ "size=60%", several of these, or {"size": 0.6} as {"size": 0.6}: shares of the 8-bit model, of the output's
     energy for loss. Several in one text are separated by commas."""
     if isinstance(budgets, str):
         budgets = [text for text in budgets.split(",") if text.strip()]

@@ -1,4 +1,5 @@
 """Copies across the border of the artifact: buffers of the caller are read and written to the byte, never beyond."""
+
 from __future__ import annotations
 
 from qcompile.kernels.cpu.builder import Expr, Pointer, T, store_lanes

@@ -71,9 +71,7 @@ class Pointer:
         T.evaluate(T.call_llvm_intrin("", "llvm.prefetch", self.address(offset), T.int32(0), T.int32(2), T.int32(1)))
 
 
-def function(
-    name: str, parameters: Sequence[tuple[str, str]], body: Callable[..., None], noalias: bool = True
-) -> Any:
+def function(name: str, parameters: Sequence[tuple[str, str]], body: Callable[..., None], noalias: bool = True) -> Any:
     """A PrimFunc `int32 name(...)` that returns 0.
 
     parameters: (name, dtype) for an int scalar, (name, dtype + "*") for a pointer to such elements. `body` is called

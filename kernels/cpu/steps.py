@@ -243,9 +243,7 @@ STEPS: dict[str, Rule] = {
     "mul": Rule(_numbers("shift", *BOUNDS, optional=("x_zero_point", "r_zero_point", "pre")), _mul),
     "add": Rule(_add_scalars, _add),
     "add_residual": Rule(_residual_scalars, _add_residual),
-    "add_residual_word": Rule(
-        _numbers("r_multiplier", "shift", "fraction", *BOUNDS), _add_residual_word, words=True
-    ),
+    "add_residual_word": Rule(_numbers("r_multiplier", "shift", "fraction", *BOUNDS), _add_residual_word, words=True),
     "add_residual_low": Rule(
         _numbers("x_shift", "r_multiplier", "shift", "qmin", "qmax", optional=("r_zero_point", "zero_point")),
         _add_residual_low,

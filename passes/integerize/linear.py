@@ -238,11 +238,7 @@ def conv_transpose(r: Reader, call: Any, args: list[Any]) -> Accumulator:
     c, og, kh, kw = w.shape
 
     def regroup(v: np.ndarray) -> np.ndarray:
-        return (
-            v.reshape(groups, c // groups, og, kh, kw)
-            .swapaxes(1, 2)
-            .reshape(groups * og, c // groups, kh, kw)
-        )
+        return v.reshape(groups, c // groups, og, kh, kw).swapaxes(1, 2).reshape(groups * og, c // groups, kh, kw)
 
     w = w.map(regroup)
     codes, scale = weight_codes(w.values, w.step, r.notes, x.hi - x.lo < FEW_CODES)

@@ -41,9 +41,7 @@ def resample(r: Reader, call: Any, args: list[Any]) -> Value:
             v = taken(r, v, numbers[0], a)
         return v
     if isinstance(v, Integers):
-        raise CompileError(
-            "Resize of integers by weights is not supported; use mode nearest, or cast them first"
-        )
+        raise CompileError("Resize of integers by weights is not supported; use mode nearest, or cast them first")
     return _weighted(r, r.make.settle(v), tables)
 
 

@@ -39,8 +39,11 @@ class Phases:
     @staticmethod
     def _cropped(kernel: int, stride: int, pad: int, length: int, size: int, crop: int) -> Phases | None:
         begin = pad - crop  # the tap that would meet pixel 0 in the first output
-        places = {(r, (r + begin - k) // stride): k for r in range(stride) for k in range((r + begin) % stride, kernel,
-                                                                                             stride)}
+        places = {
+            (r, (r + begin - k) // stride): k
+            for r in range(stride)
+            for k in range((r + begin) % stride, kernel, stride)
+        }
         reads = [offset for _, offset in places]
         low, high = min(reads), max(reads)
         taps = np.array([[places.get((r, j), -1) for j in range(low, high + 1)] for r in range(stride)])

@@ -14,14 +14,21 @@ from qcompile.targets.architecture import Kind
 from sample_artifacts import c_object
 
 LOOPS = [  # element type of a and b, of c, and c[i] of x = a[i] and y = b[i]
-    ("int8_t", "int32_t", "x * y + c[i]"), ("int32_t", "int64_t", "(x * y + (1ll << 40)) >> 41"),
-    ("int8_t", "int8_t", "x > y ? x : y"), ("int32_t", "int32_t", "x << (y & 31)"), ("int64_t", "int64_t", "x * y"),
-    ("int32_t", "int32_t", "x / (y | 1)"), ("uint8_t", "uint8_t", "(x + y + 1) >> 1"),
+    ("int8_t", "int32_t", "x * y + c[i]"),
+    ("int32_t", "int64_t", "(x * y + (1ll << 40)) >> 41"),
+    ("int8_t", "int8_t", "x > y ? x : y"),
+    ("int32_t", "int32_t", "x << (y & 31)"),
+    ("int64_t", "int64_t", "x * y"),
+    ("int32_t", "int32_t", "x / (y | 1)"),
+    ("uint8_t", "uint8_t", "(x + y + 1) >> 1"),
     ("int8_t", "int8_t", "x == n ? y : x"),
     ("int32_t", "int32_t", "__builtin_popcount(x) - __builtin_clz(y | 1)"),
     ("int32_t", "int32_t", "(x ^ 0x40000000) + (y | 0x3f800000)"),  # the bit patterns of 2.0 and 1.0
-    ("int32_t", "int32_t", "x > y ? 0x3f800000 : 0x40400000"), ("int64_t", "int64_t", "x < 0 ? -x : y >> 7"),
-    ("uint32_t", "uint64_t", "x * y >> 32"), ("int16_t", "int32_t", "x * y > 32767 ? 32767 : x * y")]
+    ("int32_t", "int32_t", "x > y ? 0x3f800000 : 0x40400000"),
+    ("int64_t", "int64_t", "x < 0 ? -x : y >> 7"),
+    ("uint32_t", "uint64_t", "x * y >> 32"),
+    ("int16_t", "int32_t", "x * y > 32767 ? 32767 : x * y"),
+]
 SHAPES = """
 int dot(const uint8_t *a, const int8_t *b, int n) { int s = 0; for (int i = 0; i < n; i++) s += a[i] * b[i]; return s; }
 int dots(const int8_t *a, const int8_t *b, int n) { int s = 0; for (int i = 0; i < n; i++) s += a[i] * b[i]; return s; }
@@ -39,8 +46,10 @@ void stride(const int32_t *restrict a, int32_t *restrict b, int n) {
 
 def loop(index: int, source: str, result: str, value: str) -> str:
     parameters = f"const {source} *restrict a, const {source} *restrict b, {result} *restrict c, int n"
-    return (f"void loop{index}({parameters}) {{\n"
-            f"    for (int i = 0; i < n; i++) {{ {result} x = a[i], y = b[i]; c[i] = {value}; }}\n}}\n")
+    return (
+        f"void loop{index}({parameters}) {{\n"
+        f"    for (int i = 0; i < n; i++) {{ {result} x = a[i], y = b[i]; c[i] = {value}; }}\n}}\n"
+    )
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -27,10 +27,18 @@ def test_manifest_tells_everything(tmp_path):
     assert sorted(tree(artifact.path)) == ["kept/model.onnx", "libmultiply.so", "manifest.json", "multiply.h"]
     manifest = json.loads((artifact.path / "manifest.json").read_text())
     assert manifest == artifact.manifest
-    assert manifest["inputs"] == [
-        {"name": "input/x", "dtype": "int8", "shape": [1, 24], "scale": 0.5, "zero_point": 3}]
-    expected = {"name": "multiply", "target": "arm-a76", "library": "libmultiply.so", "arena_bytes": 96, "macs": 24,
-                "weights_bytes": 24, "bits": 8, "abi_version": 2, "kind": "cpu"}
+    assert manifest["inputs"] == [{"name": "input/x", "dtype": "int8", "shape": [1, 24], "scale": 0.5, "zero_point": 3}]
+    expected = {
+        "name": "multiply",
+        "target": "arm-a76",
+        "library": "libmultiply.so",
+        "arena_bytes": 96,
+        "macs": 24,
+        "weights_bytes": 24,
+        "bits": 8,
+        "abi_version": 2,
+        "kind": "cpu",
+    }
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["proof"]["float_instructions"] == manifest["proof"]["undefined_symbols"] == 0
     assert manifest["library_bytes"] == len((artifact.path / "libmultiply.so").read_bytes()) < 20_000
@@ -59,8 +67,10 @@ def test_builds_side_by_side(tmp_path):
 def test_writers_of_one_folder_leave_one_whole_artifact(tmp_path):
     def write(i: int) -> None:
         manifest = {"abi_version": 1, "library_sha256": "", "library": "m.so", "header": "m.h", "files": {}, "i": i}
-        write_folder(tmp_path / "build" / "m-host", {
-            "manifest.json": json.dumps(manifest).encode(), "m.h": json.dumps(manifest).encode()})
+        write_folder(
+            tmp_path / "build" / "m-host",
+            {"manifest.json": json.dumps(manifest).encode(), "m.h": json.dumps(manifest).encode()},
+        )
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(200)))
@@ -109,20 +119,36 @@ def test_folder_of_something_else_is_not_replaced(tmp_path):
     assert tree(mine) == {"thesis.tex": b"years of work"}
 
 
-@pytest.mark.parametrize(("text", "word"), [
-    ("model", "model"), ("My net-v2.1", "My_net_v2_1"), ("3d", "model_3d"), ("réseau", "reseau"), ("模型", "model"),
-    ("class", "class_"), ("__x", "x"), ("", "model")])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("model", "model"),
+        ("My net-v2.1", "My_net_v2_1"),
+        ("3d", "model_3d"),
+        ("réseau", "reseau"),
+        ("模型", "model"),
+        ("class", "class_"),
+        ("__x", "x"),
+        ("", "model"),
+    ],
+)
 def test_names_become_c_identifiers(text, word):
     assert c_identifier(text) == word
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"inputs": []}, "no inputs"), ({"objects": []}, "no code"), ({"files": {"../evil": b""}}, "not a file name"),
-    ({"outputs": [TensorInfo("y", "float32", (1,))]}, "has type float32"),
-    ({"outputs": [TensorInfo("y", "int8", (0, 4))]}, "every size must be"),
-    ({"outputs": [TensorInfo("y", "int8", (4,), 0.0)]}, "positive and finite"),
-    ({"outputs": [TensorInfo("y", "int8", (4,), [1.0, 2.0])]}, "2 scales along axis 0"),
-    ({"inputs": [TensorInfo("x", "int8", (4,)), TensorInfo("x", "int8", (4,))]}, "two inputs are called 'x'")])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"inputs": []}, "no inputs"),
+        ({"objects": []}, "no code"),
+        ({"files": {"../evil": b""}}, "not a file name"),
+        ({"outputs": [TensorInfo("y", "float32", (1,))]}, "has type float32"),
+        ({"outputs": [TensorInfo("y", "int8", (0, 4))]}, "every size must be"),
+        ({"outputs": [TensorInfo("y", "int8", (4,), 0.0)]}, "positive and finite"),
+        ({"outputs": [TensorInfo("y", "int8", (4,), [1.0, 2.0])]}, "2 scales along axis 0"),
+        ({"inputs": [TensorInfo("x", "int8", (4,)), TensorInfo("x", "int8", (4,))]}, "two inputs are called 'x'"),
+    ],
+)
 def test_impossible_specs_are_refused(tmp_path, change, fault):
     with pytest.raises(CompileError, match=fault):
         build_artifact(replace(multiply_spec(tmp_path), **change), tmp_path / "build")
@@ -134,9 +160,14 @@ ODD = TensorInfo('odd "*/ name??/', "int8", (1, 24), 1 / 3, -7)
 
 
 def zig(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, "-m", "ziglang", *arguments], cwd=cwd, capture_output=True, text=True,
-                          check=False, env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cwd / "zig"),
-                                            "ZIG_LOCAL_CACHE_DIR": str(cwd / "zig")})
+    done = subprocess.run(
+        [sys.executable, "-m", "ziglang", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cwd / "zig"), "ZIG_LOCAL_CACHE_DIR": str(cwd / "zig")},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -147,27 +178,60 @@ def test_header_stands_alone_in_c_and_cpp(tmp_path, language):
     one = build_artifact(spec, tmp_path / "build")
     build_artifact(replace(spec, name="second"), tmp_path / "build")
     main = tmp_path / "main.c"
-    main.write_text('#include "multiply.h"\n#include "second.h"\n#include "multiply.h"\n'
-                    "size_t use(void);\nsize_t use(void) { return multiply_arena_bytes() + "
-                    "(size_t)second_info()->outputs[0].dims[0]; }\n")
-    zig("clang", *language, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-ffreestanding", "-nostdinc", "-isystem",
-        str(Path(__import__("ziglang").__file__).parent / "lib/include"), f"-I{one.path}",
-        f"-I{tmp_path / 'build' / 'second-host'}", "-c", str(main), "-o", "main.o", cwd=tmp_path)
+    main.write_text(
+        '#include "multiply.h"\n#include "second.h"\n#include "multiply.h"\n'
+        "size_t use(void);\nsize_t use(void) { return multiply_arena_bytes() + "
+        "(size_t)second_info()->outputs[0].dims[0]; }\n"
+    )
+    zig(
+        "clang",
+        *language,
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+        "-Werror",
+        "-ffreestanding",
+        "-nostdinc",
+        "-isystem",
+        str(Path(__import__("ziglang").__file__).parent / "lib/include"),
+        f"-I{one.path}",
+        f"-I{tmp_path / 'build' / 'second-host'}",
+        "-c",
+        str(main),
+        "-o",
+        "main.o",
+        cwd=tmp_path,
+    )
 
 
 def test_c_example_runs(tmp_path):
     artifact = build_multiply(tmp_path)
     library = artifact.path / "libmultiply.so"
-    zig("cc", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", "-DMODEL=multiply", '-DHEADER="multiply.h"',
-        f"-I{artifact.path}", str(ROOT / "examples/c/main.c"), str(library), f"-Wl,-rpath,{artifact.path}",
-        "-o", "main", cwd=tmp_path)
+    zig(
+        "cc",
+        "-O1",
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-DMODEL=multiply",
+        '-DHEADER="multiply.h"',
+        f"-I{artifact.path}",
+        str(ROOT / "examples/c/main.c"),
+        str(library),
+        f"-Wl,-rpath,{artifact.path}",
+        "-o",
+        "main",
+        cwd=tmp_path,
+    )
     (tmp_path / "x.raw").write_bytes(bytes([2] * 24))
     printed = subprocess.run([tmp_path / "main", tmp_path / "x.raw"], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[1].split() == ["y:", *(f"{0.25 * 2 * w:g}" for w in (*range(-12, 0), 0, 1, 2, 3))]
 
 
 @pytest.mark.parametrize(
-    "name", ["model", "qc_model", "qc", "float", "run", "static", "launch", "my-net.v2", "2nd net"])
+    "name", ["model", "qc_model", "qc", "float", "run", "static", "launch", "my-net.v2", "2nd net"]
+)
 def test_any_model_name_links(tmp_path, name):
     spec = replace(multiply_spec(tmp_path / "objects", "host"), name=name)
     assert load(build_artifact(spec, tmp_path / "build").path).outputs

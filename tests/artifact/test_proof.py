@@ -11,22 +11,38 @@ from qcompile.runtime.toolchain import compile_c, link
 from qcompile.targets import CompileError, get_target
 from sample_artifacts import MULTIPLY, build_multiply, multiply_spec
 
-HEAD = ("#include <stdint.h>\nint32_t qc_main(const void *const *in, void *const *out, uint8_t *arena, "
-        "const uint8_t *weights);\nint32_t qc_main(const void *const *in, void *const *out, uint8_t *arena, "
-        "const uint8_t *weights) { (void)in, (void)out, (void)arena, (void)weights; ")
+HEAD = (
+    "#include <stdint.h>\nint32_t qc_main(const void *const *in, void *const *out, uint8_t *arena, "
+    "const uint8_t *weights);\nint32_t qc_main(const void *const *in, void *const *out, uint8_t *arena, "
+    "const uint8_t *weights) { (void)in, (void)out, (void)arena, (void)weights; "
+)
 
 
 def asm_model(instruction: str) -> str:
     return HEAD + f'__asm__ volatile("{instruction}"); return 0; }}\n'
 
 
-@pytest.mark.parametrize(("target", "instruction"), [
-    ("x86-avx2", "addps %xmm0, %xmm1"), ("x86-avx2", "vcvtdq2ps %ymm0, %ymm1"), ("x86-avx2", "ucomisd %xmm0, %xmm1"),
-    ("x86-avx2", "vfmadd231ps %ymm0, %ymm1, %ymm2"), ("x86-avx2", "fldpi"), ("x86-avx2", "cvttss2si %xmm0, %eax"),
-    ("x86-avx2", "vroundps $0, %ymm0, %ymm1"), ("x86-avx512vnni", "vcmpltps %zmm0, %zmm1, %k1"),
-    ("x86-avx512vnni", "vrndscaleps $0, %zmm0, %zmm1"), ("x86-avx2", "vmaxps %ymm0, %ymm1, %ymm2"),
-    ("arm-a53", "fadd v0.4s, v1.4s, v2.4s"), ("arm-a53", "scvtf s0, w1"), ("arm-a53", "fcvtzs w0, s1"),
-    ("arm-a53", "fcmp d0, d1"), ("arm-a53", "fmla v0.4s, v1.4s, v2.s[1]"), ("arm-a53", "frintn s0, s1")])
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [
+        ("x86-avx2", "addps %xmm0, %xmm1"),
+        ("x86-avx2", "vcvtdq2ps %ymm0, %ymm1"),
+        ("x86-avx2", "ucomisd %xmm0, %xmm1"),
+        ("x86-avx2", "vfmadd231ps %ymm0, %ymm1, %ymm2"),
+        ("x86-avx2", "fldpi"),
+        ("x86-avx2", "cvttss2si %xmm0, %eax"),
+        ("x86-avx2", "vroundps $0, %ymm0, %ymm1"),
+        ("x86-avx512vnni", "vcmpltps %zmm0, %zmm1, %k1"),
+        ("x86-avx512vnni", "vrndscaleps $0, %zmm0, %zmm1"),
+        ("x86-avx2", "vmaxps %ymm0, %ymm1, %ymm2"),
+        ("arm-a53", "fadd v0.4s, v1.4s, v2.4s"),
+        ("arm-a53", "scvtf s0, w1"),
+        ("arm-a53", "fcvtzs w0, s1"),
+        ("arm-a53", "fcmp d0, d1"),
+        ("arm-a53", "fmla v0.4s, v1.4s, v2.s[1]"),
+        ("arm-a53", "frintn s0, s1"),
+    ],
+)
 def test_float_instruction_is_refused_by_name(tmp_path, target, instruction):
     flags = ("-mavx512f", "-mfma") if target.startswith("x86") else ()
     with pytest.raises(CompileError, match=rf"'{instruction.split()[0]} .* in qc_main"):
@@ -34,11 +50,18 @@ def test_float_instruction_is_refused_by_name(tmp_path, target, instruction):
     assert not (tmp_path / "build").exists(), "nothing is left behind"
 
 
-@pytest.mark.parametrize(("target", "instruction"), [
-    ("x86-avx2", "vmovaps %ymm0, %ymm1"), ("x86-avx2", "vbroadcastss %xmm0, %ymm1"),
-    ("x86-avx2", "vxorps %xmm0, %xmm0, %xmm0"),
-    ("x86-avx2", "vinsertf128 $1, %xmm0, %ymm1, %ymm2"), ("x86-avx2", "vshufps $0, %ymm0, %ymm1, %ymm2"),
-    ("arm-a53", "fmov x0, d1"), ("arm-a53", "fmov v0.4s, #2.0")])
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [
+        ("x86-avx2", "vmovaps %ymm0, %ymm1"),
+        ("x86-avx2", "vbroadcastss %xmm0, %ymm1"),
+        ("x86-avx2", "vxorps %xmm0, %xmm0, %xmm0"),
+        ("x86-avx2", "vinsertf128 $1, %xmm0, %ymm1, %ymm2"),
+        ("x86-avx2", "vshufps $0, %ymm0, %ymm1, %ymm2"),
+        ("arm-a53", "fmov x0, d1"),
+        ("arm-a53", "fmov v0.4s, #2.0"),
+    ],
+)
 def test_moves_of_bits_are_allowed_and_counted(tmp_path, target, instruction):
     flags = ("-mavx2",) if target.startswith("x86") else ()
     before = build_multiply(tmp_path / "none", target, asm_model("nop"), flags).proof
@@ -64,12 +87,23 @@ def test_code_without_main_or_for_another_cpu_is_refused(tmp_path):
         build_artifact(replace(spec, objects=[b"junk" * 99]), tmp_path)
 
 
-@pytest.mark.parametrize(("source", "flags", "fault"), [
-    (MULTIPLY, ("-z", "max-page-size=4096"), "16 KiB"),
-    ("int *slot; int extra(void);\nint extra(void) { return *slot; }\n" + MULTIPLY, (), "exports"),
-    ("static __thread int local; int tls(void);\nint tls(void) { return local++; }\n" + MULTIPLY, (), "thread-local"),
-    ("extern int outside; int use(void);\nint use(void) { return outside; }\n" + MULTIPLY,
-     ("--allow-shlib-undefined", "-z", "undefs"), "undefined symbols: outside")])
+@pytest.mark.parametrize(
+    ("source", "flags", "fault"),
+    [
+        (MULTIPLY, ("-z", "max-page-size=4096"), "16 KiB"),
+        ("int *slot; int extra(void);\nint extra(void) { return *slot; }\n" + MULTIPLY, (), "exports"),
+        (
+            "static __thread int local; int tls(void);\nint tls(void) { return local++; }\n" + MULTIPLY,
+            (),
+            "thread-local",
+        ),
+        (
+            "extern int outside; int use(void);\nint use(void) { return outside; }\n" + MULTIPLY,
+            ("--allow-shlib-undefined", "-z", "undefs"),
+            "undefined symbols: outside",
+        ),
+    ],
+)
 def test_library_that_does_not_stand_alone_is_refused(tmp_path, source, flags, fault):
     tmp_path.joinpath("m.c").write_text(source.replace("int extra", '__attribute__((visibility("default"))) int extra'))
     compile_c(tmp_path, "m.c", "m.o", "aarch64-linux-gnu", ("-fvisibility=default", "-ftls-model=local-dynamic"))

@@ -62,8 +62,11 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, theirs):
     assert read(path) == {**files(1), theirs: b"theirs"} and os.listdir(tmp_path) == ["m-host"]
 
 
-@pytest.mark.parametrize("manifest", [
-    '{"name": "my web app", "icons": []}', "{", "[]", '{"files": ["thesis.tex"]}', "[" * 100_000], ids=lambda m: m[:9])
+@pytest.mark.parametrize(
+    "manifest",
+    ['{"name": "my web app", "icons": []}', "{", "[]", '{"files": ["thesis.tex"]}', "[" * 100_000],
+    ids=lambda m: m[:9],
+)
 def test_a_folder_with_another_manifest_is_none_of_ours(tmp_path, manifest):
     (tmp_path / "m-host").mkdir()
     (tmp_path / "m-host" / "manifest.json").write_text(manifest)
@@ -119,11 +122,15 @@ def _exchanges(folder):
 
 def test_what_a_killed_writer_left_goes(tmp_path):
     """A process that is killed while it writes; a live one's folder stays."""
-    script = ("import sys, time; from pathlib import Path; from qcompile.artifact import replace\n"
-              "def wait(*_): print('ready', flush=True); time.sleep(60)\n"
-              "Path.write_bytes = wait; replace.write_folder(Path(sys.argv[1]), {'manifest.json': b'{}'})")
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / f"m{i}-host")], stdout=subprocess.PIPE)
-               for i in range(2)]
+    script = (
+        "import sys, time; from pathlib import Path; from qcompile.artifact import replace\n"
+        "def wait(*_): print('ready', flush=True); time.sleep(60)\n"
+        "Path.write_bytes = wait; replace.write_folder(Path(sys.argv[1]), {'manifest.json': b'{}'})"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / f"m{i}-host")], stdout=subprocess.PIPE)
+        for i in range(2)
+    ]
     for writer in writers:
         assert writer.stdout.readline() == b"ready\n"
     writers[0].send_signal(signal.SIGKILL)
@@ -153,6 +160,7 @@ def test_an_artifact_that_a_killed_writer_took_away_comes_back(tmp_path):
 
 def test_without_locks_only_old_folders_go(tmp_path, monkeypatch):
     """As on some network file systems: what a live writer fills is not told from what a killed one left."""
+
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -183,13 +191,16 @@ def test_a_failed_exchange_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_a_really_full_disk(tmp_path):
     """The kernel's own refusal: a limit on the size of files."""
-    script = ("import resource, signal, sys; from pathlib import Path; from qcompile.artifact import write_folder\n"
-              "from qcompile.targets import CompileError\n"
-              "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-              "try: write_folder(Path(sys.argv[1]), {'manifest.json': b'{}', 'm.so': bytes(9999)})\n"
-              "except CompileError as e: print(e)")
-    said = subprocess.run([sys.executable, "-c", script, str(tmp_path / "m-host")], capture_output=True, text=True,
-                          check=True).stdout
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from qcompile.artifact import write_folder\n"
+        "from qcompile.targets import CompileError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: write_folder(Path(sys.argv[1]), {'manifest.json': b'{}', 'm.so': bytes(9999)})\n"
+        "except CompileError as e: print(e)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m-host")], capture_output=True, text=True, check=True
+    ).stdout
     assert said.startswith("cannot write") and "File too large" in said
     assert os.listdir(tmp_path) == []
 

@@ -36,10 +36,19 @@ def square_object(target, folder):
             T.buffer_store(result, value * value, [row * 64 + column])
         T.Return(T.int32(0))
     tvm_target = tvm.target.Target(target.llvm)
-    lower = tvm.ir.transform.Sequential([
-        tirx.transform.BindTarget(tvm_target), s_tir.transform.LowerOpaqueBlock(), tirx.transform.FlattenBuffer(),
-        tirx.transform.VectorizeLoop(True), tirx.transform.StorageRewrite(), tirx.transform.UnrollLoop(),
-        tirx.transform.StmtSimplify(), tirx.transform.RemoveNoOp(), tirx.transform.LowerIntrin()])
+    lower = tvm.ir.transform.Sequential(
+        [
+            tirx.transform.BindTarget(tvm_target),
+            s_tir.transform.LowerOpaqueBlock(),
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.VectorizeLoop(True),
+            tirx.transform.StorageRewrite(),
+            tirx.transform.UnrollLoop(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )
     codegen_build(lower(tvm.IRModule({"square": builder.get()})), tvm_target).write_to_file(str(folder / "tvm.o"))
     return (folder / "tvm.o").read_bytes()
 
@@ -49,8 +58,12 @@ def test_parallel_loop_runs_and_no_float_is_linked(tmp_path, name, threads):
     target = get_target(name)
     objects = [c_object(MAIN, tmp_path, name), square_object(target, tmp_path)]
     assert b"__truncsfhf2" in objects[1], "TVM's half-float helper is there, in floating point"
-    artifact = build_artifact(ArtifactSpec("squares", target, objects, b"", 0, [TensorInfo("x", "uint8", (4096,))],
-                                           [TensorInfo("y", "int32", (4096,))]), tmp_path / "build")
+    artifact = build_artifact(
+        ArtifactSpec(
+            "squares", target, objects, b"", 0, [TensorInfo("x", "uint8", (4096,))], [TensorInfo("y", "int32", (4096,))]
+        ),
+        tmp_path / "build",
+    )
     assert artifact.proof.float_instructions == 0
     x = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
     model = load(artifact.path, threads=threads)

@@ -23,24 +23,45 @@ def times(median):
 def figures(median, **ratios):
     """A row of one number of threads; the peers were interrupted half of the time, we were not."""
     ours = times(median) | {"cpu_us": median}
-    return ours | {"peers": {label: times(median * r) | {"ratio": r, "ratio_quartiles": [r * 0.9, r * 1.2]}
-                             for label, r in ratios.items()}}
+    return ours | {
+        "peers": {
+            label: times(median * r) | {"ratio": r, "ratio_quartiles": [r * 0.9, r * 1.2]}
+            for label, r in ratios.items()
+        }
+    }
 
 
 @pytest.fixture
 def results():
     """Two nets that ran and one that did not."""
-    row = {"library_bytes": 3000, "weights_bytes": 2_000_000, "code_bytes": 4096, "arena_bytes": 10304,
-           "live_bytes": 10240, "macs": 400_000_000, "kernels": 3, "kernel_calls": 9, "failed": {"LiteRT": "no memory"},
-           "compile": {"seconds": {"read": 0.5, "calibrate and quantize": 1.5}, "total_s": 2.0, "peak_bytes": 5e8},
-           "memory": {"qcompile": 3e7, "ORT fp32": 9e7}, "profile": {"outside_matmuls": 0.08},
-           "threads": {"1": figures(2000.0, **{"ORT fp32": 4.0, "ORT S8S8": 6.0, "ORT U8S8": 2.0}),
-                       "2": figures(1000.0, **{"ORT fp32": 8.0})}}
+    row = {
+        "library_bytes": 3000,
+        "weights_bytes": 2_000_000,
+        "code_bytes": 4096,
+        "arena_bytes": 10304,
+        "live_bytes": 10240,
+        "macs": 400_000_000,
+        "kernels": 3,
+        "kernel_calls": 9,
+        "failed": {"LiteRT": "no memory"},
+        "compile": {"seconds": {"read": 0.5, "calibrate and quantize": 1.5}, "total_s": 2.0, "peak_bytes": 5e8},
+        "memory": {"qcompile": 3e7, "ORT fp32": 9e7},
+        "profile": {"outside_matmuls": 0.08},
+        "threads": {
+            "1": figures(2000.0, **{"ORT fp32": 4.0, "ORT S8S8": 6.0, "ORT U8S8": 2.0}),
+            "2": figures(1000.0, **{"ORT fp32": 8.0}),
+        },
+    }
     other = json.loads(json.dumps(row)) | {"failed": {}}
     other["threads"]["1"] = figures(1000.0, **{"ORT fp32": 8.0, "LiteRT": 1.5})
-    return {"machine": machine.describe(), "target": "x86-avx2", "seconds": 1.0, "python_bytes": 28e6,
-            "ceilings": {c: {"gmacs_per_s": 400.0 * int(c), "read_gb_per_s": 20.0} for c in ("1", "2")},
-            "nets": {"a": row, "b": other, "c": {"error": "it does not compile", "bench_s": 1}}}
+    return {
+        "machine": machine.describe(),
+        "target": "x86-avx2",
+        "seconds": 1.0,
+        "python_bytes": 28e6,
+        "ceilings": {c: {"gmacs_per_s": 400.0 * int(c), "read_gb_per_s": 20.0} for c in ("1", "2")},
+        "nets": {"a": row, "b": other, "c": {"error": "it does not compile", "bench_s": 1}},
+    }
 
 
 def test_figures_of_the_report(results):
@@ -62,16 +83,32 @@ def test_tables_plot_and_readme(results, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     (tmp_path / "r.json").write_text(json.dumps(results))
     (tmp_path / "README.md").write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "r.json"), "--folder", str(tmp_path / "results"),
-                                      "--readme", str(tmp_path / "README.md")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "report.py",
+            str(tmp_path / "r.json"),
+            "--folder",
+            str(tmp_path / "results"),
+            "--readme",
+            str(tmp_path / "README.md"),
+        ],
+    )
     plots = []
     for _ in range(2):
         report.main()
         plots.append((tmp_path / "results/x86.svg").read_bytes())
     assert plots[0] == plots[1], "the same figures give the same plot"
     text = (tmp_path / "results/x86.md").read_text()
-    for part in ("| a | 0.4 | 2000 | 50% | 4.00 (3.60–4.80) |", "**2.00**", "+0.6%", "8%", "- c: it does not compile",
-                 "- a, LiteRT: no memory"):
+    for part in (
+        "| a | 0.4 | 2000 | 50% | 4.00 (3.60–4.80) |",
+        "**2.00**",
+        "+0.6%",
+        "8%",
+        "- c: it does not compile",
+        "- a, LiteRT: no memory",
+    ):
         assert part in text
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n<!-- bench -->\n") and readme.endswith("<!-- /bench -->\nafter\n")
@@ -81,8 +118,19 @@ def test_tables_plot_and_readme(results, tmp_path, monkeypatch):
 
 
 def options(tmp_path, **changed):
-    return argparse.Namespace(**{"nets": [], "list": False, "resume": False, "seconds": 0.02, "threads": [1],
-                                 "target": "host", "skip_peers": False, "json": tmp_path / "r.json"} | changed)
+    return argparse.Namespace(
+        **{
+            "nets": [],
+            "list": False,
+            "resume": False,
+            "seconds": 0.02,
+            "threads": [1],
+            "target": "host",
+            "skip_peers": False,
+            "json": tmp_path / "r.json",
+        }
+        | changed
+    )
 
 
 def test_one_net_from_compilation_to_latency(tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ def test_parameters_and_macs_are_the_published_ones(name):
     net = ZOO[name]
     with torch.device("meta"):
         module = net.build()
-        inputs = [torch.empty(i.shape, dtype=torch.float32 if i.kind == "real" else torch.int64)
-                  for i in net.inputs.values()]
+        inputs = [
+            torch.empty(i.shape, dtype=torch.float32 if i.kind == "real" else torch.int64) for i in net.inputs.values()
+        ]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*inputs)
     assert sum(p.numel() for p in module.parameters()) == net.params
@@ -39,8 +40,12 @@ def test_an_exported_net_runs_and_is_kept(tmp_path, monkeypatch):
     import zoo
     from zoo import convolutional
 
-    monkeypatch.setattr(convolutional, "small", lambda: torch.nn.Sequential(
-        *(convolutional.conv(8 if i else 3, 8, 3, padding=1) for i in range(6))), raising=False)
+    monkeypatch.setattr(
+        convolutional,
+        "small",
+        lambda: torch.nn.Sequential(*(convolutional.conv(8 if i else 3, 8, 3, padding=1) for i in range(6))),
+        raising=False,
+    )
     monkeypatch.setitem(zoo.ZOO, "small", Net("convolutional", "small", {"image": Input((1, 3, 16, 16))}, 0, 0))
     file = onnx_file("small", tmp_path)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -53,8 +53,10 @@ def test_chains_of_several_widths_in_one_program(tmp_path):
         constants[f"t{size}"] = rng.integers(-128, 128, 256).astype(np.int8)
         inputs[f"x{size}"] = Type((size,), "int32")
         limits = {"x_zero_point": 0, "shift": 9, "pre": 0, **LIMITS}
-        nodes += [Node(f"r{size}", "requantize", (f"x{size}", "m"), limits),
-                  Node(f"y{size}", "lut", (f"r{size}", f"t{size}"), {"first": -128})]
+        nodes += [
+            Node(f"r{size}", "requantize", (f"x{size}", "m"), limits),
+            Node(f"y{size}", "lut", (f"r{size}", f"t{size}"), {"first": -128}),
+        ]
     program = Program(inputs, [f"y{size}" for size in (35, 70, 5)], constants, nodes)
     _, model = built(program, tmp_path)
     x = {n: rng.integers(-(2**31), 2**31, t.shape).astype(np.int32) for n, t in inputs.items()}

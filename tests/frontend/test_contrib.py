@@ -115,10 +115,7 @@ def test_a_norm_within_a_branch():
     given, weights = {0: f32(2, 3, 8)}, {1: f32(8)}
     norm = model_of("SimplifiedLayerNormalization", given, weights, domain="")
     result = [helper.make_tensor_value_info("y0", TensorProto.FLOAT, None)]
-    branches = {
-        name: helper.make_graph(norm.graph.node, name, [], result)
-        for name in ("then_branch", "else_branch")
-    }
+    branches = {name: helper.make_graph(norm.graph.node, name, [], result) for name in ("then_branch", "else_branch")}
     chosen = helper.make_node("If", ["go"], ["y0"], name="if", **branches)
     norm.graph.initializer.append(numpy_helper.from_array(np.bool_(True), "go"))
     model = onnx.ModelProto()

@@ -13,8 +13,7 @@ WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 def external(name, location="w.bin", offset=0, length=WEIGHTS.nbytes):
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=WEIGHTS.shape,
-                         data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=WEIGHTS.shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         if value is not None:
             tensor.external_data.add(key=key, value=str(value))
@@ -40,8 +39,10 @@ def model(nodes, initializers=(), functions=(), **more):
 
 
 def in_branch(tensor):
-    branches = [helper.make_graph([constant("b", t), product("b", "out")], name, [], [value("out", [1, 2])])
-                for name, t in (("then", tensor), ("else", numpy_helper.from_array(-WEIGHTS, "e")))]
+    branches = [
+        helper.make_graph([constant("b", t), product("b", "out")], name, [], [value("out", [1, 2])])
+        for name, t in (("then", tensor), ("else", numpy_helper.from_array(-WEIGHTS, "e")))
+    ]
     choice = constant("yes", numpy_helper.from_array(np.array(True), "yes"))
     return model([choice, helper.make_node("If", ["yes"], ["y"], then_branch=branches[0], else_branch=branches[1])])
 
@@ -56,13 +57,19 @@ def in_branch_initializer(tensor):
 
 
 def in_function(tensor):
-    body = helper.make_function("own", "Product", ["x"], ["y"], [constant("w", tensor), product()],
-                                [helper.make_opsetid("", 18)])
+    body = helper.make_function(
+        "own", "Product", ["x"], ["y"], [constant("w", tensor), product()], [helper.make_opsetid("", 18)]
+    )
     return model([helper.make_node("Product", ["x"], ["y"], domain="own")], functions=[body])
 
 
-PLACES = {"initializer": lambda t: model([product()], [t]), "constant": lambda t: model([constant("w", t), product()]),
-          "branch": in_branch, "branch's initializer": in_branch_initializer, "function": in_function}
+PLACES = {
+    "initializer": lambda t: model([product()], [t]),
+    "constant": lambda t: model([constant("w", t), product()]),
+    "branch": in_branch,
+    "branch's initializer": in_branch_initializer,
+    "function": in_function,
+}
 
 
 @pytest.fixture
@@ -90,11 +97,21 @@ def test_data_is_read_from_beside_the_model(folder, place):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("location", "fault"), [
-    ("../secret", "outside the model's folder"), ("SECRET", "outside the model's folder"),
-    ("link", "outside the model's folder"), ("below/../../secret", "outside the model's folder"),
-    ("none.bin", "missing beside the model"), (".", "missing beside the model"), ("pipe", "missing beside the model"),
-    ("circle", "missing beside the model|has no path"), ("a\0b", "has no path"), ("x" * 5000, "has no path|missing")])
+@pytest.mark.parametrize(
+    ("location", "fault"),
+    [
+        ("../secret", "outside the model's folder"),
+        ("SECRET", "outside the model's folder"),
+        ("link", "outside the model's folder"),
+        ("below/../../secret", "outside the model's folder"),
+        ("none.bin", "missing beside the model"),
+        (".", "missing beside the model"),
+        ("pipe", "missing beside the model"),
+        ("circle", "missing beside the model|has no path"),
+        ("a\0b", "has no path"),
+        ("x" * 5000, "has no path|missing"),
+    ],
+)
 def test_data_from_elsewhere_is_refused(folder, place, location, fault):
     (folder / "link").symlink_to(folder.parent / "secret")
     (folder / "circle").symlink_to("circle")
@@ -104,10 +121,18 @@ def test_data_from_elsewhere_is_refused(folder, place, location, fault):
         load_model(save(folder, PLACES[place](external("w", location))))
 
 
-@pytest.mark.parametrize(("offset", "length", "fault"), [
-    (0, 25, "too short"), (8, 24, "too short"), (-4, 24, "too short"), (0, -1, "too short"),
-    (1 << 70, None, "too short"),
-    ("x", 24, "not a number"), (0, "", "not a number")])
+@pytest.mark.parametrize(
+    ("offset", "length", "fault"),
+    [
+        (0, 25, "too short"),
+        (8, 24, "too short"),
+        (-4, 24, "too short"),
+        (0, -1, "too short"),
+        (1 << 70, None, "too short"),
+        ("x", 24, "not a number"),
+        (0, "", "not a number"),
+    ],
+)
 def test_parts_that_are_not_there_are_refused(folder, offset, length, fault):
     with pytest.raises(CompileError, match=f"weight 'w': .*{fault}"):
         load_model(save(folder, PLACES["initializer"](external("w", offset=offset, length=length))))

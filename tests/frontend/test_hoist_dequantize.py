@@ -9,20 +9,30 @@ from qcompile.frontend import normalise
 from small_models import model
 
 RNG = np.random.default_rng(0)
-TABLES = {"int8": (RNG.integers(-128, 128, (20, 12)).astype(np.int8), np.int8(3)),
-          "uint8": (RNG.integers(0, 256, (20, 12)).astype(np.uint8), np.uint8(131))}
+TABLES = {
+    "int8": (RNG.integers(-128, 128, (20, 12)).astype(np.int8), np.int8(3)),
+    "uint8": (RNG.integers(0, 256, (20, 12)).astype(np.uint8), np.uint8(131)),
+}
 
 
 def embedding(dtype, *more):
     table, zero = TABLES[dtype]
     taken = "e" if not more else "r"
     return model(
-        ("Gather", ["table", "ids"], ["e"], {}), *more,
+        ("Gather", ["table", "ids"], ["e"], {}),
+        *more,
         ("DequantizeLinear", [taken, "scale", "zero"], ["d"], {}),
         ("MatMul", ["d", "w"], ["y"], {}),
-        inputs={"ids": [1, 5]}, dtypes={"ids": TensorProto.INT64},
-        constants={"table": table, "zero": zero, "scale": np.float32(0.02), "shape": np.array([5, 12]),
-                   "w": RNG.standard_normal((12, 7)).astype(np.float32)})
+        inputs={"ids": [1, 5]},
+        dtypes={"ids": TensorProto.INT64},
+        constants={
+            "table": table,
+            "zero": zero,
+            "scale": np.float32(0.02),
+            "shape": np.array([5, 12]),
+            "w": RNG.standard_normal((12, 7)).astype(np.float32),
+        },
+    )
 
 
 @pytest.mark.parametrize("dtype", TABLES)

@@ -117,8 +117,12 @@ def test_lp_pools(attrs):
 def test_dilated_averages(shape, attrs):
     model = model_of("AveragePool", [shape], opset=21, **attrs)
     feed, normal = {"x0": f32(*shape)}, normalise(load_model(model))
-    assert not any(a.name == "dilations" and set(a.ints) != {1} for n in normal.graph.node for a in n.attribute
-                   if n.op_type == "AveragePool")
+    assert not any(
+        a.name == "dilations" and set(a.ints) != {1}
+        for n in normal.graph.node
+        for a in n.attribute
+        if n.op_type == "AveragePool"
+    )
     (got,) = ort.InferenceSession(normal.SerializeToString()).run(None, feed)
     (want,) = ReferenceEvaluator(model).run(None, feed)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
@@ -133,9 +137,11 @@ def test_dilated_averages(shape, attrs):
     ],
 )
 def test_columns_to_images(channels, block, image, attrs):
-    pads, strides, dilations = (attrs.get(k, d) for k, d in (("pads", [0] * 4), ("strides", [1, 1]),
-                                                             ("dilations", [1, 1])))
-    count = np.prod([(image[i] + pads[i] + pads[i + 2] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
-                     for i in range(2)])
+    pads, strides, dilations = (
+        attrs.get(k, d) for k, d in (("pads", [0] * 4), ("strides", [1, 1]), ("dilations", [1, 1]))
+    )
+    count = np.prod(
+        [(image[i] + pads[i] + pads[i + 2] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1 for i in range(2)]
+    )
     shape = (2, channels * int(np.prod(block)), int(count))
     same(model_of("Col2Im", [shape], [np.array(image), np.array(block)], **attrs), {"x0": f32(*shape)}, "Col2Im")

@@ -41,12 +41,16 @@ def folded(program, target="x86-avx512vnni"):
 
 
 @pytest.mark.parametrize("target", ["x86-avx512vbmi", "x86-avx2", "arm-a76", "arm-a72"])
-@pytest.mark.parametrize("shape", [
-    {"outputs": 3},
-    {"outputs": 1, "kernel": (7, 7), "width": 28},
-    {"outputs": 4, "kernel": (5, 5), "stride": 2, "width": 41},
-    {"outputs": 2, "kernel": (1, 9), "channels": 3},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"outputs": 3},
+        {"outputs": 1, "kernel": (7, 7), "width": 28},
+        {"outputs": 4, "kernel": (5, 5), "stride": 2, "width": 41},
+        {"outputs": 2, "kernel": (1, 9), "channels": 3},
+    ],
+    ids=str,
+)
 def test_numbers_stay(shape, target):
     folded(net(**shape), target)
 
@@ -57,13 +61,16 @@ def test_steps_move_before_the_reshape():
     assert made.types()[made.nodes[0].name].shape[-1] > 3
 
 
-@pytest.mark.parametrize("program", [
-    pytest.param(net(64), id="many channels"),
-    pytest.param(net(3, kernel=(3, 1)), id="columns of one tap"),
-    pytest.param(net(3, width=19 + 4, kernel=(3, 3)), id="a prime width"),
-    pytest.param(net(3, dilation=2, width=26), id="dilated"),
-    pytest.param(net(3, codes=1), id="ternary weights, stored as such"),
-])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(net(64), id="many channels"),
+        pytest.param(net(3, kernel=(3, 1)), id="columns of one tap"),
+        pytest.param(net(3, width=19 + 4, kernel=(3, 3)), id="a prime width"),
+        pytest.param(net(3, dilation=2, width=26), id="dilated"),
+        pytest.param(net(3, codes=1), id="ternary weights, stored as such"),
+    ],
+)
 def test_others_stay(program):
     assert folded(program).nodes == program.nodes
 

@@ -142,8 +142,9 @@ def test_gather_by_computed_numbers_beyond_16_bits():
 def test_running_sums_and_products(op, exclusive, reverse, dtype):
     x = np.random.default_rng(5).integers(1, 4, (3, 5, 2)).astype(dtype)
     running = helper.make_node(op, ["a", "axis"], ["y"], exclusive=exclusive, reverse=reverse)
-    (got,) = outputs_of([running], {"a": x}, {"axis": np.array(1)}, types=helper.np_dtype_to_tensor_dtype(x.dtype),
-                        opset=26)
+    (got,) = outputs_of(
+        [running], {"a": x}, {"axis": np.array(1)}, types=helper.np_dtype_to_tensor_dtype(x.dtype), opset=26
+    )
     run, neutral = (np.cumsum, 0) if op == "CumSum" else (np.cumprod, 1)
     moved = x[:, ::-1] if reverse else x
     want = run(moved.astype(np.int64), 1)

@@ -82,8 +82,10 @@ def test_a_guard_against_nan_gives_zero(tmp_path):
     del net.graph.node[:]
     net.graph.node.extend(nodes)
     net.graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
-    feeds = [{"x": rng.standard_normal((1, L, D)).astype(np.float32), "mask": np.array([[[0, 0, 1, 1, 1, 1, 1, 1]]])}
-             for _ in range(4)]
+    feeds = [
+        {"x": rng.standard_normal((1, L, D)).astype(np.float32), "mask": np.array([[[0, 0, 1, 1, 1, 1, 1, 1]]])}
+        for _ in range(4)
+    ]
     artifact = qcompile.load(qcompile.compile(net, calibration=feeds, output=tmp_path, name="n").path)
     y = artifact.run(feeds[0])["y"]
     assert (y[0, :2] == 0).all() and (y[0, 2:] != 0).any()
@@ -91,10 +93,17 @@ def test_a_guard_against_nan_gives_zero(tmp_path):
 
 def test_a_masked_softmax_of_its_own_has_no_float_instruction(tmp_path):
     """On cores with floats of 16 bits LLVM made the largest numerator by fneg, which the proof refuses."""
-    nodes = (("Cast", ["mask"], ["sees"], {"to": TensorProto.BOOL}), ("Where", ["sees", "x", "fill"], ["m"], {}),
-             ("Softmax", ["m"], ["y"], {"axis": -1}))
-    net = model(*nodes, inputs={"x": [1, L, L], "mask": [1, 1, L]}, dtypes={"mask": TensorProto.INT64},
-                constants={"fill": np.float32(LOWEST)})
+    nodes = (
+        ("Cast", ["mask"], ["sees"], {"to": TensorProto.BOOL}),
+        ("Where", ["sees", "x", "fill"], ["m"], {}),
+        ("Softmax", ["m"], ["y"], {"axis": -1}),
+    )
+    net = model(
+        *nodes,
+        inputs={"x": [1, L, L], "mask": [1, 1, L]},
+        dtypes={"mask": TensorProto.INT64},
+        constants={"fill": np.float32(LOWEST)},
+    )
     x = np.random.default_rng(3).standard_normal((1, L, L)).astype(np.float32)
     for mask in ([1, 0, 1, 1, 0, 1, 1, 1], [0] * L):
         feed = {"x": x, "mask": np.array([[mask]])}

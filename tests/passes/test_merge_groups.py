@@ -40,12 +40,15 @@ def test_narrow_groups_fill_the_lanes_of_an_accumulator():
     assert merged.nodes[0].attrs["groups"] <= 8
 
 
-@pytest.mark.parametrize("program", [
-    pytest.param(grouped(32, 32, 32), id="depthwise"),
-    pytest.param(grouped(256, 256, 2), id="wide groups"),
-    pytest.param(grouped(64, 64, 1), id="one group"),
-    pytest.param(grouped(64, 64, 16, codes=1), id="ternary weights, stored as such"),
-])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(grouped(32, 32, 32), id="depthwise"),
+        pytest.param(grouped(256, 256, 2), id="wide groups"),
+        pytest.param(grouped(64, 64, 1), id="one group"),
+        pytest.param(grouped(64, 64, 16, codes=1), id="ternary weights, stored as such"),
+    ],
+)
 def test_others_stay(program):
     assert merge_groups(program, get_target("x86-avx512vnni")).nodes == program.nodes
 

@@ -26,8 +26,10 @@ def run(folder, made, x, target="host", **options):
 
 
 @pytest.mark.parametrize("target", ["host", "arm-a72"])
-@pytest.mark.parametrize(("values", "most"), [
-    ([5, 127, 128, 300], 0.01), ([-3, 2, 999, 32767], 1), ([5, -1000, 20000, 40000], 2), ([7, 70000, -5, 10**6], 20)])
+@pytest.mark.parametrize(
+    ("values", "most"),
+    [([5, 127, 128, 300], 0.01), ([-3, 2, 999, 32767], 1), ([5, -1000, 20000, 40000], 2), ([7, 70000, -5, 10**6], 20)],
+)
 @pytest.mark.parametrize("nodes", [HALF, LINE], ids=["half", "line"])
 def test_numbers_are_no_masks(tmp_path, nodes, values, most, target):
     """300 * 0.5 was 63.5: integers were saturated at 127."""
@@ -59,9 +61,15 @@ def test_numbers_in_a_product(tmp_path):
     assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
 
 
-@pytest.mark.parametrize(("dtype", "values", "most"), [
-    (TensorProto.UINT8, [0, 3, 128, 255], 0.01), (TensorProto.INT8, [-128, 0, 100, 127], 0.01),
-    (TensorProto.INT16, [-32768, 5, 300, 32767], 1), (TensorProto.BOOL, [0, 1, 1, 0], 0.01)])
+@pytest.mark.parametrize(
+    ("dtype", "values", "most"),
+    [
+        (TensorProto.UINT8, [0, 3, 128, 255], 0.01),
+        (TensorProto.INT8, [-128, 0, 100, 127], 0.01),
+        (TensorProto.INT16, [-32768, 5, 300, 32767], 1),
+        (TensorProto.BOOL, [0, 1, 1, 0], 0.01),
+    ],
+)
 def test_small_types_need_no_samples(tmp_path, dtype, values, most):
     x = np.array([values]).astype(helper.tensor_dtype_to_np_dtype(dtype))
     got, want = run(tmp_path, net(HALF, dtype), x)

@@ -31,8 +31,16 @@ def artifact(tmp_path_factory):
     code, types = generate(lowered, target), program.types()
     inputs = [TensorInfo(n, t.dtype, t.shape, 0.5, 3) for n, t in program.inputs.items()]
     outputs = [TensorInfo(n, types[n].dtype, types[n].shape, 0.25, -5) for n in program.outputs]
-    spec = ArtifactSpec("net", target, code.objects, code.weights, code.arena_bytes, inputs, outputs,
-                        files={"program.npz": program.to_bytes()})
+    spec = ArtifactSpec(
+        "net",
+        target,
+        code.objects,
+        code.weights,
+        code.arena_bytes,
+        inputs,
+        outputs,
+        files={"program.npz": program.to_bytes()},
+    )
     return build_artifact(spec, tmp_path_factory.mktemp("artifact")).path
 
 
@@ -60,15 +68,35 @@ def tensor(folder, kind, **changes):
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["edited", "sealed"])
-@pytest.mark.parametrize(("kind", "changes"), [
-    ("outputs", {"shape": [1]}), ("outputs", {"shape": [10**9, 10**9]}), ("outputs", {"shape": [-1]}),
-    ("outputs", {"shape": [36, 4.5]}), ("outputs", {"dtype": "int32"}), ("outputs", {"dtype": "float32"}),
-    ("outputs", {"dtype": "O"}), ("outputs", {"scale": 0}), ("outputs", {"scale": float("nan")}),
-    ("outputs", {"scale": -0.25}), ("outputs", {"scale": 10**400}), ("outputs", {"scale": [10**400] * 36}),
-    ("outputs", {"scale": 1e300}), ("outputs", {"scale": 0.5}), ("outputs", {"scale": [0.25, 0.25]}),
-    ("outputs", {"zero_point": 10**30}), ("outputs", {"zero_point": 200}), ("outputs", {"zero_point": -4}),
-    ("outputs", {"zero_point": True}), ("outputs", {"name": "z"}), ("outputs", {"name": None}),
-    ("inputs", {"shape": [1, 12, 3, 4]}), ("inputs", {"scale": 0.25}), ("inputs", {"dtype": "uint8"})])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("outputs", {"shape": [1]}),
+        ("outputs", {"shape": [10**9, 10**9]}),
+        ("outputs", {"shape": [-1]}),
+        ("outputs", {"shape": [36, 4.5]}),
+        ("outputs", {"dtype": "int32"}),
+        ("outputs", {"dtype": "float32"}),
+        ("outputs", {"dtype": "O"}),
+        ("outputs", {"scale": 0}),
+        ("outputs", {"scale": float("nan")}),
+        ("outputs", {"scale": -0.25}),
+        ("outputs", {"scale": 10**400}),
+        ("outputs", {"scale": [10**400] * 36}),
+        ("outputs", {"scale": 1e300}),
+        ("outputs", {"scale": 0.5}),
+        ("outputs", {"scale": [0.25, 0.25]}),
+        ("outputs", {"zero_point": 10**30}),
+        ("outputs", {"zero_point": 200}),
+        ("outputs", {"zero_point": -4}),
+        ("outputs", {"zero_point": True}),
+        ("outputs", {"name": "z"}),
+        ("outputs", {"name": None}),
+        ("inputs", {"shape": [1, 12, 3, 4]}),
+        ("inputs", {"scale": 0.25}),
+        ("inputs", {"dtype": "uint8"}),
+    ],
+)
 def test_tensors_that_are_not_the_librarys_are_refused(copy, kind, changes, sealed):
     edit(copy, sealed, **tensor(copy, kind, **changes))
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
@@ -76,22 +104,49 @@ def test_tensors_that_are_not_the_librarys_are_refused(copy, kind, changes, seal
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["edited", "sealed"])
-@pytest.mark.parametrize("changes", [
-    {"inputs": []}, {"outputs": []}, {"arena_bytes": 0}, {"arena_bytes": -1}, {"arena_bytes": 1 << 60},
-    {"arena_bytes": True}, {"states": [["x", "y"]]}, {"states": [["x"]]}, {"states": 3},
-    {"cpu": {**SECTION, "cpu_flags": [1]}},
-    {"files": {"../x": "0"}}, {"files": ["program.npz"]}, {"name": "../net"}, {"name": "other"},
-    {"library": "/etc/passwd"}, {"inputs": [[]]}, {"outputs": {}},
-    {"cpu": {**SECTION, "emulation": "cortex-a53"}}, {"cpu": {}}, {"cpu": 3}, {"machine": "x86-avx2"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": []},
+        {"outputs": []},
+        {"arena_bytes": 0},
+        {"arena_bytes": -1},
+        {"arena_bytes": 1 << 60},
+        {"arena_bytes": True},
+        {"states": [["x", "y"]]},
+        {"states": [["x"]]},
+        {"states": 3},
+        {"cpu": {**SECTION, "cpu_flags": [1]}},
+        {"files": {"../x": "0"}},
+        {"files": ["program.npz"]},
+        {"name": "../net"},
+        {"name": "other"},
+        {"library": "/etc/passwd"},
+        {"inputs": [[]]},
+        {"outputs": {}},
+        {"cpu": {**SECTION, "emulation": "cortex-a53"}},
+        {"cpu": {}},
+        {"cpu": 3},
+        {"machine": "x86-avx2"},
+    ],
+)
 def test_facts_that_are_not_the_librarys_are_refused(copy, changes, sealed):
     edit(copy, sealed, **changes)
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
         load(copy)
 
 
-@pytest.mark.parametrize("changes", [
-    {"library_bytes": 7}, {"code_bytes": 7}, {"proof": {"float_instructions": 1}}, {"library_sha256": ""}, {"more": 1}],
-    ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"library_bytes": 7},
+        {"code_bytes": 7},
+        {"proof": {"float_instructions": 1}},
+        {"library_sha256": ""},
+        {"more": 1},
+    ],
+    ids=lambda c: next(iter(c)),
+)
 def test_facts_known_after_linking_are_refused_too(copy, changes):
     edit(copy, False, **changes)
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
@@ -152,9 +207,11 @@ def test_a_library_of_another_model_is_refused(copy, tmp_path):
         load(copy)
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "[" * 100_000, '{"a":' * 50_000, '{"name": "net"}', "\x00", "NaN"],
-    ids=lambda t: f"{t[:8]!r} of {len(t)}")
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "[" * 100_000, '{"a":' * 50_000, '{"name": "net"}', "\x00", "NaN"],
+    ids=lambda t: f"{t[:8]!r} of {len(t)}",
+)
 def test_text_that_is_no_manifest_is_refused(copy, text):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
@@ -245,16 +302,25 @@ def huge():
     return header.getvalue() + b"x"
 
 
-@pytest.mark.parametrize("make", [
-    lambda: changed(**{"c0.npy": saved(np.array([{}], object))}), lambda: changed(**{"c0.npy": saved(np.ones(3))}),
-    lambda: changed(**{"c0.npy": huge()}), lambda: changed(**{"program.npy": saved(np.frombuffer(b"[" * 99999, "u1"))}),
-    lambda: with_text(lambda d: d["nodes"][0].update(op="exec")), lambda: with_text(lambda d: d["nodes"].reverse()),
-    lambda: with_text(lambda d: d["nodes"][0].update(inputs=["x"])), lambda: with_text(lambda d: d.pop("info")),
-    lambda: with_text(lambda d: d["nodes"][0]["attrs"].update(surprise=1)),
-    lambda: with_text(lambda d: d["nodes"].append(d["nodes"][0])), lambda: with_text(lambda d: d.update(outputs=["q"])),
-    lambda: with_text(lambda d: d["inputs"].update(x=[[1, -6, 6, 4], "int8"])),
-    lambda: with_text(lambda d: d["inputs"].update(x=[[1, 1 << 40, 1 << 40, 4], "int8"])),
-    lambda: with_text(lambda d: d["inputs"].update(x=[[1, 6, 6, 4], "float32"]))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: changed(**{"c0.npy": saved(np.array([{}], object))}),
+        lambda: changed(**{"c0.npy": saved(np.ones(3))}),
+        lambda: changed(**{"c0.npy": huge()}),
+        lambda: changed(**{"program.npy": saved(np.frombuffer(b"[" * 99999, "u1"))}),
+        lambda: with_text(lambda d: d["nodes"][0].update(op="exec")),
+        lambda: with_text(lambda d: d["nodes"].reverse()),
+        lambda: with_text(lambda d: d["nodes"][0].update(inputs=["x"])),
+        lambda: with_text(lambda d: d.pop("info")),
+        lambda: with_text(lambda d: d["nodes"][0]["attrs"].update(surprise=1)),
+        lambda: with_text(lambda d: d["nodes"].append(d["nodes"][0])),
+        lambda: with_text(lambda d: d.update(outputs=["q"])),
+        lambda: with_text(lambda d: d["inputs"].update(x=[[1, -6, 6, 4], "int8"])),
+        lambda: with_text(lambda d: d["inputs"].update(x=[[1, 1 << 40, 1 << 40, 4], "int8"])),
+        lambda: with_text(lambda d: d["inputs"].update(x=[[1, 6, 6, 4], "float32"])),
+    ],
+)
 def test_hostile_programs_are_refused(make):
     with pytest.raises(ValueError, match="not a stored program"):
         Program.load(make())

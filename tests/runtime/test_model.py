@@ -39,9 +39,18 @@ def edit(folder, **changes):
     file.write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
 
 
-@pytest.mark.parametrize(("target", "backend"), [
-    ("host", "native"), ("arm-a72", "unicorn"), ("arm-a53", "unicorn"), ("arm-a76", "unicorn"), ("apple-m1", "auto"),
-    pytest.param("arm-a72", "qemu", marks=needs_qemu), pytest.param("arm-a710", "auto", marks=needs_qemu)])
+@pytest.mark.parametrize(
+    ("target", "backend"),
+    [
+        ("host", "native"),
+        ("arm-a72", "unicorn"),
+        ("arm-a53", "unicorn"),
+        ("arm-a76", "unicorn"),
+        ("apple-m1", "auto"),
+        pytest.param("arm-a72", "qemu", marks=needs_qemu),
+        pytest.param("arm-a710", "auto", marks=needs_qemu),
+    ],
+)
 def test_every_backend_returns_the_same_integers(tmp_path, target, backend):
     model = load(build_multiply(tmp_path, target).path, backend=backend)
     random = np.random.default_rng(1)
@@ -61,8 +70,15 @@ def test_real_numbers_go_in_and_out(host):
     np.testing.assert_array_equal(y, np.float32(0.25) * (q * WEIGHT_VALUES).astype(np.float32))
 
 
-@pytest.mark.parametrize(("dtype", "onnx_type"), [("int8", TensorProto.INT8), ("uint8", TensorProto.UINT8),
-                                                  ("int16", TensorProto.INT16), ("uint16", TensorProto.UINT16)])
+@pytest.mark.parametrize(
+    ("dtype", "onnx_type"),
+    [
+        ("int8", TensorProto.INT8),
+        ("uint8", TensorProto.UINT8),
+        ("int16", TensorProto.INT16),
+        ("uint16", TensorProto.UINT16),
+    ],
+)
 def test_quantize_as_onnxruntime_does(dtype, onnx_type):
     limits = np.iinfo(dtype)
     scale, zero_point = 0.0371, (limits.min + limits.max) // 2 + 5
@@ -72,12 +88,18 @@ def test_quantize_as_onnxruntime_does(dtype, onnx_type):
     x[:2000] = ((np.round(steps[:2000]) + 0.5) * np.float32(scale)).astype(np.float32)  # ties and next to ties
     x[-2:] = np.inf, -np.inf
     graph = helper.make_graph(
-        [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])], "g",
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8192])],
-        [helper.make_tensor_value_info("q", onnx_type, [8192]),
-         helper.make_tensor_value_info("y", TensorProto.FLOAT, [8192])],
-        [helper.make_tensor("s", TensorProto.FLOAT, [], [scale]), helper.make_tensor("z", onnx_type, [], [zero_point])])
+        [
+            helper.make_tensor_value_info("q", onnx_type, [8192]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [8192]),
+        ],
+        [helper.make_tensor("s", TensorProto.FLOAT, [], [scale]), helper.make_tensor("z", onnx_type, [], [zero_point])],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     q, y = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     np.testing.assert_array_equal(quantize(tensor, x), q)
@@ -118,13 +140,17 @@ def test_parallel_code_is_emulated_on_one_thread(tmp_path, backend):
     np.testing.assert_array_equal(model.run_integer({"x": x})["y"], x.astype(np.int32) ** 2)
 
 
-@pytest.mark.parametrize(("inputs", "fault"), [
-    ({}, "input 'input/x' is missing"),
-    ({"input/x": np.zeros((1, 24)), "z": 1}, "no input 'z'; its inputs are input/x"),
-    ({"input/x": np.zeros((24,))}, r"shape \[24\], the model takes \[1, 24\]"),
-    ({"input/x": np.full((1, 24), np.nan)}, "holds NaN"),
-    ({"input/x": np.full((1, 24), 128)}, "holds 128, which int8 cannot hold"),
-    ({"input/x": np.full((1, 24), "a")}, "takes int8, not <U1")])
+@pytest.mark.parametrize(
+    ("inputs", "fault"),
+    [
+        ({}, "input 'input/x' is missing"),
+        ({"input/x": np.zeros((1, 24)), "z": 1}, "no input 'z'; its inputs are input/x"),
+        ({"input/x": np.zeros((24,))}, r"shape \[24\], the model takes \[1, 24\]"),
+        ({"input/x": np.full((1, 24), np.nan)}, "holds NaN"),
+        ({"input/x": np.full((1, 24), 128)}, "holds 128, which int8 cannot hold"),
+        ({"input/x": np.full((1, 24), "a")}, "takes int8, not <U1"),
+    ],
+)
 def test_inputs_that_do_not_fit_are_refused(host, inputs, fault):
     with pytest.raises(ArtifactError, match=fault):
         load(host).run(inputs)
@@ -132,30 +158,43 @@ def test_inputs_that_do_not_fit_are_refused(host, inputs, fault):
 
 def test_wider_integers_are_narrowed_and_floats_are_no_integers(host):
     model = load(host)
-    np.testing.assert_array_equal(model.run_integer({"input/x": np.full((1, 24), -7, np.int64)})["y"][0],
-                                  -7 * WEIGHT_VALUES)
+    np.testing.assert_array_equal(
+        model.run_integer({"input/x": np.full((1, 24), -7, np.int64)})["y"][0], -7 * WEIGHT_VALUES
+    )
     with pytest.raises(ArtifactError, match="takes int8, not float64"):
         model.run_integer({"input/x": np.zeros((1, 24))})
 
 
-@pytest.mark.parametrize(("changes", "fault"), [
-    ({"abi_version": 99}, "ABI version 99, this loader 2"), ({"library_sha256": "0" * 64}, "is not what was written"),
-    ({"library": "../x.so"}, "is damaged: ValueError.*'../x.so'"), ({"library": "none.so"}, "is damaged.*'none.so'"),
-    ({"arena_bytes": None}, "'arena_bytes' is missing"), ({"inputs": [{"name": "x"}]}, "is damaged: KeyError.*dtype"),
-    ({"inputs": "x"}, "'inputs' is wrong"), ({"cpu": {"arch": "riscv64"}}, "is not what was written"),
-    ({"cpu": {"cpu_flags": ["avx9000"]}}, "is not what was written"),
-    ({"abi_version": 1}, "ABI version 1, this loader 2; compile the model again"),
-    ({"kind": "abacus"}, "of kind 'abacus', which this loader does not know .it opens cpu."),
-    ({"name": "other"}, "is damaged: ValueError.*'other'")])
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"abi_version": 99}, "ABI version 99, this loader 2"),
+        ({"library_sha256": "0" * 64}, "is not what was written"),
+        ({"library": "../x.so"}, "is damaged: ValueError.*'../x.so'"),
+        ({"library": "none.so"}, "is damaged.*'none.so'"),
+        ({"arena_bytes": None}, "'arena_bytes' is missing"),
+        ({"inputs": [{"name": "x"}]}, "is damaged: KeyError.*dtype"),
+        ({"inputs": "x"}, "'inputs' is wrong"),
+        ({"cpu": {"arch": "riscv64"}}, "is not what was written"),
+        ({"cpu": {"cpu_flags": ["avx9000"]}}, "is not what was written"),
+        ({"abi_version": 1}, "ABI version 1, this loader 2; compile the model again"),
+        ({"kind": "abacus"}, "of kind 'abacus', which this loader does not know .it opens cpu."),
+        ({"name": "other"}, "is damaged: ValueError.*'other'"),
+    ],
+)
 def test_damaged_or_foreign_manifest_is_refused(copy, changes, fault):
     edit(copy, **changes)
     with pytest.raises(ArtifactError, match=fault):
         load(copy)
 
 
-@pytest.mark.parametrize(("machine", "fault"), [
-    (("riscv64", frozenset()), "it is for x86_64 and this machine is riscv64"),
-    (("x86_64", frozenset(["fpu"])), "this CPU lacks ")])
+@pytest.mark.parametrize(
+    ("machine", "fault"),
+    [
+        (("riscv64", frozenset()), "it is for x86_64 and this machine is riscv64"),
+        (("x86_64", frozenset(["fpu"])), "this CPU lacks "),
+    ],
+)
 def test_a_machine_that_cannot_run_it_is_told_why(tmp_path, monkeypatch, machine, fault):
     monkeypatch.setattr("qcompile.runtime.native._machine", lambda: machine)
     with pytest.raises(ArtifactError, match=fault):
@@ -207,10 +246,14 @@ def test_instruction_that_the_core_lacks_is_reported(tmp_path, backend):
         model.run_integer({"input/x": np.zeros((1, 24), np.int8)})
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (("y[i] = products[i]", "y[i] = x[i + 64]"), "qc_main .* reads"),
-    (("y[i] = products[i]", "y[i + 16] = products[i]"), "qc_main .* writes"),
-    (("return 0;", "return -7;"), "error -7")])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("y[i] = products[i]", "y[i] = x[i + 64]"), "qc_main .* reads"),
+        (("y[i] = products[i]", "y[i + 16] = products[i]"), "qc_main .* writes"),
+        (("return 0;", "return -7;"), "error -7"),
+    ],
+)
 def test_emulator_watches_memory(tmp_path, change, fault):
     model = load(build_multiply(tmp_path, "arm-a76", MULTIPLY.replace(*change)).path)
     with pytest.raises(ArtifactError, match=fault):

@@ -62,7 +62,8 @@ def artifact(tmp_path_factory, feeds):
 
 def test_a_stream_follows_the_float_model(artifact, sequence):
     want = ort.InferenceSession(model(STEPS).SerializeToString()).run(
-        ["y"], {"x": sequence, "h": np.zeros((1, 1, UNITS), np.float32), "c": np.zeros((1, 1, UNITS), np.float32)})[0]
+        ["y"], {"x": sequence, "h": np.zeros((1, 1, UNITS), np.float32), "c": np.zeros((1, 1, UNITS), np.float32)}
+    )[0]
     stream = qcompile.load(artifact).stream()
     got = np.stack([stream.run({"x": x[None]})["y"][0] for x in sequence])
     assert got.shape == want.shape and set(stream.state) == set(STATES)

@@ -14,7 +14,8 @@ W = np.frombuffer(WEIGHTS, np.int8).astype(np.int32)
 # long enough for two callers to be inside at once
 SLOW = MULTIPLY.replace(
     "for (int i = 0; i < 24; i++) products[i] = x[i] * w[i];",
-    "for (volatile int n = 0; n < 20000; n++) for (int i = 0; i < 24; i++) products[i] = x[i] * w[i];")
+    "for (volatile int n = 0; n < 20000; n++) for (int i = 0; i < 24; i++) products[i] = x[i] * w[i];",
+)
 
 
 def answers(model, x):
@@ -46,8 +47,12 @@ def stateful(tmp_path):
     spec = multiply_spec(tmp_path)
     state = replace(spec.inputs[0], name="state"), replace(spec.inputs[0], name="next")
     copying = MULTIPLY.replace("return 0;", "for (int i = 0; i < 24; i++) ((int8_t *)out[1])[i] = x[i]; return 0;")
-    spec = replace(multiply_spec(tmp_path, source=copying), inputs=[*spec.inputs, state[0]],
-                   outputs=[*spec.outputs, state[1]], states=[("state", "next")])
+    spec = replace(
+        multiply_spec(tmp_path, source=copying),
+        inputs=[*spec.inputs, state[0]],
+        outputs=[*spec.outputs, state[1]],
+        states=[("state", "next")],
+    )
     return build_artifact(spec, tmp_path / "build").path
 
 

@@ -41,9 +41,17 @@ def test_llvm_knows_the_cpu_and_every_feature(name):
     assert target.unsigned_activations == (target.arch == "x86_64")
 
 
-@pytest.mark.parametrize(("alias", "name"), [
-    ("cortex-a76", "arm-a76"), ("arm-cortex-a76", "arm-a76"), ("ARM-A76", "arm-a76"), ("cortex_x1", "arm-x1"),
-    ("apple-m1", "apple-m1"), ("x86-avx2", "x86-avx2")])
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("cortex-a76", "arm-a76"),
+        ("arm-cortex-a76", "arm-a76"),
+        ("ARM-A76", "arm-a76"),
+        ("cortex_x1", "arm-x1"),
+        ("apple-m1", "apple-m1"),
+        ("x86-avx2", "x86-avx2"),
+    ],
+)
 def test_aliases(alias, name):
     assert get_target(alias).name == name
 
@@ -53,14 +61,21 @@ def test_unknown_target_lists_the_known_ones():
         get_target("pentium")
 
 
-@pytest.mark.parametrize(("arch", "cpuinfo", "name"), [
-    ("aarch64", CORTEX_A55 + CORTEX_A76, "arm-a76"),  # the big core of a pair
-    ("aarch64", "Features: fp asimd\nCPU implementer: 0x41\nCPU part: 0xd08\n", "arm-a72"),
-    ("aarch64", "Features: asimd asimddp i8mm sve\nCPU implementer: 0x41\nCPU part: 0xfff\n", "arm-a710"),
-    ("x86_64", "flags\t: avx2 fma bmi1 bmi2 f16c abm movbe\n", "x86-avx2"),
-    ("x86_64", "flags\t: avx2 fma bmi1 bmi2 f16c abm movbe avx_vnni\n", "x86-avxvnni"),
-    ("amd64", "flags : avx2 fma bmi1 bmi2 f16c abm movbe avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni\n",
-     "x86-avx512vnni")])
+@pytest.mark.parametrize(
+    ("arch", "cpuinfo", "name"),
+    [
+        ("aarch64", CORTEX_A55 + CORTEX_A76, "arm-a76"),  # the big core of a pair
+        ("aarch64", "Features: fp asimd\nCPU implementer: 0x41\nCPU part: 0xd08\n", "arm-a72"),
+        ("aarch64", "Features: asimd asimddp i8mm sve\nCPU implementer: 0x41\nCPU part: 0xfff\n", "arm-a710"),
+        ("x86_64", "flags\t: avx2 fma bmi1 bmi2 f16c abm movbe\n", "x86-avx2"),
+        ("x86_64", "flags\t: avx2 fma bmi1 bmi2 f16c abm movbe avx_vnni\n", "x86-avxvnni"),
+        (
+            "amd64",
+            "flags : avx2 fma bmi1 bmi2 f16c abm movbe avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni\n",
+            "x86-avx512vnni",
+        ),
+    ],
+)
 def test_host_is_the_best_entry_that_runs(machine, arch, cpuinfo, name):
     machine(arch, cpuinfo)
     target = get_target("host")

@@ -236,9 +236,7 @@ def _kernel(isa: Isa, x_dtype: str, y_dtype: str, rms: bool, per_row: bool, fixe
                 for cell, value in zip((sums, squares), _sums(isa, x, bind((first + i) * count), count)):
                     cell.store(i, value)
             with T.serial(0, few) as i:
-                found = _row_scale(
-                    sums.load(i), squares.load(i), count, x_zero_point, numbers, roots, octaves, rms
-                )
+                found = _row_scale(sums.load(i), squares.load(i), count, x_zero_point, numbers, roots, octaves, rms)
                 for cell, value in zip(scales, found):
                     cell.store(i, value)
             with T.serial(0, few) as i:

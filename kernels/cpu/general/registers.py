@@ -32,8 +32,11 @@ def separate(parts: Sequence[Expr]) -> list[Expr]:
         return [_select(parts, [i * n + r for i in range(lanes)]) for r in range(n)]
     parts = list(parts)
     for _ in range(n.bit_length() - 1):
-        parts = [_select(parts[2 * i : 2 * i + 2], [2 * k + odd for k in range(lanes)])
-                 for odd in (0, 1) for i in range(n // 2)]
+        parts = [
+            _select(parts[2 * i : 2 * i + 2], [2 * k + odd for k in range(lanes)])
+            for odd in (0, 1)
+            for i in range(n // 2)
+        ]
     return parts
 
 

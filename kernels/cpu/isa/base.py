@@ -141,9 +141,7 @@ class Isa:
         words = T.shift_right(words, splat(to.fraction, "int16", n))
         return T.max(T.min(words, splat(to.qmax, "int16", n)), splat(to.qmin, "int16", n))
 
-    def narrow_word(
-        self, x: Expr, m: Expr, offset: Expr, fraction: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
+    def narrow_word(self, x: Expr, m: Expr, offset: Expr, fraction: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """clamp((round(x * m / 2^15) + offset) >> fraction, qmin, qmax) of int16 lanes; the sum is saturated."""
         n = lanes_of(x)
         words = bind(self.mul_round(x, bind(cast(m, "int16"))))
@@ -178,17 +176,13 @@ class Isa:
             return x
         return T.shift_left(x, splat(distance, "int32", lanes_of(x)))
 
-    def add_scaled(
-        self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool
-    ) -> Expr:
+    def add_scaled(self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool) -> Expr:
         """mulhi(x << pre, m) + r * factor + constant as int32, r 8 or 16 bits; narrow: the factor fits int16."""
         n = lanes_of(x)
         scaled = cast(r, "int32") * splat(factor, "int32", n)
         return self.mulhi(self.shift_left(x, pre), m) + scaled + splat(constant, "int32", n)
 
-    def saturate_shifted(
-        self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
+    def saturate_shifted(self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         """saturate(x >> shift, zero_point, qmin, qmax)."""
         shifted = T.shift_right(x, splat(shift, "int32", lanes_of(x)))
         return self.saturate(shifted, zero_point, qmin, qmax, dtype)

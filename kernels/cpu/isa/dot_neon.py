@@ -70,9 +70,7 @@ class Sdot(Dot):
                         o = self.index(tile, i * n + j, g)
                         acc.store(
                             o,
-                            intrinsic(
-                                "int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)
-                            ),
+                            intrinsic("int32x4", PREFIX + "sdot.v4i32.v16i8", acc.load(o, 4), weights, _lane(pixel, g)),
                         )
 
 

@@ -13,9 +13,7 @@ class Vnni(Dot):
     row_pointers = True
     prefetches = True
 
-    def __init__(
-        self, name: str, lanes: int, registers: int, latency: int, tiles: tuple[tuple[int, int], ...]
-    ) -> None:
+    def __init__(self, name: str, lanes: int, registers: int, latency: int, tiles: tuple[tuple[int, int], ...]) -> None:
         self.name, self.lanes, self.registers, self.latency, self.tiles = name, lanes, registers, latency, tiles
         self.column_step = lanes
 

@@ -161,23 +161,17 @@ class Neon(BytePieces):
     def _shifted_words(x: Expr, shift: Expr) -> Expr:
         return by_parts(4, lambda part: intrinsic("int16x4", PREFIX + "sqshrn.v4i16", part, shift), bind(x))
 
-    def add_scaled(
-        self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool
-    ) -> Expr:
+    def add_scaled(self, x: Expr, pre: Expr, m: Expr, r: Expr, factor: Expr, constant: Expr, narrow: bool) -> Expr:
         """sqdmulh doubles what it multiplies: one left shift less; the other product is one of 16 bits."""
         n, words = lanes_of(x), dtype_of(r) in ("int8", "uint8", "int16")
         if n % 4 or not (narrow and words and isinstance(pre, IntImm) and pre.value):
             return super().add_scaled(x, pre, m, r, factor, constant, narrow)
         doubled = self._doubled_mulhi(bind(self.shift_left(x, T.int32(pre.value - 1))), m)
         scalar = bind(splat(factor, "int16", 4))
-        scaled = by_parts(
-            4, lambda part: intrinsic("int32x4", PREFIX + "smull.v4i32", part, scalar), cast(r, "int16")
-        )
+        scaled = by_parts(4, lambda part: intrinsic("int32x4", PREFIX + "smull.v4i32", part, scalar), cast(r, "int16"))
         return doubled + scaled + splat(constant, "int32", n)
 
-    def saturate_shifted(
-        self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str
-    ) -> Expr:
+    def saturate_shifted(self, x: Expr, shift: Expr, zero_point: Expr, qmin: Expr, qmax: Expr, dtype: str) -> Expr:
         known = isinstance(shift, IntImm) and shift.value <= 16
         plain = isinstance(zero_point, IntImm) and zero_point.value == 0
         if not known or not (_narrows(x) if dtype == "int8" else dtype == "int16" and plain and lanes_of(x) % 4 == 0):

@@ -230,10 +230,7 @@ class Avx512(X86):
         if dtype == "int16":
             return by_parts(32, lambda part: self._saturate_16(part, zero_point, qmin, qmax), x)
         # saturated int16 plus a zero point of 8 bits: no clamped result changes
-        words = [
-            self.add_words(pair, splat(zero_point, "int16", 32))
-            for pair in self._words(x)
-        ]
+        words = [self.add_words(pair, splat(zero_point, "int16", 32)) for pair in self._words(x)]
         return self._in_order(bind(_limit(self._pack_bytes(words, dtype), qmin, qmax)), n)
 
     def requantize_word(self, x: Expr, m: Expr, to: WordScale) -> Expr:
@@ -371,8 +368,7 @@ class Avx512Vbmi(Avx512):
         index = bind(x if n == 64 else concat([x] * (64 // n)))
         dtype = f"{dtype_of(quarters[0])}x64"
         low, high = (
-            intrinsic(dtype, "llvm.x86.avx512.vpermi2var.qi.512", a, index, b)
-            for a, b in (quarters[:2], quarters[2:])
+            intrinsic(dtype, "llvm.x86.avx512.vpermi2var.qi.512", a, index, b) for a, b in (quarters[:2], quarters[2:])
         )
         # the top bit of the index selects the half of the table
         chosen = T.Select(index < splat(128, "uint8", 64), low, high)

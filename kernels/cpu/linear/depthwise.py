@@ -151,6 +151,7 @@ class _Body:
         z, o = walk.zipped, walk.other
         z_pixels, o_pixels = (width, T.int32(walk.fold)) if walk.rows else (T.int32(walk.fold), width)
         groups, (panel, total), size = z.groups(dot.group), walk.panels(dot), z.outputs * dot.block
+
         def add(acc: Pointer, g: int, parts: list[Expr], tap: Expr | int) -> None:
             w = (self.w.fresh if dot.settles else self.w.moved)(weights)
             for j in range(z.outputs):
@@ -161,8 +162,10 @@ class _Body:
             together = max(1, self.chain.width // dot.block)
             for first in range(0, z.outputs, together):
                 outputs = range(first, min(first + together, z.outputs))
-                sums = [concat([acc.load(j * dot.block + u * dot.lanes, dot.lanes) for u in range(dot.units)])
-                        for j in outputs]
+                sums = [
+                    concat([acc.load(j * dot.block + u * dot.lanes, dot.lanes) for u in range(dot.units)])
+                    for j in outputs
+                ]
                 rows = [bind(pixel + (j * z_pixels + k * o_pixels)) for j in outputs]
                 pixels = [(row, bind(row * self.channels + channel)) for row in rows]
                 for (_, flat), result in zip(pixels, self._results(emitter, sums, pixels, channel)):

@@ -301,8 +301,15 @@ class Body:
         return [bind(self.bias.load(first + at, lanes)) for at in range(0, columns, lanes)]
 
     def _epilogue(
-        self, sums: list[list[Expr]], rows: range, tile: Tile, valid: int, here: Place, emitter: Emitter,
-        written: PixelWalk | None, places: list[Expr] | None
+        self,
+        sums: list[list[Expr]],
+        rows: range,
+        tile: Tile,
+        valid: int,
+        here: Place,
+        emitter: Emitter,
+        written: PixelWalk | None,
+        places: list[Expr] | None,
     ) -> None:
         """Rescales and stores the sums of some rows."""
         lanes, row, channel = tile.columns // len(sums[0]), here.row, here.channel

@@ -85,9 +85,7 @@ class Summation:
         else:
             point = self.x.pointed if self.dot.row_pointers else self.x.moved
             rows = [point(o + x_at) for o in self.offsets]
-        return Stretch(
-            rows, bind(self.weights + number * self.run_bytes), bind(self.ahead + number * self.run_ahead)
-        )
+        return Stretch(rows, bind(self.weights + number * self.run_bytes), bind(self.ahead + number * self.run_ahead))
 
     def _run(self, at: Stretch) -> Last | None:
         """One run in loops."""

@@ -163,7 +163,7 @@ class Native:
         self._maps.clear()
 
 
-CORES = {"cortex-a53": arm.UC_CPU_ARM64_A53, "cortex-a72": arm.UC_CPU_ARM64_A72}     # others have dotprod
+CORES = {"cortex-a53": arm.UC_CPU_ARM64_A53, "cortex-a72": arm.UC_CPU_ARM64_A72}  # others have dotprod
 
 
 class Emulated:

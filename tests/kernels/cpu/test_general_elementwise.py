@@ -256,7 +256,6 @@ def cases(rng):
         last.constants | {"f_t": rng.integers(-128, 128, 256).astype(np.int8)},
     )
 
-
     # accumulators of few channels through a table: the last vector must not read further than the slack
     accumulators = rng.integers(-(2**31), 2**31, (5, 3)).astype(np.int32)
     few = requantize("n1", accumulators, np.array([FACTOR], np.int32), shift=9)
@@ -268,7 +267,6 @@ def cases(rng):
         few.arrays,
         few.constants | {"n_t": rng.integers(-128, 128, 256).astype(np.int8)},
     )
-
 
     # one chain over rows of whole vectors, of short and of shortest ones: three kernels, not one
     for size in (140, 70, 35, 17, 5, 1):
