@@ -17,9 +17,13 @@ from qcompile.quantizer.calibration import Feed
 from qcompile.quantizer.collect import observe, open_session
 from qcompile.quantizer.distribute import data_index, hoist, is_pointwise
 from qcompile.quantizer.histogram import Histogram, Quantization, choose_16bit
+from qcompile.quantizer.operators import mover_inputs
 
 SAMPLES = 8  # that ranges of parts are compared on
 APART = 4.0  # times that ranges differ when parts get grids of their own: two bits of eight
+UNEVEN = 16.0  # times that ranges of channels of one output differ: 8 bits leave 16 steps for the smaller
+MOST_COLUMNS, FEWEST_ROWS = 1024, 16  # of an axis that counts channels; of values that each of them has
+BOUNDED = ("Softmax", "Sigmoid", "HardSigmoid")
 TAIL = {  # data movement that integers go through as they are: indices of the data inputs, None for all
     **dict.fromkeys(
         ("Transpose", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Gather", "Split", "Expand", "Tile"), (0,)
@@ -62,6 +66,36 @@ def cut_outputs(graph: Graph, samples: list[Feed]) -> list[Cut]:
             cuts.append(Cut(output, tail, parts, groups, axis, members))
     _declare_parts(graph, cuts)
     return cuts
+
+
+def uneven_outputs(graph: Graph, samples: list[Feed]) -> list[str]:
+    """The outputs of which some channel or column is UNEVEN times smaller than another: 8 bits for both would leave it
+    few of its codes, or none, as the scores beside the boxes of a head that one layer makes. Probabilities share their
+    range by nature."""
+    names = [o.name for o in graph.outputs if graph.is_float(o.name) and (graph.rank(o.name) or 0) > 1]
+    names = [n for n in names if (maker := _source(graph, n)) is not None and maker.op_type not in BOUNDED]
+    peaks: dict[tuple[str, int], np.ndarray] = {}
+
+    def observer(name: str, value: np.ndarray) -> None:
+        for axis in {1, value.ndim - 1}:
+            if value.shape[axis] <= MOST_COLUMNS and value.size >= FEWEST_ROWS * value.shape[0] * value.shape[axis]:
+                peak = np.abs(value).max(tuple(i for i in range(value.ndim) if i != axis), initial=0)
+                peaks[name, axis] = np.maximum(peaks.get((name, axis), 0.0), peak)
+
+    if names:
+        observe(graph, names, samples[:: -(-len(samples) // SAMPLES)], observer, "outputs")
+    return [
+        n
+        for n in names
+        if any(p.max() > UNEVEN * p[p > 0].min(initial=np.inf) for (m, _), p in peaks.items() if m == n)
+    ]
+
+
+def _source(graph: Graph, name: str) -> NodeProto | None:
+    """What computes a tensor, in front of data movement."""
+    while (node := graph.producer(name)) is not None and mover_inputs(node):
+        name = node.input[mover_inputs(node)[0]]
+    return node
 
 
 def _separate(graph: Graph, samples: list[Feed]) -> None:

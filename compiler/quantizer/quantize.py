@@ -34,7 +34,7 @@ from qcompile.quantizer.integer_inputs import find_numbers
 from qcompile.quantizer.learn import Narrow, learn_weights
 from qcompile.quantizer.operators import GATES, LINEAR, SOFTMAX, WIDE_TABLE_FLOOR, is_bias_add, mover_inputs
 from qcompile.quantizer.options import QuantizeOptions
-from qcompile.quantizer.outputs import Cut, cut_outputs, join_outputs
+from qcompile.quantizer.outputs import Cut, cut_outputs, join_outputs, uneven_outputs
 from qcompile.quantizer.pixels import fold_pixels, given_quantization
 from qcompile.quantizer.placement import Placement, Placer
 from qcompile.quantizer.planes import Planes, split_inputs
@@ -87,10 +87,11 @@ def quantize_graph(
     if options.equalise:
         equalise(graph, Facts(graph), samples, bits)
     outputs, cuts = list(graph.outputs), cut_outputs(graph, samples)
+    parts = [*(p for c in cuts for p in c.parts), *uneven_outputs(graph, samples)]
     facts = Facts(graph)
     nodes = layer_nodes(graph)
     chosen = {id(node): bits.get(name, LayerBits()) for name, node in nodes.items()}
-    plan = _plan(facts, cuts, samples, options, data.synthetic, chosen)
+    plan = _plan(facts, cuts, parts, samples, options, data.synthetic, chosen)
     few = [name for name, node in nodes.items() if chosen[id(node)].weights < 8]
     wide = Widened()
     if options.widening:
@@ -99,7 +100,7 @@ def quantize_graph(
         dear = [nodes[name] for name in wide.layers]
         planes = split_inputs(graph, dear, plan.peaks(dear))
         facts = Facts(graph)
-        plan = _plan(facts, cuts, samples, options, data.synthetic, chosen, wide.tensors, planes)
+        plan = _plan(facts, cuts, parts, samples, options, data.synthetic, chosen, wide.tensors, planes)
     narrow = {name: n for name, n in nodes.items() if n.op_type in LINEAR and _narrows(n, graph, chosen[id(n)])}
     emitter = Emitter(
         graph,
@@ -161,6 +162,7 @@ class _Plan:
 def _plan(
     facts: Facts,
     cuts: list[Cut],
+    parts: list[str],
     samples: list[Feed],
     options: QuantizeOptions,
     synthetic: bool,
@@ -168,11 +170,11 @@ def _plan(
     widened: Collection[str] = (),
     planes: Planes | None = None,
 ) -> _Plan:
-    """The plan in which the tensors `widened` have 16 bits, and layers whose inputs were split into `planes`."""
+    """The plan in which `parts` of outputs and the tensors `widened` have 16 bits, and inputs were split into
+    `planes`."""
     planes = planes or Planes()
     graph = facts.graph
-    parts, wide = [p for c in cuts for p in c.parts], {*widened, *planes.sums}
-    placer = Placer(facts, options.wide_streams, parts, wide, planes.inputs)
+    placer = Placer(facts, options.wide_streams, parts, {*widened, *planes.sums}, planes.inputs)
     placement = placer.place()
     for group in (g for c in cuts for g in c.groups):
         computed = [placement.of(p, "i16") for p in group if graph.producer(p) is not None]

@@ -11,6 +11,7 @@ import pytest
 import qcompile
 from accuracy import both, decibels
 from qcompile.frontend import load_model, normalise
+from small_models import model
 
 torch = pytest.importorskip("torch")
 
@@ -196,3 +197,21 @@ def test_the_artifact_says_each_rows_scale_and_gives_the_one_output(tmp_path):
     session = ort.InferenceSession(str(made.path / "model.qdq.onnx"), providers=["CPUExecutionProvider"])
     (yardstick,) = session.run(None, samples[0])
     assert decibels(exact[:, 4:], yardstick[:, 4:]) > LEAST["scores"]
+
+
+FLATTENED = [("Reshape", ["m", "s"], ["r"], {}), ("Transpose", ["r"], ["y"], {"perm": [0, 2, 1]})]
+
+
+@pytest.mark.parametrize("behind", [[], FLATTENED])
+def test_channels_of_unlike_ranges_in_one_layer(behind):
+    """Boxes in pixels and scores that one convolution makes: all scores were 0."""
+    rng = np.random.default_rng(6)
+    weight = rng.standard_normal((8, 4, 1, 1)).astype(np.float32)
+    weight[:4] *= 300
+    constants = {"w": weight, "b": np.zeros(8, np.float32)} | ({"s": np.array([1, 8, 64])} if behind else {})
+    net = model(("Conv", ["x", "w", "b"], ["m" if behind else "y"], {}), *behind, inputs={"x": [1, 4, 8, 8]},
+                constants=constants)  # fmt: skip
+    feeds = [{"x": rng.standard_normal((1, 4, 8, 8)).astype(np.float32)} for _ in range(8)]
+    exact, actual = both(net, feeds)
+    columns = (..., slice(4, 8)) if behind else (slice(None), slice(None), slice(4, 8))
+    assert decibels(exact["y"], actual["y"]) > 30 and decibels(exact["y"][columns], actual["y"][columns]) > 30
