@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import onnxruntime as ort
 import pytest
+from qcompile.backends import backend_for
 from qcompile.frontend import Graph, load_model, normalise_graph
 from qcompile.mixed import read_request
 from qcompile.pipeline import _quantize
@@ -131,7 +132,7 @@ def test_every_layout_quantizes(bits) -> None:
         try:
             request = read_request(bits, {"size": 0.9} if bits == "mixed" else (), None)
             data = load_calibration(samples, graph)
-            _quantize(graph, data, QuantizeOptions(), request, get_target("x86-avx2"), False, [])
+            _quantize(graph, data, QuantizeOptions(), request, backend_for(get_target("x86-avx2")), False, [])
         except CompileError as refusal:
             assert "cannot be reached" in str(refusal) or "no layers" in str(refusal), (first, second)
             continue
@@ -151,5 +152,5 @@ def test_where_of_two_numbers_has_codes_of_its_own() -> None:
     )
     graph, samples = prepared(net), samples_of((4, 3))
     data = load_calibration(samples, graph)
-    _quantize(graph, data, QuantizeOptions(), read_request(8, (), None), get_target("x86-avx2"), False, [])
+    _quantize(graph, data, QuantizeOptions(), read_request(8, (), None), backend_for(get_target("x86-avx2")), False, [])
     np.testing.assert_allclose(run(graph.to_model(), samples[0]["x"]), run(net, samples[0]["x"]), atol=0.05)
